@@ -1,0 +1,153 @@
+"""Checkpoints that survive: one file, written whole or not at all, checksummed, loaded without unpickling code.
+
+A checkpoint ``step-000000300.pt`` holds tensors and plain data; beside it ``step-000000300.pt.sha256`` in the format
+of ``sha256sum -c``, because ``torch.load`` does not notice a flipped bit. The checksum is on disk before the file gets
+its name, so a file without a matching checksum was never reported as saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FORMAT = 1
+PATTERN = "step-*.pt"
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let ``write(file)`` make ``path``: the old content or the whole new one, never a part, also after a power cut.
+
+    Raises:
+        OSError: from the file system; the old file is untouched and nothing else is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically write a small text file."""
+    write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+class _HashingFile:
+    """A binary file that hashes what is written through it, so that the checksum is of what we meant to write."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of an optimiser step lies."""
+    return folder / f"step-{step:09d}.pt"
+
+
+def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
+    """Write the checkpoint of ``step`` and drop all but the newest ``keep``.
+
+    Args:
+        folder: made if missing.
+        step: optimiser steps done.
+        content: tensors and plain data only; anything else could not be loaded again.
+        keep: how many checkpoints stay.
+
+    Raises:
+        OSError: disk full, quota, read-only; every earlier checkpoint is still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = path_of(folder, step)
+
+    def write(file: IO[bytes]) -> None:
+        hashing = _HashingFile(file)
+        torch.save({"format": FORMAT, "step": step, **content}, hashing)  # type: ignore[arg-type]
+        write_text(_checksum_path(path), f"{hashing.hash.hexdigest()}  {path.name}\n")
+
+    write_atomically(path, write)
+    for old in find(folder)[keep:]:
+        try:
+            old.unlink()
+            _checksum_path(old).unlink(missing_ok=True)
+        except OSError:
+            break  # the new checkpoint is safe; an old one too many does no harm
+    return path
+
+
+def find(folder: Path) -> list[Path]:
+    """Checkpoints by name, newest step first, whether valid or not."""
+    return sorted(folder.glob(PATTERN), reverse=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint onto the CPU.
+
+    Raises:
+        ValueError: missing checksum, other bytes than were written, anything but tensors and plain data, or a format
+            that is newer than this program.
+    """
+    checksum = _checksum_path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}; see which exist in {path.parent}")
+    recorded = checksum.read_text(errors="replace").split(" ")[0].strip() if checksum.is_file() else None
+    if recorded is None:
+        raise ValueError(f"{path} has no checksum file {checksum.name} beside it; use another checkpoint")
+    if recorded != sha256(path):
+        raise ValueError(f"{path} is damaged, its bytes do not match {checksum.name}; use another checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(f"{path} does not load as tensors and plain data ({reason}); use another checkpoint") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise ValueError(f"{path} is no checkpoint of this project; use another one")
+    if content["format"] > FORMAT:
+        raise ValueError(f"{path} has format {content['format']}, this program reads up to {FORMAT}; update Strata")
+    return content
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield valid checkpoints, newest first; each damaged one is named through ``warn`` and passed over."""
+    for path in find(folder):
+        try:
+            content = load(path)
+        except ValueError as error:
+            warn(f"skipped: {error}")
+            continue
+        yield path, content

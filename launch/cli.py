@@ -1,0 +1,83 @@
+"""What every script shares: errors in one line, exit codes, and a refusal of foreign packages with our names."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import datasets
+import metrics
+from launch import distributed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+EXIT_BAD_INPUT = 2
+EXIT_DIVERGED = 3
+EXIT_OUT_OF_MEMORY = 4
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command may be tried again
+EXIT_INTERRUPTED = 130
+
+
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM), has saved a checkpoint, and may be resumed."""
+
+
+def refuse_foreign_packages() -> None:
+    """Other projects ship packages of the same names (Hugging Face's ``datasets``); ours must be the ones imported."""
+    ours: tuple[ModuleType, ...] = (datasets, metrics)
+    for module in ours:
+        where = Path(str(module.__file__)).resolve()
+        if ROOT not in where.parents:
+            raise ValueError(f"the package {module.__name__!r} was imported from {where}; run the script in its checkout")
+
+
+def _report(error: BaseException, remedy: str | None = None) -> None:
+    """One line what is wrong, one what to do; messages are written as "what is wrong; what to do"."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    wrong, _, advice = str(error).partition("; ")
+    print(f"error: {wrong}", file=sys.stderr)
+    if advice or remedy:
+        print(f"  fix: {advice or remedy}", file=sys.stderr)
+
+
+def main(body: Callable[[list[str]], int | None]) -> None:
+    """Run a script's ``body(arguments)`` and leave with its exit code.
+
+    Exit codes: 0 done, 2 bad input, 3 not finite (diverged), 4 out of memory, 75 preempted (resume with
+    ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
+    """
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        refuse_foreign_packages()
+        code = body(arguments) or 0
+    except Preempted as stop:
+        _report(stop)
+        code = EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except torch.OutOfMemoryError as error:
+        code = EXIT_OUT_OF_MEMORY
+        _report_debug(debug)
+        _report(ValueError(str(error).splitlines()[0].replace("; ", ", ")), "a smaller --batch-size with --accumulation, or --checkpointing")
+    except FloatingPointError as error:
+        code = EXIT_DIVERGED
+        _report_debug(debug)
+        _report(error)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        code = EXIT_BAD_INPUT
+        _report_debug(debug)
+        _report(error, "run again with --debug to see where it was raised")
+    distributed.leave(code)
+
+
+def _report_debug(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()

@@ -1,0 +1,138 @@
+"""Held-out numbers of a model: every image exactly once on any number of ranks, in float32, with fixed noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+from launch import noise
+from launch.distributed import Ranks
+from launch.model import VAE
+from metrics import elbo
+from metrics.likelihoods import ImageSpec
+
+DRAWS_PER_PASS = 128
+
+
+def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
+    """uint8 levels as floats in [0, 1] on ``device``."""
+    return images.to(device, non_blocking=True).float().div_(2**spec.num_bits - 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-image numbers in nats, in the order of the data set; bound only where it was asked for."""
+
+    log_likelihood: Tensor  # [N]
+    kl: Tensor  # [N, L]
+    psnr: Tensor  # [N], of the reconstruction from posterior means, dB
+    bound: Tensor | None  # [N], importance-weighted
+    bound_draws: int
+    active_units: int
+    num_units: int
+    num_dims: int
+
+    @property
+    def elbo(self) -> Tensor:
+        """[N]."""
+        return self.log_likelihood - self.kl.sum(1)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images, with the 95 % interval of the bits per dimension over images (not over seeds)."""
+        count = len(self.elbo)
+        negative = -self.elbo.double()
+        half_width = 1.96 * float(negative.std()) / math.sqrt(count) if count > 1 else float("nan")
+        values: dict[str, Any] = {
+            "num_images": count,
+            "elbo": -float(negative.mean()),
+            "elbo_95": half_width,
+            "rate": float(self.kl.sum(1).double().mean()),
+            "distortion": -float(self.log_likelihood.double().mean()),
+            "bits_per_dim": float(elbo.bits_per_dim(float(negative.mean()), self.num_dims)),
+            "bits_per_dim_95": float(elbo.bits_per_dim(half_width, self.num_dims)),
+            "psnr": float(self.psnr.double().mean()),
+            "active_units": self.active_units,
+            "num_units": self.num_units,
+            "kl_group": [float(v) for v in self.kl.double().mean(0)],
+        }
+        if self.bound is not None:
+            nats = -float(self.bound.double().mean())
+            values |= {
+                "importance_bound": -nats,
+                "importance_draws": self.bound_draws,
+                "importance_bits_per_dim": float(elbo.bits_per_dim(nats, self.num_dims)),
+            }
+        return values
+
+
+def _blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Whole blocks dealt in turn: the same blocks, so the same noise, at any number of ranks."""
+    for block, first in enumerate(range(0, num_images, batch_size)):
+        if block % ranks.world_size == ranks.rank:
+            yield block, np.arange(first, min(first + batch_size, num_images))
+
+
+def _log_weights(model: VAE, x: Tensor, num_draws: int, source: torch.Generator) -> Tensor:
+    """[B, K] log importance weights; one bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images."""
+    features = model.bottom_up(x)
+    at_once = max(1, DRAWS_PER_PASS // len(x))
+    weights: list[Tensor] = []
+    for done in range(0, num_draws, at_once):
+        count = min(at_once, num_draws - done)
+        drawn = noise.standard_normal(model.group_shapes, source, local=len(x) * count)
+        output = model.from_features(features.repeat(count), drawn)
+        weights.append(elbo.log_weight(output, x.repeat_interleave(count, 0)).unflatten(0, (-1, count)))
+    return torch.cat(weights, dim=1)
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE,
+    dataset: datasets.Dataset,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    seed: int,
+    num_images: int | None = None,
+    importance_draws: int = 0,
+) -> Evaluation:
+    """Evaluate ``model`` (in eval mode) on the first ``num_images`` of a data set, shared among the ranks.
+
+    Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
+    """
+    num_images = min(num_images or len(dataset), len(dataset))
+    parts: list[tuple[int, dict[str, Tensor]]] = []
+    channels: list[Tensor] = []
+    for block, indices in _blocks(num_images, ranks, batch_size):
+        x = to_float(dataset.images(indices), dataset.spec, ranks.device)
+        source = noise.generator(ranks.device, noise.EVALUATE, seed, block)
+        output = model(x, noise.standard_normal(model.group_shapes, source, local=len(x)))
+        terms = elbo.terms(output, x)
+        error = (model.reconstruct(x) - x).square().flatten(1).mean(1)
+        part = {"log_likelihood": terms.log_likelihood, "kl": terms.kl, "psnr": -10.0 * torch.log10(error.clamp_min(1e-10))}
+        if importance_draws:
+            source = noise.generator(ranks.device, noise.IMPORTANCE, seed, block)
+            part["bound"] = elbo.importance_bound(_log_weights(model, x, importance_draws, source))
+        parts.append((block, {name: value.cpu() for name, value in part.items()}))
+        channels.append(torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x))
+    gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
+    by_block = [part for _, part in sorted((p for parts, _ in gathered for p in parts), key=lambda p: p[0])]
+    whole = {name: torch.cat([part[name] for part in by_block]) for name in by_block[0]}
+    kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / num_images
+    return Evaluation(
+        log_likelihood=whole["log_likelihood"],
+        kl=whole["kl"],
+        psnr=whole["psnr"],
+        bound=whole.get("bound"),
+        bound_draws=importance_draws,
+        active_units=elbo.active_units(kl_per_channel),
+        num_units=len(kl_per_channel),
+        num_dims=dataset.spec.num_dims,
+    )

@@ -1,0 +1,139 @@
+"""What a person watches: TensorBoard, JSON lines, and one progress bar or a line per interval, all from rank 0."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+from tqdm import tqdm
+
+from launch.checkpoint import write_text
+
+CURVES = {
+    "ELBO (nats per image)": {
+        "rate and distortion": ["Multiline", ["val/rate", "val/distortion"]],
+        "negative ELBO, train and held out": ["Multiline", ["train/negative_elbo", "val/negative_elbo"]],
+        "bits per dim": ["Multiline", ["train/bits_per_dim", "val/bits_per_dim"]],
+    }
+}
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null, in any depth of a record."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Monitor:
+    """Writes a run's records; on ranks other than 0 every method does nothing.
+
+    Args:
+        folder: the run folder, which gets ``metrics.jsonl`` and TensorBoard's event files.
+        active: whether this is rank 0.
+        resume_step: records past this step belong to a future that was lost, and are dropped.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, resume_step: int = 0, total_steps: int = 0) -> None:
+        self.active = active
+        if not active:
+            return
+        self._path = folder / "metrics.jsonl"
+        self._drop_after(resume_step)
+        self._lines = self._path.open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        if not resume_step:
+            self._writer.add_custom_scalars(CURVES)
+        self._start = time.monotonic()
+        self._first_step, self._total_steps = resume_step, total_steps
+        self._bar = tqdm(
+            total=total_steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that a kill cut short
+        write_text(self._path, "".join(kept))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One JSON line and one TensorBoard scalar per value."""
+        if not self.active:
+            return
+        record = {"step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
+        self._lines.write(json.dumps(plain(record)) + "\n")
+        self._lines.flush()
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:
+        """An image [H, W, 3] uint8."""
+        if self.active:
+            self._writer.add_image(tag, image, step, dataformats="HWC")
+
+    def hparams(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """The run's settings and final scores for TensorBoard's HPARAMS tab, in the same run (``add_hparams`` makes another)."""
+        if not self.active:
+            return
+        simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+        for summary in hparams_summaries(simple, dict(scores)):
+            self._writer._get_file_writer().add_summary(summary)
+        for tag, value in scores.items():
+            self._writer.add_scalar(tag, value)
+
+    def progress(self, step: int, text: Mapping[str, float]) -> None:
+        """Move the bar to ``step``; where stderr is no terminal print a line."""
+        if not self.active:
+            return
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in text.items())
+        if not self._bar.disable:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(shown)
+            return
+        done = max(step - self._first_step, 1)
+        left = (time.monotonic() - self._start) / done * max(self._total_steps - step, 0)
+        print(f"step {step}/{self._total_steps}  {shown}  {_duration(left)} left", file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """A line for the person, above the bar."""
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Bring everything written so far onto the disk."""
+        if self.active:
+            self._lines.flush()
+            self._writer.flush()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.active:
+            self._bar.close()
+            self._lines.close()
+            self._writer.close()
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

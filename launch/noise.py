@@ -1,0 +1,36 @@
+"""Noise as a function of (seed, step): no generator's state has to be saved, and any number of ranks sees the same draw.
+
+Every rank draws the noise of the whole global batch, group by group, and keeps its slice. So a step on two processes
+equals the step on one to rounding, and a resumed run goes on exactly, also on another number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TRAIN, EVALUATE, FIGURES, IMPORTANCE = "train", "evaluate", "figures", "importance"
+
+
+def generator(device: torch.device, *key: int | str) -> torch.Generator:
+    """A generator seeded by a hash of ``key``, e.g. (purpose, seed, step)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def standard_normal(
+    shapes: Sequence[tuple[int, ...]],
+    source: torch.Generator,
+    *,
+    local: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Tensor]:
+    """One tensor [local, *shape] for each shape: this rank's slice of the draw for ``local * world_size`` images."""
+    rows = slice(rank * local, (rank + 1) * local)
+    return [
+        torch.randn(local * world_size, *shape, device=source.device, generator=source)[rows].clone() for shape in shapes
+    ]

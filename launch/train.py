@@ -1,0 +1,384 @@
+"""From a configuration to a trained run folder: what the training scripts of both families share."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import datasets
+from launch import checkpoint, cli, distributed, evaluation, figures, memory, noise, trainer
+from launch.config import SharedConfig, differences, to_json
+from launch.distributed import Ranks
+from launch.families import family_of
+from launch.model import VAE
+from launch.monitor import Monitor
+from launch.runs import RunFolder, as_module, changed_keys, load_state, write_config
+from metrics import elbo
+
+SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT; the loop asks at every step and all ranks stop together. A second one kills."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass
+class Run:
+    """One training run on one rank: its parts, and what happens on the way."""
+
+    config: SharedConfig
+    ranks: Ranks
+    folder: RunFolder
+    train_data: datasets.Dataset
+    valid_data: datasets.Dataset
+    order: datasets.Batches
+    total_steps: int
+    trainer: trainer.Trainer
+    monitor: Monitor
+    stop: StopRequest
+
+    @property
+    def state(self) -> trainer.TrainState:
+        """What is trained."""
+        return self.trainer.state
+
+    def every(self, typed: int | None, default: int) -> int:
+        """An interval in steps."""
+        return typed or max(1, default)
+
+    def save(self) -> None:
+        """Write a checkpoint from rank 0; a full disk is reported and training goes on with the older ones."""
+        if not self.ranks.is_main:
+            return
+        content = {
+            **self.state.state_dict(),
+            "config": to_json(self.config),
+            "world_size": self.ranks.world_size,
+            "global_batch": self.order.batch_size,
+        }
+        try:
+            checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=self.config.run.keep_checkpoints)
+        except OSError as error:
+            self.monitor.say(
+                f"warning: the checkpoint of step {self.state.step} could not be written ({error.strerror or error}); "
+                f"training goes on, earlier checkpoints are kept; make room in {self.folder.checkpoints}"
+            )
+
+    def log_step(self, report: trainer.StepReport, seconds: float, steps: int) -> None:
+        """Scalars of a training step, averaged over the ranks."""
+        names = sorted(report.terms)
+        values = torch.stack([report.terms[n].double() for n in names] + [report.grad_norm.double()])
+        stacked = torch.cat([values, report.kl_per_group.double()]).cpu()
+        mean = torch.stack(self.ranks.gather(stacked)).mean(0).tolist()
+        terms = dict(zip(names, mean, strict=False))
+        num_dims = self.valid_data.spec.num_dims
+        scalars = {f"train/{n}": v for n, v in terms.items()}
+        scalars["train/negative_elbo"] = -terms["elbo"]
+        scalars["train/bits_per_dim"] = float(elbo.bits_per_dim(-terms["elbo"], num_dims))
+        scalars |= {f"kl_group_train/{i:02d}": v for i, v in enumerate(mean[len(names) + 1 :])}
+        rate = self.order.batch_size * steps / max(seconds, 1e-9)
+        scalars |= {
+            "optim/lr": report.lr,
+            "optim/grad_norm": mean[len(names)],
+            "optim/skipped_steps": self.state.num_skipped,
+            "speed/images_per_s": rate,
+            "speed/images_seen": float(self.state.step * self.order.batch_size),
+        }
+        if self.ranks.device.type == "cuda":
+            scalars["memory/peak_GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
+        self.monitor.scalars(self.state.step, scalars)
+        shown = {"loss": terms["loss"], "bits/dim": scalars["train/bits_per_dim"], "KL": terms["rate"], "images/s": rate}
+        self.monitor.progress(self.state.step, shown)
+
+    def evaluate(self, *, final: bool = False) -> dict[str, Any]:
+        """Held-out numbers into the records; figures beside them."""
+        log, model = self.config.log, self.state.averaged
+        result = evaluation.evaluate(
+            model,
+            self.valid_data,
+            self.ranks,
+            batch_size=log.eval_batch_size,
+            seed=self.config.run.seed,
+            num_images=None if final else log.eval_images,
+            importance_draws=log.iw_samples if final else 0,
+        ).summary()
+        scalars = {f"val/{k}": v for k, v in result.items() if isinstance(v, float) and not k.endswith("_95")}
+        scalars["val/negative_elbo"] = -result["elbo"]
+        scalars["val/active_units"] = float(result["active_units"])
+        scalars |= {f"kl_group/{i:02d}": v for i, v in enumerate(result["kl_group"])}
+        self.monitor.scalars(self.state.step, scalars)
+        self.monitor.say(f"step {self.state.step} held out: {describe(result)}")
+        self._warn_of_collapse(result)
+        if self.ranks.is_main:
+            self.draw(model, result["kl_group"])
+        self.monitor.flush()
+        return result
+
+    def _warn_of_collapse(self, result: Mapping[str, Any]) -> None:
+        if result["rate"] < 0.05 or result["active_units"] == 0:
+            self.monitor.say(
+                f"warning: posterior collapse, KL {result['rate']:.3g} nats, {result['active_units']} of "
+                f"{result['num_units']} latent units active: the latents say next to nothing about the image"
+            )
+
+    @torch.no_grad()
+    def draw(self, model: VAE, kl_group: list[float]) -> None:
+        """Samples at several temperatures, reconstructions, and the KL of each group."""
+        count, step, device = self.config.log.figure_images, self.state.step, self.ranks.device
+        pictures = {}
+        for temperature in SAMPLE_TEMPERATURES:
+            source = noise.generator(device, noise.FIGURES, self.config.run.seed)
+            pictures[f"samples_t{temperature}"] = figures.grid(model.sample(count, temperature, generator=source))
+        shown = self.valid_data.images(range(min(count, len(self.valid_data))))
+        x = evaluation.to_float(shown, self.valid_data.spec, device)
+        pictures["reconstruction"] = figures.pairs(x, model.reconstruct(x))
+        pictures["kl_per_group"] = figures.kl_bars(kl_group)
+        for name, picture in pictures.items():
+            self.monitor.image(step, f"images/{name}", picture)
+            figures.save(picture, self.folder.figures / f"{name}.png")
+
+    def loop(self) -> None:
+        """Train from the state's step to the end, or to a stop.
+
+        Raises:
+            Preempted: asked to stop; a checkpoint is saved.
+            FloatingPointError: too many steps in a row were not finite.
+        """
+        run, total = self.config.run, self.total_steps
+        log_every = self.config.log.log_every
+        eval_every = self.every(self.config.log.eval_every, total // 10)
+        save_every = self.every(run.checkpoint_every, min(1000, total // 20))
+        end = min(total, run.stop_at_step or total)
+        since, last_logged = time.monotonic(), self.state.step
+        if self.state.step >= end:
+            return
+        pin = self.ranks.device.type == "cuda"
+        with datasets.Loader(self.train_data, self.order, self.state.step, end - self.state.step, pin_memory=pin) as loader:
+            for batch in loader:
+                report = self.trainer.train_step(batch.images, stop=self.stop.asked)
+                step = self.state.step
+                for note in report.notes:
+                    self.monitor.say(f"warning: {note}")
+                self._stop_when_diverged(batch, report)
+                if step % log_every == 0 or step == end:
+                    self.log_step(report, time.monotonic() - since, step - last_logged)
+                    since, last_logged = time.monotonic(), step
+                if step % save_every == 0 or step == end or report.stop:
+                    self.save()
+                if report.stop and step < end:
+                    self._preempted()
+                if step % eval_every == 0 and step != total:
+                    self.evaluate()
+                    since, last_logged = time.monotonic(), step
+
+    def _preempted(self) -> None:
+        if self.ranks.is_main:
+            checkpoint.write_text(self.folder.path / "preempted", f"{self.state.step}\n")
+        raise cli.Preempted(f"stopped on request at step {self.state.step}, checkpoint saved; go on with --resume auto")
+
+    def _stop_when_diverged(self, batch: datasets.Batch, report: trainer.StepReport) -> None:
+        if self.state.num_bad_in_a_row < self.config.run.max_bad_steps:
+            return
+        newest = checkpoint.find(self.folder.checkpoints)
+        rows = self.ranks.gather({"indices": batch.indices.tolist(), "loss": float(report.terms["loss"])})
+        if self.ranks.is_main:
+            self.folder.write_json(
+                "diverged.json",
+                {
+                    "step": self.state.step,
+                    "epoch": batch.epoch,
+                    "ranks": rows,
+                    "terms": {k: float(v) for k, v in report.terms.items()},
+                    "kl_per_group": [float(v) for v in report.kl_per_group],
+                    "last_good_checkpoint": newest[0].name if newest else None,
+                },
+            )
+        raise FloatingPointError(
+            f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.state.step}; see "
+            f"{self.folder.path / 'diverged.json'}, then resume with a lower --lr, or --grad-clip, or --precision fp32"
+        )
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """An evaluation in a line."""
+    bound = f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws" if "importance_draws" in result else ""
+    return (
+        f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
+        f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
+        f"units active, {result['num_images']} images"
+    )
+
+
+def default_run_dir(config: SharedConfig) -> Path:
+    """runs/<dataset>-<preset>-seed<seed>."""
+    return Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"
+
+
+def _announce(config: SharedConfig, preset: SharedConfig, data: datasets.Dataset, ranks: Ranks, order: datasets.Batches, total_steps: int) -> None:
+    """One line per value that differs from the preset, then what is about to happen."""
+    spec, run = data.spec, config.run
+    print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
+    for name, value, default in differences(config, preset):
+        print(f"  {name} = {value}  (preset: {default})")
+    print(f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits")
+    print(
+        f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
+        f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
+    )
+    needs = memory.count(config, spec)
+    print(
+        f"model  {needs.num_parameters / 1e6:.2f} M parameters; a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
+        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB an image), {trainer.resolve_precision(run.precision, ranks.device)} "
+        f"on {ranks.device.type}",
+        flush=True,
+    )
+
+
+def _claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
+    """Claim the folder on rank 0; what it says is raised on all ranks."""
+    fault: str | None = None
+    if ranks.is_main:
+        try:
+            folder.claim(resume=config.run.resume == "auto")
+        except (ValueError, OSError) as error:
+            fault = str(error)
+    fault = ranks.from_main(fault)
+    if fault:
+        raise ValueError(fault)
+
+
+def _resume(run: Run) -> None:
+    """Load the newest valid checkpoint, if there is one.
+
+    Raises:
+        ValueError: the settings that matter differ from those of the run; names them.
+    """
+    found = checkpoint.newest_valid(run.folder.checkpoints, lambda text: run.monitor.say(f"warning: {text}"))
+    for path, content in found:
+        changed = changed_keys(content["config"], to_json(run.config))
+        if changed:
+            raise ValueError(
+                f"{run.folder.path} was trained with other settings ({', '.join(changed[:6])}); type the old ones or choose another --run-dir"
+            )
+        if content["global_batch"] != run.order.batch_size:
+            raise ValueError(
+                f"the run has a global batch of {content['global_batch']} images, these flags make {run.order.batch_size}; "
+                f"choose --batch-size and --accumulation so that x {run.ranks.world_size} process(es) it is {content['global_batch']}"
+            )
+        load_state(run.state.model, content["model"], str(path))
+        run.state.load_state_dict(content)
+        run.monitor.say(f"resumed from {path} at step {run.state.step}")
+        return
+
+
+def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) -> None:
+    """Train what ``config`` says and leave a run folder.
+
+    Args:
+        config: complete configuration.
+        preset: what it was before the user's flags, for the list of what differs.
+        dry_run: say what would happen, and stop.
+    """
+    run = config.run
+    stop = StopRequest()
+    ranks = distributed.start(run.device, run.timeout_minutes)
+    torch.manual_seed(run.seed)
+    train_data, valid_data = _open(config, ranks)
+    global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
+    order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
+    total_steps = run.max_steps or run.epochs * order.steps_per_epoch
+    if ranks.is_main:
+        _announce(config, preset, train_data, ranks, order, total_steps)
+    if dry_run:
+        return
+    config = replace(config, run=replace(run, run_dir=run.run_dir or default_run_dir(config)))
+    assert config.run.run_dir is not None
+    folder = RunFolder(config.run.run_dir)
+    _claim(folder, config, ranks)
+    step = trainer_for(config, train_data.spec, ranks, total_steps)
+    resumed_at = _newest_step(folder, ranks)
+    with Monitor(folder.path, active=ranks.is_main, resume_step=resumed_at, total_steps=total_steps) as monitor:
+        running = Run(config, ranks, folder, train_data, valid_data, order, total_steps, step, monitor, stop)
+        _resume(running)
+        if ranks.is_main and not folder.config_path.exists():
+            write_config(folder, config, train_data)
+        (folder.path / "preempted").unlink(missing_ok=True)
+        started = time.monotonic()
+        running.loop()
+        if running.state.step >= total_steps:
+            _finish(running, time.monotonic() - started)
+
+
+def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and held-out images; rank 0 builds the cache, the others find it."""
+    if not ranks.is_main:
+        ranks.barrier()
+    try:
+        data = config.data.open("train"), config.data.open("valid")
+    finally:
+        if ranks.is_main:
+            ranks.barrier()
+    return data
+
+
+def _newest_step(folder: RunFolder, ranks: Ranks) -> int:
+    """Step that will be resumed from, 0 for a fresh run: the records must know before they are opened."""
+    step = 0
+    if ranks.is_main:
+        for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None):
+            step = int(content["step"])
+            break
+    return ranks.from_main(step)
+
+
+def trainer_for(config: SharedConfig, spec: datasets.ImageSpec, ranks: Ranks, total_steps: int) -> trainer.Trainer:
+    """A fresh model, objective, optimiser and what steps them; the same weights on every rank."""
+    family = family_of(config)
+    model = family.build_model(config, spec)
+    as_module(model).to(ranks.device)
+    objective = family.build_objective(config, model, total_steps)
+    as_module(objective).to(ranks.device)
+    state = trainer.new_state(model, objective, config, ranks.device)
+    return trainer.Trainer(state, config, ranks, total_steps)
+
+
+def _finish(run: Run, seconds: float) -> None:
+    """The last evaluation, on the whole split, and what to look at."""
+    result = run.evaluate(final=True)
+    summary = {
+        "step": run.state.step,
+        "images_seen": run.state.step * run.order.batch_size,
+        "seconds": seconds,
+        "skipped_steps": run.state.num_skipped,
+        "num_parameters": sum(p.numel() for p in as_module(run.state.model).parameters()),
+        "valid": result,
+    }
+    scores = {f"hparam/{k}": float(result[k]) for k in ("bits_per_dim", "elbo", "rate", "distortion", "psnr")}
+    if all(math.isfinite(v) for v in scores.values()):
+        run.monitor.hparams({n: v for n, v, _ in differences(run.config, type(run.config)())}, scores)
+    if run.ranks.is_main:
+        run.folder.write_json("summary.json", summary)
+        path = run.folder.path
+        print(f"done: {describe(result)}")
+        print(f"look at  {path / 'figures'}/reconstruction.png, samples_t0.8.png, kl_per_group.png")
+        print(f"watch    tensorboard --logdir {path.parent}")
+        print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")
+        sys.stdout.flush()

@@ -1,0 +1,120 @@
+"""The ELBO as arithmetic on beliefs: what a forward pass returns, and the numbers that follow from it.
+
+Both models end in a :class:`VAEOutput`; a flat VAE has one group, NVAE many, and nothing here asks which. Everything
+is in nats per image unless its name says bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metrics.likelihoods import Likelihood
+from metrics.normal import Normal
+
+ACTIVE_UNIT_NATS = 0.1  # a latent channel whose mean KL exceeds this is in use (Vahdat & Kautz 2020 count so)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents drawn together: ``z`` [B, ...], its posterior given the image, its prior given the groups above.
+
+    Args:
+        z: the latents that the decoder sees.
+        posterior: q(base | x, groups above).
+        prior: p(z | groups above).
+        base: the posterior's draw before a normalising flow moved it to ``z``; None where there is no flow. The
+            published flows preserve volume, so log q(z) = log posterior(base).
+    """
+
+    z: Tensor
+    posterior: Normal
+    prior: Normal
+    base: Tensor | None = None
+
+    def log_q(self) -> Tensor:
+        """Log q(z | x, above) in nats, elementwise."""
+        return self.posterior.log_prob(self.z if self.base is None else self.base)
+
+    def log_p(self) -> Tensor:
+        """Log p(z | above) in nats, elementwise."""
+        return self.prior.log_prob(self.z)
+
+    def kl(self) -> Tensor:
+        """KL in nats, elementwise: closed form, or with a flow its one-sample estimate (which can be negative)."""
+        return self.posterior.kl(self.prior) if self.base is None else self.log_q() - self.log_p()
+
+    def kl_per_channel(self) -> Tensor:
+        """KL of each latent channel, summed over space, mean over the batch: [C]."""
+        kl = self.kl()
+        return kl.flatten(2).sum(2).mean(0) if kl.dim() > 2 else kl.mean(0)
+
+
+@dataclass(frozen=True)
+class VAEOutput:
+    """Beliefs of one forward pass: p(x | z) and the groups of latents, top group first."""
+
+    likelihood: Likelihood
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The two parts of the ELBO in nats: ``log_likelihood`` [B] and ``kl`` [B, L], L groups, top first."""
+
+    log_likelihood: Tensor
+    kl: Tensor
+
+    @property
+    def distortion(self) -> Tensor:
+        """-log p(x | z), [B]."""
+        return -self.log_likelihood
+
+    @property
+    def rate(self) -> Tensor:
+        """Sum of the groups' KL, [B]."""
+        return self.kl.sum(1)
+
+    @property
+    def elbo(self) -> Tensor:
+        """-(rate + distortion), [B]: a lower bound of log p(x)."""
+        return self.log_likelihood - self.rate
+
+
+def sum_over_event(values: Tensor) -> Tensor:
+    """[B, ...] -> [B]."""
+    return values.flatten(1).sum(1)
+
+
+def terms(output: VAEOutput, x: Tensor) -> Terms:
+    """ELBO terms of images ``x`` [B, C, H, W] in [0, 1] under the beliefs of a forward pass on them."""
+    kl = torch.stack([sum_over_event(group.kl()) for group in output.groups], dim=1)
+    return Terms(log_likelihood=output.likelihood.log_prob(x), kl=kl)
+
+
+def log_weight(output: VAEOutput, x: Tensor) -> Tensor:
+    """log p(x, z) - log q(z | x) at the drawn latents, [B]: the importance weight of one draw."""
+    ratio = sum((sum_over_event(g.log_p() - g.log_q()) for g in output.groups), start=torch.zeros(()))
+    return output.likelihood.log_prob(x) + ratio
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    """log mean_k exp(log_weights[b, k]), [B, K] -> [B]: the importance-weighted bound (Burda et al. 2016).
+
+    At least the ELBO in expectation, and tends to log p(x) as K grows.
+    """
+    return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
+
+
+def bits_per_dim(nats: float | Tensor, num_dims: int) -> float | Tensor:
+    """A negative log-likelihood of ``nats`` per image as bits per dimension."""
+    return nats / (math.log(2.0) * num_dims)
+
+
+def active_units(kl_per_channel: Tensor, threshold: float = ACTIVE_UNIT_NATS) -> int:
+    """How many latent channels carry more than ``threshold`` nats on average."""
+    return int((kl_per_channel > threshold).sum())

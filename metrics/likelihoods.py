@@ -1,0 +1,310 @@
+"""Likelihoods p(x | z) of images, shared by both models so that their bits per dimension compare.
+
+Images are float ``[B, C, H, W]`` in [0, 1] on the grid k / (2^bits - 1). Every likelihood computes in at least float32
+whatever autocast made of its parameters. The mixture of discretised logistics is that of Salimans et al. 2017
+(PixelCNN++) with the parameter layout that NVAE published.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metrics.normal import Normal
+
+Edges = Literal["exact", "legacy"]
+MIN_LOG_SCALE = -7.0
+UNIFORM_MARGIN = 1e-5  # published: u in (1e-5, 1 - 1e-5), so that neither logarithm overflows
+
+
+class ImageSpec(Protocol):
+    """All that a likelihood or a model learns of its data."""
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def num_bits(self) -> int:
+        """Pixels take 2^num_bits values."""
+
+
+class Likelihood(Protocol):
+    """p(x | z) for a batch of images."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected image, [B, C, H, W] in [0, 1]."""
+
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Nats per pixel: [B, H, W] where the channels are modelled jointly, else [B, C, H, W]."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats per image, [B]."""
+
+    def sample(self, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """An image drawn from the likelihood, [B, C, H, W] in [0, 1]; a lower temperature means less noise."""
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _uniform_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    noise = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
+    return noise.clamp(UNIFORM_MARGIN, 1.0 - UNIFORM_MARGIN)
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent Bernoulli pixels from logits [B, C, H, W].
+
+    Targets may be grey values in [0, 1]; then this is a cross entropy and no likelihood, as in much of the literature.
+    """
+
+    logits: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability of white, [B, C, H, W]."""
+        return torch.sigmoid(_at_least_float32(self.logits))
+
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Nats per pixel and channel, [B, C, H, W]."""
+        return -F.binary_cross_entropy_with_logits(_at_least_float32(self.logits), x, reduction="none")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats per image, [B]."""
+        return self.log_prob_map(x).flatten(1).sum(1)
+
+    def sample(self, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """Binary pixels; the logits are divided by ``temperature``."""
+        probability = torch.sigmoid(_at_least_float32(self.logits) / temperature)
+        noise = torch.rand(probability.shape, dtype=probability.dtype, device=probability.device, generator=generator)
+        return (noise < probability).to(probability.dtype)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Continuous Gaussian density on pixels scaled to [-1, 1] (NVAE's Normal decoder and the flat VAE's).
+
+    A density, so its nats may be negative and its "bits per dimension" compare with no discrete likelihood.
+
+    Args:
+        normal: belief about 2x - 1, each tensor [B, C, H, W].
+    """
+
+    normal: Normal
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected image, clamped to [0, 1]."""
+        return ((self.normal.mean + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Nats per pixel and channel, [B, C, H, W], of the density of 2x - 1."""
+        return self.normal.log_prob(2.0 * x - 1.0)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats per image, [B]."""
+        return self.log_prob_map(x).flatten(1).sum(1)
+
+    def sample(self, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """A draw with the standard deviation multiplied by ``temperature``, clamped to [0, 1]."""
+        like = self.normal.mean
+        noise = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        return ((self.normal.tempered(temperature).rsample(noise) + 1.0) / 2.0).clamp(0.0, 1.0)
+
+
+def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
+    """Output channels that :class:`DiscretizedLogisticMixture` needs: 10 per component for colour, 3 for grey."""
+    return num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def _pairs(channels: int) -> list[tuple[int, int]]:
+    """(channel, earlier channel whose pixel shifts its mean), in the order of the coefficients."""
+    return [(c, earlier) for c in range(channels) for earlier in range(c)]
+
+
+def _block_sizes(channels: int) -> list[int]:
+    """How many coefficients stand in each channel's block: one in each for colour, as published."""
+    count = len(_pairs(channels))
+    return [count // channels + (c < count % channels) for c in range(channels)]
+
+
+def log_bin_mass(level: Tensor, mean: Tensor, log_scale: Tensor, num_bits: int) -> Tensor:
+    """Exact log mass of a logistic in the bin of an integer level, in nats; any broadcastable shapes.
+
+    The 2^bits - 1 inner edges lie midway between neighbouring grid points of [-1, 1]; the outermost bins hold the
+    tails. A bin's mass is sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which loses no digits to
+    cancellation. Neighbouring bins compute their common edge by the same operations, so that the masses sum to one
+    to rounding for every mean and scale, also in float32.
+    """
+    top = 2**num_bits - 1
+    inverse_scale = torch.exp(-log_scale)
+    upper = inverse_scale * ((2.0 * level + 1.0 - top) / top - mean)
+    lower = inverse_scale * ((2.0 * level - 1.0 - top) / top - mean)
+    # Where the scale dwarfs the bin, upper - lower may round to 0; the floor keeps the logarithm finite.
+    log_width = torch.log(-torch.expm1(-(upper - lower).clamp_min(1e-12)))
+    below_upper, above_lower = F.logsigmoid(upper), F.logsigmoid(-lower)
+    inner = below_upper + above_lower + log_width
+    return torch.where(level <= 0, below_upper, torch.where(level >= top, above_lower, inner))
+
+
+def log_bin_mass_published(scaled: Tensor, mean: Tensor, log_scale: Tensor, num_bits: int) -> Tensor:
+    """The published NVAE's rule for a pixel ``scaled`` to [-1, 1], kept so that its figures can be reproduced.
+
+    With 8 bits it scores value 254 with the open upper tail too (its edge test is x > 0.99 and 254/255 scales to
+    0.992), so the masses sum to more than one: up to 1.95 near the top.
+    """
+    top = 2**num_bits - 1
+    inverse_scale = torch.exp(-log_scale)
+    centred = scaled - mean
+    upper, lower, middle = inverse_scale * (centred + 1 / top), inverse_scale * (centred - 1 / top), inverse_scale * centred
+    mass = torch.sigmoid(upper) - torch.sigmoid(lower)
+    log_density = middle - log_scale - 2.0 * F.softplus(middle)
+    inner = torch.where(mass > 1e-5, torch.log(mass.clamp_min(1e-10)), log_density - math.log(top / 2))
+    return torch.where(scaled < -0.999, F.logsigmoid(upper), torch.where(scaled > 0.99, F.logsigmoid(-lower), inner))
+
+
+class DiscretizedLogisticMixture:
+    """Mixture of logistics over the 2^bits values of a pixel, channels in sequence (Salimans et al. 2017, sec. 2).
+
+    Component m's mean of channel c is shifted by tanh(coefficient) times the pixel's earlier channels. Parameter
+    layout along dim 1, as NVAE published it for colour: M mixture logits, then for each channel a block of M means, M
+    log-scales and its share of the coefficients in the order g<-r, b<-r, b<-g.
+
+    Args:
+        parameters: ``[B, num_mixture_parameters(C, M), H, W]``.
+        channels: C.
+        num_bits: pixels are k / (2^num_bits - 1).
+        edges: "exact" makes each bin a probability (they sum to one). "legacy" reproduces the published NVAE: its bin
+            rule, and sampling that divides the scale by the temperature, leaves pixels continuous.
+    """
+
+    def __init__(self, parameters: Tensor, channels: int, num_bits: int, edges: Edges = "exact") -> None:
+        parameters = _at_least_float32(parameters)
+        num_mixtures = parameters.shape[1] // num_mixture_parameters(channels, 1)
+        if parameters.shape[1] != num_mixture_parameters(channels, num_mixtures):
+            raise ValueError(
+                f"{parameters.shape[1]} parameters per pixel are no whole number of components for {channels} channels; "
+                f"give a multiple of {num_mixture_parameters(channels, 1)}"
+            )
+        blocks = _block_sizes(channels)
+        sizes = [num_mixtures] + [num_mixtures * (2 + count) for count in blocks]
+        logits, *per_channel = parameters.split(sizes, dim=1)
+        self.logits = logits  # [B, M, H, W]
+        split = [block.unflatten(1, (-1, num_mixtures)) for block in per_channel]  # each [B, 2 + count, M, H, W]
+        self.means = torch.stack([block[:, 0] for block in split], dim=1)  # [B, C, M, H, W]
+        self.log_scales = torch.stack([block[:, 1] for block in split], dim=1).clamp_min(MIN_LOG_SCALE)
+        coefficients = [block[:, 2 + i] for block, count in zip(split, blocks, strict=True) for i in range(count)]
+        self.coefficients = dict(zip(_pairs(channels), [torch.tanh(c) for c in coefficients], strict=True))
+        self.channels, self.num_bits, self.edges = channels, num_bits, edges
+
+    def _means_given(self, scaled: Tensor) -> Tensor:
+        """[B, C, M, H, W]: means shifted by the earlier channels of ``scaled`` [B, C, H, W] in [-1, 1]."""
+        return torch.stack([self._mean_given(c, list(scaled.unsqueeze(2).unbind(1))) for c in range(self.channels)], 1)
+
+    def _mean_given(self, channel: int, scaled: list[Tensor]) -> Tensor:
+        mean = self.means[:, channel]
+        for earlier in range(channel):
+            mean = mean + self.coefficients[channel, earlier] * scaled[earlier]
+        return mean
+
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Nats per pixel, channels jointly, [B, H, W]."""
+        scaled = 2.0 * x - 1.0
+        means = self._means_given(scaled)
+        if self.edges == "exact":
+            level = torch.round(x * (2**self.num_bits - 1)).unsqueeze(2)
+            log_mass = log_bin_mass(level, means, self.log_scales, self.num_bits)
+        else:
+            log_mass = log_bin_mass_published(scaled.unsqueeze(2), means, self.log_scales, self.num_bits)
+        return torch.logsumexp(F.log_softmax(self.logits, dim=1) + log_mass.sum(1), dim=1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats per image, [B]."""
+        return self.log_prob_map(x).flatten(1).sum(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means and coefficients averaged over the components, channels in sequence, clamped; [B, C, H, W] in [0, 1].
+
+        As published; not the exact expectation, which the clamping and the product of averages both miss.
+        """
+        weights = F.softmax(self.logits, dim=1)
+        scaled: list[Tensor] = []
+        for c in range(self.channels):
+            value = (weights * self.means[:, c]).sum(1)
+            for earlier in range(c):
+                value = value + (weights * self.coefficients[c, earlier]).sum(1) * scaled[earlier]
+            scaled.append(value.clamp(-1.0, 1.0))
+        return (torch.stack(scaled, dim=1) + 1.0) / 2.0
+
+    def sample(
+        self,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """A draw, [B, C, H, W] in [0, 1]: a component by Gumbel-argmax, then each channel given the earlier ones.
+
+        Args:
+            temperature: divides the mixture logits and multiplies the logistics' scale ("legacy" divides it).
+            generator: source of the uniforms where ``noise`` is not given.
+            noise: uniforms for the component [B, M, H, W] and for the pixels [B, C, H, W].
+        """
+        batch, _, _, height, width = self.means.shape
+        if noise is None:
+            noise = (
+                _uniform_like(tuple(self.logits.shape), self.logits, generator),
+                _uniform_like((batch, self.channels, height, width), self.logits, generator),
+            )
+        u_component, u_pixel = noise
+        gumbel = -torch.log(-torch.log(u_component))
+        component = (self.logits / temperature + gumbel).argmax(dim=1, keepdim=True)  # [B, 1, H, W]
+        scale_factor = temperature if self.edges == "exact" else 1.0 / temperature
+        logistic = torch.log(u_pixel) - torch.log1p(-u_pixel)
+        scaled: list[Tensor] = []
+        for c in range(self.channels):
+            mean = self._mean_given(c, [value.unsqueeze(1) for value in scaled]).gather(1, component).squeeze(1)
+            scale = torch.exp(self.log_scales[:, c].gather(1, component)).squeeze(1) * scale_factor
+            scaled.append(self._on_grid((mean + scale * logistic[:, c]).clamp(-1.0, 1.0)))
+        return (torch.stack(scaled, dim=1) + 1.0) / 2.0
+
+    def _on_grid(self, scaled: Tensor) -> Tensor:
+        """The nearest of the 2^bits values: rounding a logistic draw is a draw from its bins."""
+        if self.edges == "legacy":
+            return scaled
+        top = 2**self.num_bits - 1
+        return torch.round((scaled + 1.0) / 2.0 * top) / top * 2.0 - 1.0
+
+    def channel_pmf(self, channel: int, x: Tensor) -> Tensor:
+        """Probability of every value of one channel given the earlier channels of ``x``: [B, H, W, 2^bits].
+
+        What an entropy coder needs. Component weights are those given the earlier channels (Bayes' rule), so that
+        the product over channels is exactly ``exp(log_prob_map(x))``.
+        """
+        scaled = 2.0 * x - 1.0
+        means = self._means_given(scaled)
+        level = torch.round(x * (2**self.num_bits - 1)).unsqueeze(2)
+        log_mass = log_bin_mass(level[:, :channel], means[:, :channel], self.log_scales[:, :channel], self.num_bits)
+        log_weight = F.log_softmax(F.log_softmax(self.logits, dim=1) + log_mass.sum(1), dim=1)
+        levels = torch.arange(2**self.num_bits, dtype=x.dtype, device=x.device)
+        log_pmf = log_bin_mass(
+            levels, means[:, channel, ..., None], self.log_scales[:, channel, ..., None], self.num_bits
+        )  # [B, M, H, W, 2^bits]
+        return torch.logsumexp(log_weight.unsqueeze(-1) + log_pmf, dim=1).exp()
