@@ -48,7 +48,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Atomically write a small text file."""
-    write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    write_atomically(path, write)
 
 
 def sha256(path: Path) -> str:
@@ -134,7 +138,9 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"{path} does not load as tensors and plain data ({reason}); use another checkpoint") from error
+        raise ValueError(
+            f"{path} does not load as tensors and plain data ({reason}); use another checkpoint"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise ValueError(f"{path} is no checkpoint of this project; use another one")
     if content["format"] > FORMAT:

@@ -34,7 +34,9 @@ def refuse_foreign_packages() -> None:
     for module in ours:
         where = Path(str(module.__file__)).resolve()
         if ROOT not in where.parents:
-            raise ValueError(f"the package {module.__name__!r} was imported from {where}; run the script in its checkout")
+            raise ValueError(
+                f"the package {module.__name__!r} was imported from {where}; run the script in its checkout"
+            )
 
 
 def _report(error: BaseException, remedy: str | None = None) -> None:
@@ -63,10 +65,16 @@ def main(body: Callable[[list[str]], int | None]) -> None:
         code = EXIT_PREEMPTED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except torch.OutOfMemoryError as error:
         code = EXIT_OUT_OF_MEMORY
         _report_debug(debug)
-        _report(ValueError(str(error).splitlines()[0].replace("; ", ", ")), "a smaller --batch-size with --accumulation, or --checkpointing")
+        _report(
+            ValueError(str(error).splitlines()[0].replace("; ", ", ")),
+            "a smaller --batch-size with --accumulation, or --checkpointing",
+        )
     except FloatingPointError as error:
         code = EXIT_DIVERGED
         _report_debug(debug)

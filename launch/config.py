@@ -203,10 +203,13 @@ def typed_preset(arguments: list[str]) -> tuple[str | None, str | None]:
     return _value_of("preset", arguments), _value_of("dataset", arguments)
 
 
-def parse(kind: type[C], default: C, arguments: list[str], *, prog: str, description: str) -> C:
+def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, description: str) -> C:
     """The configuration that ``arguments`` make of ``default``; ``--help`` and slips end the program (exit code 2)."""
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    return tyro.cli(kind, args=arguments, default=default, prog=prog, description=description, config=markers)
+    known: dict[str, Any] = {} if default is None else {"default": default}
+    config: C = tyro.cli(
+        kind, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **known
+    )
+    return config
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -226,14 +229,16 @@ def from_json(kind: type[C], data: Any, where: str) -> C:
         return TypeAdapter(_strict(kind)).validate_python(data)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
-        raise ValueError(f"{where} is no {kind.__name__} ({', '.join(faults)}); restore it or start a new run") from error
+        raise ValueError(
+            f"{where} is no {kind.__name__} ({', '.join(faults)}); restore it or start a new run"
+        ) from error
 
 
 def _strict(kind: type[C]) -> type[C]:
     """Ask pydantic to refuse unknown fields, in this dataclass and those inside it."""
     for f in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(f.default_factory):
-            _strict(f.default_factory)  # type: ignore[arg-type]
+            _strict(f.default_factory)
     kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return kind
 

@@ -116,7 +116,11 @@ def evaluate(
         output = model(x, noise.standard_normal(model.group_shapes, source, local=len(x)))
         terms = elbo.terms(output, x)
         error = (model.reconstruct(x) - x).square().flatten(1).mean(1)
-        part = {"log_likelihood": terms.log_likelihood, "kl": terms.kl, "psnr": -10.0 * torch.log10(error.clamp_min(1e-10))}
+        part = {
+            "log_likelihood": terms.log_likelihood,
+            "kl": terms.kl,
+            "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
+        }
         if importance_draws:
             source = noise.generator(ranks.device, noise.IMPORTANCE, seed, block)
             part["bound"] = elbo.importance_bound(_log_weights(model, x, importance_draws, source))

@@ -27,7 +27,7 @@ class Family:
     name: str
     config: type[Any]
     build_model: Callable[[Any, ImageSpec], VAE]
-    build_objective: Callable[[Any, VAE, int], Objective]
+    build_objective: Callable[[Any, Any, int], Objective]
 
 
 FAMILIES: dict[str, Family] = {

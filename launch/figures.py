@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -78,5 +79,5 @@ def kl_bars(kl: Sequence[float], *, of: str = "group", title: str | None = None)
     axes.set_xlabel(f"{of}" + (", top (coarsest) first" if of == "group" else ""))
     axes.set_ylabel("KL, nats per image")
     axes.set_title(title or f"KL per {of}: {sum(kl):.1f} nats in all")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return render(figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -39,7 +39,14 @@ class VAE(Protocol):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The likelihood's mean at the posterior means, [B, C, H, W] in [0, 1]."""
 
-    def sample(self, num: int, temperature: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        num: int,
+        temperature: float = 1.0,
+        *,
+        pixels: Literal["mean", "sample"] = "mean",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Images drawn from the prior."""
 
     def bottom_up(self, x: Tensor) -> Features:
@@ -67,6 +74,13 @@ class Loss(Protocol):
 
 class Objective(Protocol):
     """Weights the ELBO's terms; also a ``torch.nn.Module`` whose buffers belong into checkpoints."""
+
+    @property
+    def noise_shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shapes, without the batch, of the standard-normal tensors that a step wants; the model's groups come first."""
+
+    def after_step(self, skipped: bool) -> None:
+        """Called after each optimiser step, taken or skipped: for what an objective trains of its own."""
 
     def __call__(self, model: Any, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """The loss of a batch at optimiser step ``step``."""

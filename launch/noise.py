@@ -32,5 +32,6 @@ def standard_normal(
     """One tensor [local, *shape] for each shape: this rank's slice of the draw for ``local * world_size`` images."""
     rows = slice(rank * local, (rank + 1) * local)
     return [
-        torch.randn(local * world_size, *shape, device=source.device, generator=source)[rows].clone() for shape in shapes
+        torch.randn(local * world_size, *shape, device=source.device, generator=source)[rows].clone()
+        for shape in shapes
     ]

@@ -66,9 +66,7 @@ def _celeba64() -> NVAETrainConfig:
 def _imagenet32() -> NVAETrainConfig:
     model = {"num_scales": 1, "num_groups": 28, "channels_enc": 192, "channels_dec": 192, "num_flows": 1}
     data = DataConfig(dataset="folder", image_size=(32,), hflip=True)
-    return _published(
-        "imagenet32", data, model, epochs=45, batch_size=24, warmup_epochs=1, spectral_initial=1.0
-    )
+    return _published("imagenet32", data, model, epochs=45, batch_size=24, warmup_epochs=1, spectral_initial=1.0)
 
 
 def _faces256(name: str, *, epochs: int, lr: float, spectral: float) -> NVAETrainConfig:
@@ -148,7 +146,8 @@ NVAE_PRESETS: dict[str, Preset] = {
         "cifar10 with its global batch of 256 on one GPU", lambda: _one_gpu(_cifar10, batch_size=64, accumulation=4)
     ),
     "imagenet32-1gpu": Preset(
-        "imagenet32 with its global batch of 576 on one GPU", lambda: _one_gpu(_imagenet32, batch_size=64, accumulation=9)
+        "imagenet32 with its global batch of 576 on one GPU",
+        lambda: _one_gpu(_imagenet32, batch_size=64, accumulation=9),
     ),
     "celebahq256-1gpu": Preset(
         "celebahq256 with its global batch of 96 on one GPU",
@@ -175,7 +174,9 @@ def choose(
     if name is None:
         name = defaults.get(dataset, fallback) if dataset else next(iter(presets))
     if name not in presets:
-        raise ValueError(f"there is no preset {name!r}{nearest(name, list(presets))}; choose one of {', '.join(presets)}")
+        raise ValueError(
+            f"there is no preset {name!r}{nearest(name, list(presets))}; choose one of {', '.join(presets)}"
+        )
     config = presets[name].build()
     if dataset is None or config.data.dataset == dataset:
         return config

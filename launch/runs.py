@@ -25,15 +25,30 @@ from launch.monitor import plain
 
 # What may differ between the runs of one folder: where and how things are kept and shown, not what is computed.
 MAY_CHANGE = (
-    "run.run_dir run.resume run.stop_at_step run.device run.checkpoint_every run.keep_checkpoints run.timeout_minutes "
-    "run.max_bad_steps run.batch_size optim.accumulation log. data.data_root data.cache_dir data.download preset"
-).split()
+    "preset",
+    "run.run_dir",
+    "run.resume",
+    "run.stop_at_step",
+    "run.device",
+    "run.batch_size",  # with accumulation and the number of processes: only their product matters
+    "optim.accumulation",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.max_bad_steps",
+    "run.timeout_minutes",
+    "log.",
+    "data.data_root",
+    "data.cache_dir",
+    "data.download",
+)
 
 
 def provenance() -> dict[str, Any]:
     """Where a run comes from: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
     root = Path(__file__).resolve().parents[1]
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
     cuda = torch.cuda.is_available()
     return {
         "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
@@ -69,17 +84,25 @@ class RunFolder:
             ValueError: it holds a run and ``resume`` is off, or something else; another process works in it.
         """
         if self.config_path.exists() and not resume:
-            raise ValueError(f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir")
+            raise ValueError(
+                f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir"
+            )
         if self.path.exists() and not self.config_path.exists():
-            foreign = [p.name for p in self.path.iterdir() if p.name != ".lock"] if self.path.is_dir() else [self.path.name]
+            foreign = (
+                [p.name for p in self.path.iterdir() if p.name != ".lock"] if self.path.is_dir() else [self.path.name]
+            )
             if foreign:
-                raise ValueError(f"{self.path} exists and holds no run ({foreign[0]} is there); choose another --run-dir")
+                raise ValueError(
+                    f"{self.path} exists and holds no run ({foreign[0]} is there); choose another --run-dir"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another process is training in {self.path}; wait for it or choose another --run-dir") from None
+            raise ValueError(
+                f"another process is training in {self.path}; wait for it or choose another --run-dir"
+            ) from None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``name`` (JSON, atomically)."""
@@ -95,7 +118,9 @@ class RunFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)") from None
+            raise ValueError(
+                f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({str(error)[:80]}); restore it or start a new run") from error
 
@@ -130,7 +155,9 @@ class SavedRun:
         """The model of this run with fresh weights."""
         return self.family.build_model(self.config, self.spec)
 
-    def load_model(self, device: torch.device, *, weights: str = "auto", path: Path | None = None) -> tuple[VAE, int, Path]:
+    def load_model(
+        self, device: torch.device, *, weights: str = "auto", path: Path | None = None
+    ) -> tuple[VAE, int, Path]:
         """The trained model in eval mode, its optimiser step, and the checkpoint that it came from.
 
         Args:
@@ -144,7 +171,12 @@ class SavedRun:
         if path is not None:
             content = checkpoint.load(path)
         else:
-            found = next(checkpoint.newest_valid(self.folder.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr)), None)
+            found = next(
+                checkpoint.newest_valid(
+                    self.folder.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr)
+                ),
+                None,
+            )
             if found is None:
                 raise ValueError(f"{self.folder.path} has no valid checkpoint yet; train it first")
             path, content = found
@@ -171,8 +203,14 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or unexpected or shapes:
-        named = [f"{len(keys)} {what} (e.g. {keys[0]})" for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes))) if keys]
-        raise ValueError(f"{where} does not fit the model: {', '.join(named)}; the configuration must be the one it was trained with")
+        named = [
+            f"{len(keys)} {what} (e.g. {keys[0]})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
+            if keys
+        ]
+        raise ValueError(
+            f"{where} does not fit the model: {', '.join(named)}; the configuration must be the one it was trained with"
+        )
     as_module(model).load_state_dict(state)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 import datasets
-from launch import checkpoint, cli, distributed, evaluation, figures, memory, noise, trainer
+from launch import checkpoint, cli, distributed, evaluation, figures, memory, noise
 from launch.config import SharedConfig, differences, to_json
 from launch.distributed import Ranks
 from launch.families import family_of
 from launch.model import VAE
 from launch.monitor import Monitor
 from launch.runs import RunFolder, as_module, changed_keys, load_state, write_config
+from launch.trainer import StepReport, Trainer, TrainState, new_state, resolve_precision
 from metrics import elbo
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
@@ -51,12 +52,12 @@ class Run:
     valid_data: datasets.Dataset
     order: datasets.Batches
     total_steps: int
-    trainer: trainer.Trainer
+    trainer: Trainer
     monitor: Monitor
     stop: StopRequest
 
     @property
-    def state(self) -> trainer.TrainState:
+    def state(self) -> TrainState:
         """What is trained."""
         return self.trainer.state
 
@@ -82,7 +83,7 @@ class Run:
                 f"training goes on, earlier checkpoints are kept; make room in {self.folder.checkpoints}"
             )
 
-    def log_step(self, report: trainer.StepReport, seconds: float, steps: int) -> None:
+    def log_step(self, report: StepReport, seconds: float, steps: int) -> None:
         """Scalars of a training step, averaged over the ranks."""
         names = sorted(report.terms)
         values = torch.stack([report.terms[n].double() for n in names] + [report.grad_norm.double()])
@@ -105,7 +106,12 @@ class Run:
         if self.ranks.device.type == "cuda":
             scalars["memory/peak_GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
         self.monitor.scalars(self.state.step, scalars)
-        shown = {"loss": terms["loss"], "bits/dim": scalars["train/bits_per_dim"], "KL": terms["rate"], "images/s": rate}
+        shown = {
+            "loss": terms["loss"],
+            "bits/dim": scalars["train/bits_per_dim"],
+            "KL": terms["rate"],
+            "images/s": rate,
+        }
         self.monitor.progress(self.state.step, shown)
 
     def evaluate(self, *, final: bool = False) -> dict[str, Any]:
@@ -171,7 +177,9 @@ class Run:
         if self.state.step >= end:
             return
         pin = self.ranks.device.type == "cuda"
-        with datasets.Loader(self.train_data, self.order, self.state.step, end - self.state.step, pin_memory=pin) as loader:
+        with datasets.Loader(
+            self.train_data, self.order, self.state.step, end - self.state.step, pin_memory=pin
+        ) as loader:
             for batch in loader:
                 report = self.trainer.train_step(batch.images, stop=self.stop.asked)
                 step = self.state.step
@@ -194,7 +202,7 @@ class Run:
             checkpoint.write_text(self.folder.path / "preempted", f"{self.state.step}\n")
         raise cli.Preempted(f"stopped on request at step {self.state.step}, checkpoint saved; go on with --resume auto")
 
-    def _stop_when_diverged(self, batch: datasets.Batch, report: trainer.StepReport) -> None:
+    def _stop_when_diverged(self, batch: datasets.Batch, report: StepReport) -> None:
         if self.state.num_bad_in_a_row < self.config.run.max_bad_steps:
             return
         newest = checkpoint.find(self.folder.checkpoints)
@@ -219,7 +227,11 @@ class Run:
 
 def describe(result: Mapping[str, Any]) -> str:
     """An evaluation in a line."""
-    bound = f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws" if "importance_draws" in result else ""
+    bound = (
+        f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
+        if "importance_draws" in result
+        else ""
+    )
     return (
         f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
         f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
@@ -232,21 +244,31 @@ def default_run_dir(config: SharedConfig) -> Path:
     return Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"
 
 
-def _announce(config: SharedConfig, preset: SharedConfig, data: datasets.Dataset, ranks: Ranks, order: datasets.Batches, total_steps: int) -> None:
+def _announce(
+    config: SharedConfig,
+    preset: SharedConfig,
+    data: datasets.Dataset,
+    ranks: Ranks,
+    order: datasets.Batches,
+    total_steps: int,
+) -> None:
     """One line per value that differs from the preset, then what is about to happen."""
     spec, run = data.spec, config.run
     print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
         print(f"  {name} = {value}  (preset: {default})")
-    print(f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits")
+    print(
+        f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
+    )
     print(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
         f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
     )
     needs = memory.count(config, spec)
     print(
-        f"model  {needs.num_parameters / 1e6:.2f} M parameters; a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
-        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB an image), {trainer.resolve_precision(run.precision, ranks.device)} "
+        f"model  {needs.num_parameters / 1e6:.2f} M parameters; "
+        f"a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
+        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB an image), {resolve_precision(run.precision, ranks.device)} "
         f"on {ranks.device.type}",
         flush=True,
     )
@@ -276,12 +298,14 @@ def _resume(run: Run) -> None:
         changed = changed_keys(content["config"], to_json(run.config))
         if changed:
             raise ValueError(
-                f"{run.folder.path} was trained with other settings ({', '.join(changed[:6])}); type the old ones or choose another --run-dir"
+                f"{run.folder.path} was trained with other settings ({', '.join(changed[:6])}); "
+                "type the old ones or choose another --run-dir"
             )
         if content["global_batch"] != run.order.batch_size:
             raise ValueError(
                 f"the run has a global batch of {content['global_batch']} images, these flags make {run.order.batch_size}; "
-                f"choose --batch-size and --accumulation so that x {run.ranks.world_size} process(es) it is {content['global_batch']}"
+                f"choose --batch-size and --accumulation so that x {run.ranks.world_size} process(es) it is "
+                f"{content['global_batch']}"
             )
         load_state(run.state.model, content["model"], str(path))
         run.state.load_state_dict(content)
@@ -349,15 +373,15 @@ def _newest_step(folder: RunFolder, ranks: Ranks) -> int:
     return ranks.from_main(step)
 
 
-def trainer_for(config: SharedConfig, spec: datasets.ImageSpec, ranks: Ranks, total_steps: int) -> trainer.Trainer:
+def trainer_for(config: SharedConfig, spec: datasets.ImageSpec, ranks: Ranks, total_steps: int) -> Trainer:
     """A fresh model, objective, optimiser and what steps them; the same weights on every rank."""
     family = family_of(config)
     model = family.build_model(config, spec)
     as_module(model).to(ranks.device)
     objective = family.build_objective(config, model, total_steps)
     as_module(objective).to(ranks.device)
-    state = trainer.new_state(model, objective, config, ranks.device)
-    return trainer.Trainer(state, config, ranks, total_steps)
+    state = new_state(model, objective, config, ranks.device)
+    return Trainer(state, config, ranks, total_steps)
 
 
 def _finish(run: Run, seconds: float) -> None:

@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> None:
     arguments = [a for a in arguments if a != "--dry-run"]
     preset = presets.nvae(*config.typed_preset(arguments))
     listed = "\n".join(f"  {name:18}{p.summary}" for name, p in presets.NVAE_PRESETS.items())
-    described = f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
+    described = (
+        f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
+    )
     chosen = config.parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=described)
     train.train(chosen, preset, dry_run=dry_run)
 

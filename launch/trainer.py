@@ -113,11 +113,13 @@ class Trainer:
             )
 
     def noise(self) -> list[Tensor]:
-        """This rank's latent noise of the coming step."""
+        """Latent noise of the coming step for this rank's images."""
         source = noise.generator(self.ranks.device, noise.TRAIN, self.config.run.seed, self.state.step)
         local = self.config.run.batch_size * self.config.optim.accumulation
-        shapes = self.state.model.group_shapes
-        return noise.standard_normal(shapes, source, local=local, rank=self.ranks.rank, world_size=self.ranks.world_size)
+        shapes = self.state.objective.noise_shapes
+        return noise.standard_normal(
+            shapes, source, local=local, rank=self.ranks.rank, world_size=self.ranks.world_size
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision around the forward pass."""
@@ -166,7 +168,10 @@ class Trainer:
             bool(v) for v in self.ranks.maximum(bad_loss, bad_grad, too_long, stop)
         )
         report = StepReport({**terms, "loss": total}, kl, norm, lr, stop=any_stop)
-        self._apply(report, bad=any_bad_loss or any_bad_grad, overflow=any_bad_grad and not any_bad_loss, too_long=any_long)
+        self._apply(
+            report, bad=any_bad_loss or any_bad_grad, overflow=any_bad_grad and not any_bad_loss, too_long=any_long
+        )
+        state.objective.after_step(report.skipped)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         return report

@@ -173,7 +173,11 @@ def log_bin_mass_published(scaled: Tensor, mean: Tensor, log_scale: Tensor, num_
     top = 2**num_bits - 1
     inverse_scale = torch.exp(-log_scale)
     centred = scaled - mean
-    upper, lower, middle = inverse_scale * (centred + 1 / top), inverse_scale * (centred - 1 / top), inverse_scale * centred
+    upper, lower, middle = (
+        inverse_scale * (centred + 1 / top),
+        inverse_scale * (centred - 1 / top),
+        inverse_scale * centred,
+    )
     mass = torch.sigmoid(upper) - torch.sigmoid(lower)
     log_density = middle - log_scale - 2.0 * F.softplus(middle)
     inner = torch.where(mass > 1e-5, torch.log(mass.clamp_min(1e-10)), log_density - math.log(top / 2))
@@ -307,4 +311,5 @@ class DiscretizedLogisticMixture:
         log_pmf = log_bin_mass(
             levels, means[:, channel, ..., None], self.log_scales[:, channel, ..., None], self.num_bits
         )  # [B, M, H, W, 2^bits]
-        return torch.logsumexp(log_weight.unsqueeze(-1) + log_pmf, dim=1).exp()
+        pmf: Tensor = torch.logsumexp(log_weight.unsqueeze(-1) + log_pmf, dim=1).exp()
+        return pmf

@@ -1,0 +1,43 @@
+# Two commands matter on a fresh machine: `make quickstart` and `make test`.
+# `make PY=python3.12 VENV=~/envs/strata test` uses another interpreter, or an environment that you have.
+
+PY ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.strata-installed
+QUICKSTART := runs/quickstart
+
+.PHONY: help install quickstart test check soak lock
+
+help:
+	@echo "make quickstart   train a tiny NVAE on dSprites drawn by rule (about three minutes on two cores)"
+	@echo "make test         the test suite (two cores, no GPU needed)"
+	@echo "make check        ruff and mypy"
+	@echo "make soak         long reliability runs"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(RUN) || $(PY) -m venv $(VENV) || { \
+	  echo "error: $(PY) cannot make a virtual environment"; \
+	  echo "  fix: install it (Debian: apt install python3-venv), or give one that you have: make VENV=path"; exit 2; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c requirements.lock
+	@touch $@
+
+quickstart: $(STAMP)
+	$(RUN) launch/quickstart.py --out $(QUICKSTART)
+
+test: $(STAMP)
+	$(RUN) -m pytest -n 2 -m "not gpu and not soak"
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+soak: $(STAMP)
+	$(RUN) -m pytest -m soak
+
+# Names and versions only: no address of any index.
+lock:
+	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)|@' > requirements.lock

@@ -1,0 +1,25 @@
+"""Data sets: uint8 images by index from decoded caches, and batches of indices that resume anywhere."""
+
+from datasets import dsprites
+from datasets.arrays import SPLITS, Dataset
+from datasets.batches import Batches, shard
+from datasets.loader import Batch, Loader
+from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
+from datasets.spec import DataError, ImageSpec
+
+__all__ = [
+    "NAMES",
+    "SPLITS",
+    "Batch",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "ImageSpec",
+    "Loader",
+    "default_root",
+    "dsprites",
+    "open_dataset",
+    "option_names",
+    "prepare",
+    "shard",
+]

@@ -1,0 +1,138 @@
+"""The one kind of data set that holds decoded images in an array, and the promise that every data set keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datasets.spec import DataError, ImageSpec
+from datasets.views import Int64, UInt8, Views
+
+SPLITS = ("train", "valid", "test")
+Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+
+
+class Dataset(Protocol):
+    """What `open_dataset` returns: images by index, and their factors where the data has them."""
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call the data."""
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and bit depth of an image."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Plain data that says everything that determines the pixels; equal recipes: comparable runs."""
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the K factors; empty where the data has none."""
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Number of classes of each of the K factors."""
+
+    def __len__(self) -> int:
+        """Count the images of this split."""
+
+    def images(self, indices: Indices, draw: int = 0) -> Tensor:
+        """Return uint8 `[B, C, H, W]` in 0..2^num_bits - 1; `draw` (the epoch) picks the random view, if any."""
+
+    def factors(self, indices: Indices) -> Tensor:
+        """Return int64 `[B, K]`, the classes of each factor; ValueError where the data has no factors."""
+
+
+def as_indices(indices: Indices, length: int) -> Int64:
+    """Check indices of any integer sequence against 0..length - 1; int64 [B]. IndexError names the first bad one."""
+    if isinstance(indices, Tensor):
+        indices = indices.numpy(force=True)
+    array = np.asarray(indices)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise IndexError(f"indices must be one-dimensional integers; got {array.dtype} of shape {array.shape}")
+    if array.min() < 0 or array.max() >= length:
+        bad = array[(array < 0) | (array >= length)][0]
+        raise IndexError(f"index {bad} is outside this split of {length} images")
+    return array.astype(np.int64, copy=False)
+
+
+def check_split(name: str, split: str, choices: Sequence[str] = (*SPLITS, "all")) -> None:
+    """Refuse an unknown split."""
+    if split not in choices:
+        raise DataError(f"{name} has no split {split!r}; choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """Ground-truth factors of the images of a split; the table is read when it is first needed."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    load: Callable[[], npt.NDArray[np.integer[Any]]]  # [N, K]
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.integer[Any]]:
+        """Classes [N, K]."""
+        return self.load()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayDataset:
+    """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM), of which a split has some rows."""
+
+    name: str
+    array: UInt8  # [M, C, H, W]
+    rows: Int64  # [N], rows of the array
+    num_bits: int = 8
+    views: Views = field(default_factory=Views)
+    recipe: dict[str, Any]
+    factor_source: Factors | None = None
+    no_factors: str = "has no ground-truth factors"
+
+    @cached_property
+    def spec(self) -> ImageSpec:
+        """Shape and bit depth of an image."""
+        channels, height, width = self.array.shape[1:]
+        num_bits = 1 if self.views.binarise else self.num_bits
+        return ImageSpec(channels=channels, height=height, width=width, num_bits=num_bits)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the K factors; empty without factors."""
+        return self.factor_source.names if self.factor_source else ()
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Number of classes of each factor."""
+        return self.factor_source.sizes if self.factor_source else ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: Indices, draw: int = 0) -> Tensor:
+        """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1."""
+        chosen = as_indices(indices, len(self))
+        images: UInt8 = self.views.apply(self.array[self.rows[chosen]], chosen, draw)
+        if not self.views.binarise and self.num_bits < 8:
+            np.right_shift(images, 8 - self.num_bits, out=images)  # floor(x / 2^(8 - num_bits))
+        return torch.from_numpy(images)
+
+    def factors(self, indices: Indices) -> Tensor:
+        """Return the classes of the factors of these images: int64 `[B, K]`."""
+        if self.factor_source is None:
+            raise DataError(
+                f"{self.name} {self.no_factors}; choose a data set with factors, such as dsprites or celeba"
+            )
+        table = self.factor_source.table
+        return torch.from_numpy(table[as_indices(indices, len(self))].astype(np.int64))

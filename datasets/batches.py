@@ -1,0 +1,92 @@
+"""Which images a rank sees at which step: index arithmetic without state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from datasets.spec import DataError
+from datasets.views import Int64, hash64
+
+_STREAM_ORDER = 3
+
+
+def _check_ranks(rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of world size {world_size} makes no sense; give 0 <= rank < world_size")
+
+
+class Batches:
+    """Training batches as a function of the step alone: resumable anywhere, the same order at any number of ranks.
+
+    Every epoch is a permutation of all images by (seed, epoch): the stable argsort of our own 64-bit hash of
+    (seed, epoch, index), so it depends on no library's generator. An epoch is cut into global batches of
+    `batch_size`; what is left over at its end waits for another epoch (no short batches). Rank r takes the r-th
+    contiguous slice of each global batch. The state is the step counter, nothing else.
+
+    ValueError: a batch larger than the data, or one that the ranks do not divide.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    ) -> None:
+        _check_ranks(rank, world_size)
+        if batch_size < 1:
+            raise DataError(f"batch size {batch_size} makes no sense; give 1 or more")
+        if batch_size > num_images:
+            raise DataError(
+                f"the global batch of {batch_size} images is larger than the split of {num_images}; "
+                f"choose a batch size of {num_images} or less over all processes"
+            )
+        if batch_size % world_size:
+            raise DataError(
+                f"the global batch of {batch_size} images does not divide by {world_size} processes; "
+                f"choose a multiple of {world_size}"
+            )
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self._cached: tuple[int, Int64] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches in one pass over the data."""
+        return self.num_images // self.batch_size
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of this rank in a step."""
+        return self.batch_size // self.world_size
+
+    def order(self, epoch: int) -> Int64:
+        """Order of all images in an epoch: a permutation [num_images] of 0..num_images - 1."""
+        cached = self._cached  # one read: another thread may replace it
+        if cached is not None and cached[0] == epoch:
+            return cached[1]
+        order = np.arange(self.num_images)
+        if self.shuffle:
+            order = np.argsort(hash64(self.seed, _STREAM_ORDER, epoch, order), kind="stable")
+        self._cached = (epoch, order)
+        return order
+
+    def indices(self, step: int) -> tuple[int, Int64]:
+        """Epoch, and this rank's image indices int64 [local_batch_size], of optimiser step `step` (from 0)."""
+        if step < 0:
+            raise ValueError(f"step {step} makes no sense; steps count from 0")
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size + self.rank * self.local_batch_size
+        return epoch, self.order(epoch)[start : start + self.local_batch_size].copy()
+
+
+def shard(num_images: int, rank: int, world_size: int, batch_size: int) -> Iterator[Int64]:
+    """Yield a rank's batches of indices for evaluation: over all ranks every image exactly once, in order, no padding.
+
+    The last batch may be short, and with few images a rank may have a batch less than another, or none: a loop over
+    these must not hold collectives.
+    """
+    _check_ranks(rank, world_size)
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size} makes no sense; give 1 or more")
+    first, last = rank * num_images // world_size, (rank + 1) * num_images // world_size
+    for start in range(first, last, batch_size):
+        yield np.arange(start, min(start + batch_size, last))

@@ -1,0 +1,68 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.arrays import SPLITS, Dataset
+from datasets.celeba import open_celeba
+from datasets.dsprites import open_dsprites
+from datasets.folder import open_folder
+from datasets.frey import open_frey
+from datasets.spec import DataError
+from datasets.torchvision_sets import open_cifar10, open_mnist
+
+_OPENERS: dict[str, Callable[..., Dataset]] = {
+    "celeba": open_celeba,
+    "frey": open_frey,
+    "dsprites": open_dsprites,
+    "folder": open_folder,
+    "mnist": open_mnist,
+    "cifar10": open_cifar10,
+}
+NAMES = tuple(_OPENERS)
+
+
+def default_root(name: str) -> Path:
+    """Where a data set is looked for when no root is given: `data/<name>` in the checkout."""
+    return Path(__file__).resolve().parents[1] / "data" / name
+
+
+def _opener(name: str) -> Callable[..., Dataset]:
+    if name not in _OPENERS:
+        near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "use folder for your own images."
+        raise DataError(f"no data set is called {name!r}; {hint} There are {', '.join(NAMES)}")
+    return _OPENERS[name]
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Options that a data set takes, beside root and split."""
+    return tuple(inspect.signature(_opener(name)).parameters)[2:]
+
+
+def open_dataset(name: str, root: str | Path | None = None, split: str = "train", **options: Any) -> Dataset:
+    """Open a split (train, valid, test; most also have all) of a data set, building its cache first where needed.
+
+    `root` is the folder with the data (default `data/<name>` in the checkout); `options` are those of the data set's
+    own function, such as `datasets.celeba.open_celeba`. ValueError, in one line with what to do: an unknown name, split
+    or option, missing data, unusable images (all of them named).
+    """
+    opener = _opener(name)
+    taken = option_names(name)
+    for option in options:
+        if option not in taken:
+            near = difflib.get_close_matches(option, taken, n=1)
+            hint = f"did you mean {near[0]}? It" if near else "it"
+            raise DataError(f"{name} has no option {option!r}; {hint} takes {', '.join(taken)}")
+    return opener(default_root(name) if root is None else Path(root).expanduser(), split, **options)
+
+
+def prepare(name: str, root: str | Path | None = None, **options: Any) -> dict[str, Dataset]:
+    """Open every split, with caches built and their checksums verified; returns the data sets by split."""
+    verify = {"verify": True} if "verify" in option_names(name) else {}
+    return {split: open_dataset(name, root, split, **verify, **options) for split in SPLITS}

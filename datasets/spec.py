@@ -1,0 +1,56 @@
+"""What a model learns of its data: the shape and the bit depth of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class DataError(ValueError):
+    """Something is wrong with the data or the options that a user gave; the message is one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Shape and bit depth of the images `[B, channels, height, width]` of a data set, values 0..2^num_bits - 1."""
+
+    channels: int
+    """Colour channels: 1 (grey) or 3 (RGB) in our data sets; models take any."""
+    height: int
+    """Rows in pixels."""
+    width: int
+    """Columns in pixels."""
+    num_bits: int = 8
+    """Bits of one value, 1 (binary) to 8."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one and bit depths outside 1..8."""
+        for field in ("channels", "height", "width"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"ImageSpec: {field} is {getattr(self, field)}; give 1 or more")
+        if not 1 <= self.num_bits <= 8:
+            raise ValueError(f"ImageSpec: num_bits is {self.num_bits}; give 1 to 8")
+
+    @property
+    def num_dims(self) -> int:
+        """Values of one image: the divisor of bits per dimension."""
+        return self.channels * self.height * self.width
+
+    @property
+    def max_value(self) -> int:
+        """The largest value of a pixel, 2^num_bits - 1."""
+        return (1 << self.num_bits) - 1
+
+
+def check_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Turn an image size, an int (square) or (height, width), into (height, width); DataError for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise DataError(f"size {size!r} makes no sense; give pixels, such as 64, or height and width, such as (48, 64)")
+    return pair[0], pair[1]
+
+
+def check_bits(num_bits: int) -> None:
+    """Refuse bit depths outside 1..8."""
+    if not 1 <= num_bits <= 8:
+        raise DataError(f"num_bits {num_bits} makes no sense for 8-bit images; choose 1 to 8")

@@ -1,0 +1,122 @@
+"""Held-out likelihood of a run: ELBO, rate, distortion, bits/dim, importance-weighted bound, beside a no-latents baseline.
+
+Examples:
+  python launch/evaluate.py --run runs/celeba-tiny-seed0
+  torchrun --standalone --nproc-per-node=gpu launch/evaluate.py --run runs/celeba-celeba64-seed0 --split test --iw-samples 1000
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
+
+from launch import baseline, cli, distributed, evaluation
+from launch.config import parse
+from launch.runs import SavedRun, open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate."""
+
+    run: Path
+    """Run folder."""
+    split: str = "test"
+    """train, valid or test."""
+    images: int | None = None
+    """Only the first so many images; default all of the split."""
+    iw_samples: int = 10
+    """Draws of the importance-weighted bound; 0 leaves it out. Published figures use 1,000."""
+    batch_size: int = 64
+    """Images at once and per process."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+    baseline: bool = True
+    """Fit and show the no-latents baseline."""
+    data_root: Path | None = None
+    """Where the data is now, if it moved since training."""
+    seed: int = 0
+    """Of the latent draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes GPUs where there are any."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.iw_samples < 0 or (self.images is not None and self.images < 1):
+            raise ValueError("--batch-size and --images must be 1 or more and --iw-samples 0 or more; change them")
+
+
+def open_data(run: SavedRun, split: str, data_root: Path | None) -> Any:
+    """The run's data set; the user may say where it is now."""
+    data = run.config.data if data_root is None else replace(run.config.data, data_root=data_root)
+    return data.open(split)
+
+
+def table(result: dict[str, Any], reference: dict[str, float] | None) -> str:
+    """The evaluation as aligned lines."""
+    rows = [
+        ("", "nats per image", "bits/dim"),
+        (
+            "negative ELBO",
+            f"{-result['elbo']:.2f} +- {result['elbo_95']:.2f}",
+            f"{result['bits_per_dim']:.4f} +- {result['bits_per_dim_95']:.4f}",
+        ),
+        ("  rate (KL)", f"{result['rate']:.2f}", ""),
+        ("  distortion", f"{result['distortion']:.2f}", ""),
+    ]
+    if "importance_bound" in result:
+        rows.append(
+            (
+                f"bound, {result['importance_draws']} draws",
+                f"{-result['importance_bound']:.2f}",
+                f"{result['importance_bits_per_dim']:.4f}",
+            )
+        )
+    if "legacy_bits_per_dim" in result:
+        rows.append(
+            ("negative ELBO, legacy edges", f"{-result['legacy_elbo']:.2f}", f"{result['legacy_bits_per_dim']:.4f}")
+        )
+    if reference is not None:
+        rows.append(
+            ("no latents (baseline)", f"{reference['negative_log_likelihood']:.2f}", f"{reference['bits_per_dim']:.4f}")
+        )
+    lines = [f"{name:30}{nats:>24}{bits:>22}" for name, nats, bits in rows]
+    lines.append(f"{'reconstruction':30}{result['psnr']:>21.2f} dB")
+    lines.append(f"{'active units':30}{result['active_units']:>18} of {result['num_units']}")
+    lines.append("KL per group, top first: " + " ".join(f"{v:.1f}" for v in result["kl_group"]))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, evaluate, print, and leave evaluation-<split>.json in the run folder."""
+    config = parse(EvaluateConfig, None, arguments, prog="evaluate.py", description=__doc__ or "")
+    run = open_run(config.run)
+    ranks = distributed.start(config.device)
+    data = open_data(run, config.split, config.data_root)
+    model, step, path = run.load_model(ranks.device, weights=config.weights)
+    result = evaluation.evaluate(
+        model,
+        data,
+        ranks,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_images=config.images,
+        importance_draws=config.iw_samples,
+    ).summary()
+    if not ranks.is_main:
+        return
+    train = open_data(run, "train", config.data_root) if config.baseline else None
+    reference = baseline.no_latents(train, data, config.images) if train is not None else None
+    print(
+        f"{config.run}, step {step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
+    )
+    print(table(result, reference))
+    record = {"checkpoint": path.name, "step": step, "split": config.split, "seed": config.seed, "data": data.name}
+    run.folder.write_json(f"evaluation-{config.split}.json", {**record, **result, "no_latents": reference})
+
+
+if __name__ == "__main__":
+    cli.main(main)

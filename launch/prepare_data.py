@@ -1,0 +1,34 @@
+"""Decode a data set once, ahead of training, and check it.
+
+Examples:
+  python launch/prepare_data.py --dataset celeba --data-root data/celeba
+  python launch/prepare_data.py --dataset dsprites --dsprites-source rendered
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
+
+import datasets
+from launch import cli
+from launch.config import DataConfig, parse
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, build or verify the cache, and say what there is."""
+    config = parse(DataConfig, DataConfig(), arguments, prog="prepare_data.py", description=__doc__ or "")
+    for split in datasets.SPLITS:
+        data = config.open(split)
+        spec = data.spec
+        factors = f", {len(data.factor_names)} factors" if data.factor_names else ""
+        print(
+            f"{data.name:24}{split:8}{len(data):>9,} images "
+            f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits{factors}"
+        )
+
+
+if __name__ == "__main__":
+    cli.main(main)

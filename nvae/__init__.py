@@ -1,0 +1,7 @@
+"""NVAE, a deep hierarchical VAE (Vahdat & Kautz 2020), for images of any size, channels and bits."""
+
+from nvae.config import NVAEConfig
+from nvae.model import NVAE, Features
+from nvae.objective import Loss, NVAEObjective, ObjectiveConfig
+
+__all__ = ["NVAE", "Features", "Loss", "NVAEConfig", "NVAEObjective", "ObjectiveConfig"]

@@ -1,0 +1,170 @@
+"""Residual cells: all the published kinds, built from their names."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nvae.batch_norm import Activation, BatchNorm, activate, checkpoint_contexts
+from nvae.convolution import DataInitConv2d, FactorizedReduce, UpsampleConv, WeightNormConv2d
+
+Resize = Literal["none", "down", "up"]
+RESIDUAL_SCALE = 0.1
+
+
+def upsample_nearest(x: Tensor) -> Tensor:
+    """Double height and width."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class ResidualOp(nn.Module):
+    """[Batch norm,] activation, [nearest doubling,] 3x3 convolution.
+
+    Without a batch norm (``res_elu``) the convolution is initialised from data instead.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, resize: Resize, activation: Activation, *, norm: bool, dilation: int
+    ) -> None:
+        super().__init__()
+        self.upsample = resize == "up"
+        self.activation: Activation = activation
+        self.norm = BatchNorm(in_channels, activation) if norm else None
+        conv = WeightNormConv2d if norm else DataInitConv2d
+        self.conv = conv(in_channels, out_channels, 3, stride=2 if resize == "down" else 1, dilation=dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C_in, H, W]`` -> ``[B, C_out, ...]``."""
+        x = activate(x, self.activation) if self.norm is None else self.norm(x)
+        x = upsample_nearest(x) if self.upsample else x
+        output: Tensor = self.conv(x)
+        return output
+
+
+class InvertedResidualOp(nn.Module):
+    """[Nearest doubling,] batch norm, 1x1 expansion, depthwise (or grouped) K x K, 1x1 projection, batch norm.
+
+    Batch norm and SiLU follow the first two convolutions. None of the three has a bias or a normalised weight.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, resize: Resize, *, expansion: int, kernel: int, groups: int
+    ) -> None:
+        super().__init__()
+        hidden = expansion * in_channels
+        if groups and hidden % groups:
+            raise ValueError(
+                f"{hidden} hidden channels ({expansion} x {in_channels}) do not divide into {groups} groups; "
+                f"choose channel counts that are multiples of {groups} or a depthwise cell_arch such as mbconv_sep"
+            )
+        self.upsample = resize == "up"
+        self.norm_in = BatchNorm(in_channels)
+        self.expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.norm_expand = BatchNorm(hidden, "silu")
+        self.depthwise = nn.Conv2d(
+            hidden,
+            hidden,
+            kernel,
+            stride=2 if resize == "down" else 1,
+            padding=(kernel - 1) // 2,
+            groups=groups or hidden,
+            bias=False,
+        )
+        self.norm_depthwise = BatchNorm(hidden, "silu")
+        self.project = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.norm_out = BatchNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C_in, H, W]`` -> ``[B, C_out, ...]``."""
+        x = upsample_nearest(x) if self.upsample else x
+        x = self.norm_expand(self.expand(self.norm_in(x)))
+        x = self.norm_depthwise(self.depthwise(x))
+        output: Tensor = self.norm_out(self.project(x))
+        return output
+
+
+INVERTED_RESIDUAL = re.compile(r"mconv_e(\d+)k(\d+)g(\d+)")
+
+
+def make_op(name: str, in_channels: int, out_channels: int, resize: Resize) -> nn.Module:
+    """The operation called ``name`` (see :class:`nvae.config.CellOps`)."""
+    if name in ("res_bnswish", "res_bnswish5"):
+        dilation = 2 if name == "res_bnswish5" else 1
+        return ResidualOp(in_channels, out_channels, resize, "silu", norm=True, dilation=dilation)
+    if name in ("res_bnelu", "res_elu"):
+        return ResidualOp(in_channels, out_channels, resize, "elu", norm=name == "res_bnelu", dilation=1)
+    if match := INVERTED_RESIDUAL.fullmatch(name):
+        expansion, kernel, groups = (int(number) for number in match.groups())
+        return InvertedResidualOp(in_channels, out_channels, resize, expansion=expansion, kernel=kernel, groups=groups)
+    raise ValueError(
+        f"unknown cell operation {name!r}; choose res_bnswish, res_bnswish5, res_bnelu, res_elu or mconv_e<x>k<k>g<g>"
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Scale channels by a gate computed from their averages (Hu et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the same shape."""
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class Cell(nn.Module):
+    """``skip(x) + 0.1 * gate(ops(x))``; the first operation resizes and changes the channels.
+
+    Args:
+        ops: names of the operations, in order.
+        in_channels: C_in.
+        out_channels: C_out.
+        resize: "down" halves, "up" doubles height and width.
+        squeeze_excite: gate the channels.
+        checkpointing: recompute the cell in the backward pass instead of storing its activations.
+    """
+
+    def __init__(
+        self,
+        ops: tuple[str, ...],
+        in_channels: int,
+        out_channels: int,
+        resize: Resize = "none",
+        *,
+        squeeze_excite: bool,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.skip: nn.Module
+        if resize == "down":
+            self.skip = FactorizedReduce(in_channels, out_channels)
+        elif resize == "up":
+            self.skip = UpsampleConv(in_channels, out_channels)
+        else:
+            self.skip = nn.Identity()
+        first = make_op(ops[0], in_channels, out_channels, resize)
+        rest = [make_op(name, out_channels, out_channels, "none") for name in ops[1:]]
+        self.ops = nn.Sequential(first, *rest)
+        self.gate = SqueezeExcite(out_channels) if squeeze_excite else nn.Identity()
+
+    def _run(self, x: Tensor) -> Tensor:
+        return torch.add(self.skip(x), self.gate(self.ops(x)), alpha=RESIDUAL_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C_in, H, W]`` -> ``[B, C_out, H', W']``."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self._run(x)
+        output: Tensor = checkpoint(
+            self._run, x, use_reentrant=False, preserve_rng_state=False, context_fn=checkpoint_contexts
+        )
+        return output

@@ -1,0 +1,196 @@
+"""What an NVAE is made of, as one frozen value that JSON and the command line can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+CellArch = Literal[
+    "res_mbconv",
+    "res_bnswish",
+    "res_bnelu",
+    "res_elu",
+    "mbconv_res",
+    "mbconv_sep",
+    "mbconv_sep11",
+    "mbconv_den",
+    "res35_mbconv",
+    "res53_mbconv",
+    "res55_mbconv",
+]
+LikelihoodName = Literal["auto", "bernoulli", "mixture", "normal"]
+Edges = Literal["exact", "legacy"]
+
+
+@dataclass(frozen=True)
+class CellOps:
+    """The operations, in order, that make up a cell in each part of the model.
+
+    Names: ``res_bnswish``, ``res_bnswish5`` (dilated), ``res_bnelu``, ``res_elu``, or an inverted residual
+    ``mconv_e<expansion>k<kernel>g<groups>`` (g0: depthwise).
+    """
+
+    preprocess: tuple[str, ...]
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+    postprocess: tuple[str, ...]
+
+
+def _everywhere(primitive: str) -> CellOps:
+    pair = (primitive, primitive)
+    return CellOps(pair, pair, pair, pair)
+
+
+def _inverted(primitive_pre_post: str, primitive_towers: str) -> CellOps:
+    outside, inside = (primitive_pre_post,), (primitive_towers,)
+    return CellOps(outside, inside, inside, outside)
+
+
+def _res_mbconv(*residual: str) -> CellOps:
+    return CellOps(residual, residual, ("mconv_e6k5g0",), ("mconv_e3k5g0",))
+
+
+_SWISH, _SWISH5 = "res_bnswish", "res_bnswish5"
+CELL_OPS: Mapping[str, CellOps] = MappingProxyType(
+    {
+        "res_mbconv": _res_mbconv(_SWISH, _SWISH),
+        "res_bnswish": _everywhere(_SWISH),
+        "res_bnelu": _everywhere("res_bnelu"),
+        "res_elu": _everywhere("res_elu"),
+        "mbconv_res": CellOps(("mconv_e3k5g0",), ("mconv_e6k5g0",), (_SWISH, _SWISH), (_SWISH, _SWISH)),
+        "mbconv_sep": _inverted("mconv_e3k5g0", "mconv_e6k5g0"),
+        "mbconv_sep11": _inverted("mconv_e3k5g0", "mconv_e6k11g0"),
+        "mbconv_den": _inverted("mconv_e3k5g8", "mconv_e6k5g8"),
+        "res35_mbconv": _res_mbconv(_SWISH, _SWISH5),
+        "res53_mbconv": _res_mbconv(_SWISH5, _SWISH),
+        "res55_mbconv": _res_mbconv(_SWISH5, _SWISH5),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NVAEConfig:
+    """Architecture of an NVAE (Vahdat & Kautz 2020, tables 6 and section 8 of the appendix for the published ones).
+
+    Everything about the images (channels, size, bits) comes from the data's ``ImageSpec`` instead.
+    """
+
+    num_scales: int = 3
+    """Resolutions that hold latents; each halves the one before."""
+    num_groups: int = 20
+    """Latent groups of the highest-resolution scale (of every scale where not adaptive)."""
+    adaptive_groups: bool = True
+    """Each coarser scale has half the groups of the finer one, at least min_groups."""
+    min_groups: int = 1
+    """Fewest groups of a scale where adaptive."""
+    groups_per_scale: tuple[int, ...] = ()
+    """Groups of each scale, highest resolution first; overrides the three fields above. Empty: use them."""
+    latent_channels: int = 20
+    """Latent channels of a group."""
+    channels_enc: int = 64
+    """Encoder channels at full resolution; doubled with every halving."""
+    channels_dec: int = 64
+    """Decoder channels at full resolution; doubled with every halving."""
+    preprocess_blocks: int = 1
+    """Halvings between the image and the first scale with latents."""
+    preprocess_cells: int = 2
+    """Cells of a pre-processing block; the last one halves."""
+    postprocess_blocks: int = 1
+    """Doublings after the last scale; must equal preprocess_blocks."""
+    postprocess_cells: int = 2
+    """Cells of a post-processing block; the first one doubles."""
+    cells_per_group_enc: int = 2
+    """Encoder cells before each group."""
+    cells_per_group_dec: int = 2
+    """Decoder cells before each group but the top one."""
+    num_mixtures: int = 10
+    """Components of the mixture of discretised logistics."""
+    num_flows: int = 0
+    """Pairs of autoregressive volume-preserving flow cells after each posterior (0: Gaussian posteriors)."""
+    cell_arch: CellArch = "res_mbconv"
+    """Published name of the cells. res_mbconv: 3x3 residuals bottom-up, depthwise 5x5 inverted residuals top-down."""
+    preprocess_ops: tuple[str, ...] = ()
+    """Operations of a pre-processing cell. Empty: those of cell_arch."""
+    encoder_ops: tuple[str, ...] = ()
+    """Operations of an encoder cell. Empty: those of cell_arch."""
+    decoder_ops: tuple[str, ...] = ()
+    """Operations of a decoder cell. Empty: those of cell_arch."""
+    postprocess_ops: tuple[str, ...] = ()
+    """Operations of a post-processing cell. Empty: those of cell_arch."""
+    squeeze_excite: bool = True
+    """Squeeze-and-excitation at the end of every cell."""
+    residual_posterior: bool = True
+    """Posteriors are parameterised relative to the prior (paper, section 3.2)."""
+    likelihood: LikelihoodName = "auto"
+    """p(x | z). auto: Bernoulli for 1-bit images, else the mixture of discretised logistics."""
+    likelihood_edges: Edges = "exact"
+    """exact: bins are probabilities. legacy: the published rule, whose 8-bit figures are slightly optimistic."""
+    padded_size: tuple[int, int] | None = None
+    """Height and width in pixels that images are zero-padded to. None: the next multiples of the stride."""
+    checkpointing: bool = False
+    """Recompute each cell in the backward pass: about a seventh of the activation memory for a third more time."""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions; turn the lists that JSON knows into tuples."""
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        _at_least_one(self, "num_scales", "num_groups", "min_groups", "latent_channels", "channels_enc", "channels_dec")
+        _at_least_one(self, "preprocess_cells", "postprocess_cells", "cells_per_group_enc", "cells_per_group_dec")
+        _at_least_one(self, "num_mixtures")
+        for name in ("preprocess_blocks", "postprocess_blocks", "num_flows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.preprocess_blocks != self.postprocess_blocks:
+            raise ValueError(
+                f"preprocess_blocks is {self.preprocess_blocks} but postprocess_blocks is {self.postprocess_blocks}: "
+                "the image would change its size; make them equal"
+            )
+        if self.groups_per_scale and (len(self.groups_per_scale) != self.num_scales or min(self.groups_per_scale) < 1):
+            raise ValueError(
+                f"groups_per_scale {self.groups_per_scale} does not fit num_scales {self.num_scales}; "
+                "give one positive number per scale, highest resolution first"
+            )
+        choices(self, "cell_arch", tuple(CELL_OPS))
+        choices(self, "likelihood", ("auto", "bernoulli", "mixture", "normal"))
+        choices(self, "likelihood_edges", ("exact", "legacy"))
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Groups of each scale, highest resolution first."""
+        if self.groups_per_scale:
+            return self.groups_per_scale
+        counts = [self.num_groups]
+        for _ in range(self.num_scales - 1):
+            counts.append(max(self.min_groups, counts[-1] // 2) if self.adaptive_groups else self.num_groups)
+        return tuple(counts)
+
+    @property
+    def ops(self) -> CellOps:
+        """Operations of the cells of each part."""
+        published = CELL_OPS[self.cell_arch]
+        return CellOps(
+            preprocess=self.preprocess_ops or published.preprocess,
+            encoder=self.encoder_ops or published.encoder,
+            decoder=self.decoder_ops or published.decoder,
+            postprocess=self.postprocess_ops or published.postprocess,
+        )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along one side of a position of the top group."""
+        return int(2 ** (self.preprocess_blocks + self.num_scales - 1))
+
+
+def choices(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a field of ``config`` that is none of ``allowed``."""
+    if getattr(config, name) not in allowed:
+        raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; give 1 or more")

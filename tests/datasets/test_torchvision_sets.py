@@ -1,0 +1,87 @@
+"""MNIST and CIFAR-10 through torchvision's classes, with small files of theirs or a stand-in."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+import datasets
+from datasets.spec import DataError
+
+
+@pytest.fixture
+def mnist_root(tmp_path: Path) -> Path:
+    """torchvision's layout: 30 training and 10 test images."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 30), ("t10k", 10)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + bytes(count))
+    return tmp_path
+
+
+def test_mnist_splits_and_grey_levels(mnist_root: Path) -> None:
+    splits = {
+        name: datasets.open_dataset("mnist", mnist_root, name, num_valid=8, binarise=False) for name in datasets.SPLITS
+    }
+    assert {name: len(data) for name, data in splits.items()} == {"train": 22, "valid": 8, "test": 10}
+    stored = (mnist_root / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()[16:]
+    both = torch.cat([splits["train"].images(range(22)), splits["valid"].images(range(8))])
+    np.testing.assert_array_equal(both.numpy().ravel(), np.frombuffer(stored, np.uint8))
+    spec = splits["train"].spec
+    assert (spec.channels, spec.height, spec.width, spec.num_bits) == (1, 28, 28, 8)
+
+
+def test_mnist_is_binarised_anew_in_every_draw(mnist_root: Path) -> None:
+    grey = datasets.open_dataset("mnist", mnist_root, num_valid=8, binarise=False).images(range(22)).double() / 255
+    data = datasets.open_dataset("mnist", mnist_root, num_valid=8, seed=5)
+    assert data.spec.num_bits == 1
+    draws = torch.stack([data.images(range(22), draw=draw) for draw in range(100)]).double()
+    assert draws.unique().tolist() == [0, 1]
+    z = (draws.mean(0) - grey) / (grey * (1 - grey) / 100 + 1e-4).sqrt()
+    assert z.abs().max() < 6
+    assert abs(float(z.mean())) < 0.05
+    assert torch.equal(data.images([3, 4], draw=9), draws[9, 3:5].to(torch.uint8))
+
+
+def test_without_a_valid_split_training_has_all(mnist_root: Path) -> None:
+    assert len(datasets.open_dataset("mnist", mnist_root, num_valid=0)) == 30
+    with pytest.raises(DataError, match="num_valid 0 leaves no images"):
+        datasets.open_dataset("mnist", mnist_root, "valid", num_valid=0)
+    with pytest.raises(DataError, match="makes no sense for 30 training images"):
+        datasets.open_dataset("mnist", mnist_root)
+
+
+def test_absent_data_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("mnist", "cifar10"):
+        with pytest.raises(DataError, match=f"no {name} in .*ask for it with download, or put"):
+            datasets.open_dataset(name, tmp_path)
+
+
+def test_cifar10_is_laid_out_by_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stand:
+        def __init__(self, root: Path, train: bool, download: bool) -> None:
+            assert (root, download) == (tmp_path, False)
+            self.data = np.random.default_rng(train).integers(0, 256, (20 if train else 6, 32, 32, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Stand)
+    options: dict[str, Any] = {"num_valid": 4}
+    data = datasets.open_dataset("cifar10", tmp_path, **options)
+    assert len(data) == 16
+    np.testing.assert_array_equal(data.images([5])[0].permute(1, 2, 0), Stand(tmp_path, True, False).data[5])
+    flips = datasets.open_dataset("cifar10", tmp_path, hflip=True, **options).images(range(16))
+    plain = data.images(range(16))
+    mirrored = (flips == plain.flip(-1)).flatten(1).all(dim=1)
+    assert 0 < int(mirrored.sum()) < 16
+    assert torch.equal(flips[~mirrored], plain[~mirrored])
+    test = datasets.open_dataset("cifar10", tmp_path, "test", hflip=True, num_bits=5, **options)
+    assert test.recipe["hflip"] is False
+    assert (len(test), int(test.images(range(6)).max())) == (6, 31)
