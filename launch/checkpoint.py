@@ -70,10 +70,15 @@ class _HashingFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hash = file, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.hash.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:  # torch's zip writer makes a RuntimeError of it that does not say why
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -85,7 +90,10 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
-    """Write the checkpoint of ``step`` and drop all but the newest ``keep``.
+    """Write the checkpoint of ``step`` and drop all but the newest ``keep`` up to it.
+
+    Checkpoints of later steps are not counted: a run that goes on from an earlier one has found them damaged, and they
+    must not push out good ones.
 
     Args:
         folder: made if missing.
@@ -101,11 +109,14 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> 
 
     def write(file: IO[bytes]) -> None:
         hashing = _HashingFile(file)
-        torch.save({"format": FORMAT, "step": step, **content}, hashing)  # type: ignore[arg-type]
+        try:
+            torch.save({"format": FORMAT, "step": step, **content}, hashing)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise hashing.failure or error from None
         write_text(_checksum_path(path), f"{hashing.hash.hexdigest()}  {path.name}\n")
 
     write_atomically(path, write)
-    for old in find(folder)[keep:]:
+    for old in [p for p in find(folder) if p.name <= path.name][keep:]:
         try:
             old.unlink()
             _checksum_path(old).unlink(missing_ok=True)

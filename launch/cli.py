@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 import torch
 
@@ -22,10 +24,31 @@ EXIT_DIVERGED = 3
 EXIT_OUT_OF_MEMORY = 4
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_INTERRUPTED = 130
+INSISTENCE_SECONDS = 3.0
 
 
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM), has saved a checkpoint, and may be resumed."""
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT; the loop asks at every step and all ranks stop together.
+
+    A worker gets the signal twice, from the group and from torchrun, so only a SIGINT that comes seconds later means
+    that a person does not want to wait.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._since = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and number == signal.SIGINT and now - self._since > INSISTENCE_SECONDS:
+            raise KeyboardInterrupt
+        self.asked, self._since = True, self._since or now
 
 
 def refuse_foreign_packages() -> None:

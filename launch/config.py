@@ -6,7 +6,11 @@ it builds; the parts that both models share stand here.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
+import math
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -99,8 +103,12 @@ class OptimConfig:
             raise ValueError(f"--ema-decay {self.ema_decay}; give a number in [0, 1)")
         if not 0.0 <= self.lr_warmup <= 1.0:
             raise ValueError(f"--lr-warmup {self.lr_warmup}; it is a part of the run, in [0, 1]")
-        if self.lr <= 0.0:
-            raise ValueError(f"--lr {self.lr}; give a positive number")
+        for name in ("lr", "optimizer_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give a positive number")
+        for name in ("lr_min", "weight_decay", "grad_clip", "grad_skip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +150,8 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"--timeout-minutes {self.timeout_minutes}; give a positive number")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
 
@@ -164,9 +174,10 @@ class LogConfig:
     """Images in each grid of samples and reconstructions."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "eval_images", "eval_batch_size", "iw_samples", "figure_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 1 or more")
+        for name in ("log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples", "figure_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +198,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _value_of(flag: str, arguments: list[str]) -> str | None:
+def typed_value(flag: str, arguments: list[str]) -> str | None:
     """The last value typed for ``--flag``, before anything else is parsed."""
     value = None
     for i, argument in enumerate(arguments):
@@ -200,16 +211,40 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 
 def typed_preset(arguments: list[str]) -> tuple[str | None, str | None]:
     """(preset, data set) as typed: they choose the defaults that the other flags then change."""
-    return _value_of("preset", arguments), _value_of("dataset", arguments)
+    return typed_value("preset", arguments), typed_value("dataset", arguments)
 
 
 def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, description: str) -> C:
-    """The configuration that ``arguments`` make of ``default``; ``--help`` and slips end the program (exit code 2)."""
+    """The configuration that ``arguments`` make of ``default``; ``--help`` ends the program.
+
+    Raises:
+        ValueError: an unknown flag (the nearest is offered) or a value that makes no sense, in one line.
+    """
     known: dict[str, Any] = {} if default is None else {"default": default}
-    config: C = tyro.cli(
-        kind, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **known
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config: C = tyro.cli(
+                kind, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **known
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_slip(said.getvalue(), prog)) from None
     return config
+
+
+def _slip(box: str, prog: str) -> str:
+    """What tyro says in a box of many lines, as our "what is wrong; what to do"."""
+    lines = [line.strip(" │|╭╮╰╯") for line in box.splitlines()]
+    parts = re.split(r"\n[-─]{4,}[^\n]*\n", "\n".join(lines))
+    wrong = " ".join(parts[1].split()) if len(parts) > 1 else " ".join(box.split())
+    wrong = re.sub(r"^Error parsing \w+: (?=.*; )", "", wrong)  # our own, which names its flag and its remedy
+    wrong = re.sub(r"^Missing from [\w.]+: (--[\w-]+).*", r"\1 is missing", wrong)
+    near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(parts[2:]))
+    if "; " in wrong:
+        return wrong
+    return f"{wrong.rstrip('.')}; {f'did you mean {near[1]}? ' if near else ''}see python launch/{prog} --help"
 
 
 def to_json(config: Any) -> dict[str, Any]:

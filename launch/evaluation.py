@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,10 @@ from metrics import elbo
 from metrics.likelihoods import ImageSpec
 
 DRAWS_PER_PASS = 128
+
+
+class Stopped(Exception):
+    """An evaluation was asked to stop, on some rank, before it was done."""
 
 
 def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
@@ -102,15 +106,21 @@ def evaluate(
     seed: int,
     num_images: int | None = None,
     importance_draws: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate ``model`` (in eval mode) on the first ``num_images`` of a data set, shared among the ranks.
 
     Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
+
+    Raises:
+        Stopped: ``should_stop`` said so on some rank; raised on all.
     """
     num_images = min(num_images or len(dataset), len(dataset))
     parts: list[tuple[int, dict[str, Tensor]]] = []
     channels: list[Tensor] = []
     for block, indices in _blocks(num_images, ranks, batch_size):
+        if should_stop():
+            break
         x = to_float(dataset.images(indices), dataset.spec, ranks.device)
         source = noise.generator(ranks.device, noise.EVALUATE, seed, block)
         output = model(x, noise.standard_normal(model.group_shapes, source, local=len(x)))
@@ -126,6 +136,8 @@ def evaluate(
             part["bound"] = elbo.importance_bound(_log_weights(model, x, importance_draws, source))
         parts.append((block, {name: value.cpu() for name, value in part.items()}))
         channels.append(torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x))
+    if any(ranks.maximum(should_stop())):
+        raise Stopped
     gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
     by_block = [part for _, part in sorted((p for parts, _ in gathered for p in parts), key=lambda p: p[0])]
     whole = {name: torch.cat([part[name] for part in by_block]) for name in by_block[0]}

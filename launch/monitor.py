@@ -49,30 +49,37 @@ class Monitor:
 
     def __init__(self, folder: Path, *, active: bool, resume_step: int = 0, total_steps: int = 0) -> None:
         self.active = active
+        self.evaluated = False  # whether the evaluation of ``resume_step`` is in the records
         if not active:
             return
         self._path = folder / "metrics.jsonl"
-        self._drop_after(resume_step)
+        self._first_step, self._total_steps = resume_step, total_steps
+        self._drop_lost_future()
         self._lines = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
         if not resume_step:
             self._writer.add_custom_scalars(CURVES)
         self._start = time.monotonic()
-        self._first_step, self._total_steps = resume_step, total_steps
         self._bar = tqdm(
             total=total_steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_lost_future(self) -> None:
+        """Drop records past the first step, and the final evaluation, which is made again."""
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                record = json.loads(line)
+                past = record["step"] > self._first_step
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
+            evaluated = record["step"] == self._first_step and "val/elbo" in record
+            if past or (evaluated and self._first_step == self._total_steps):
+                continue
+            self.evaluated = self.evaluated or evaluated
+            kept.append(line + "\n")
         write_text(self._path, "".join(kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -90,7 +97,7 @@ class Monitor:
         if self.active:
             self._writer.add_image(tag, image, step, dataformats="HWC")
 
-    def hparams(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def hparams(self, step: int, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """The run's settings and final scores for TensorBoard's HPARAMS tab, in the same run (``add_hparams`` makes another)."""
         if not self.active:
             return
@@ -98,7 +105,7 @@ class Monitor:
         for summary in hparams_summaries(simple, dict(scores)):
             self._writer._get_file_writer().add_summary(summary)
         for tag, value in scores.items():
-            self._writer.add_scalar(tag, value)
+            self._writer.add_scalar(tag, value, step)
 
     def progress(self, step: int, text: Mapping[str, float]) -> None:
         """Move the bar to ``step``; where stderr is no terminal print a line."""

@@ -83,26 +83,54 @@ class RunFolder:
         Raises:
             ValueError: it holds a run and ``resume`` is off, or something else; another process works in it.
         """
-        if self.config_path.exists() and not resume:
-            raise ValueError(
-                f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir"
-            )
+        self._refuse_a_run(resume)
         if self.path.exists() and not self.config_path.exists():
-            foreign = (
-                [p.name for p in self.path.iterdir() if p.name != ".lock"] if self.path.is_dir() else [self.path.name]
-            )
+            # hidden: the lock, and what a kill during the first write left
+            visible = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+            foreign = visible if self.path.is_dir() else [self.path.name]
             if foreign:
                 raise ValueError(
                     f"{self.path} exists and holds no run ({foreign[0]} is there); choose another --run-dir"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {self.path} can't be written ({error.strerror}); choose another --run-dir"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.release()
             raise ValueError(
                 f"another process is training in {self.path}; wait for it or choose another --run-dir"
             ) from None
+        try:
+            self._refuse_a_run(resume)  # again: another process may have come, and gone, in between
+        except ValueError:
+            self.release()
+            raise
+        for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+    def _refuse_a_run(self, resume: bool) -> None:
+        if self.config_path.exists() and not resume:
+            raise ValueError(
+                f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir"
+            )
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``name`` (JSON, atomically)."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,24 +19,12 @@ from launch.distributed import Ranks
 from launch.families import family_of
 from launch.model import VAE
 from launch.monitor import Monitor
-from launch.runs import RunFolder, as_module, changed_keys, load_state, write_config
+from launch.resuming import resume
+from launch.runs import RunFolder, as_module, write_config
 from launch.trainer import StepReport, Trainer, TrainState, new_state, resolve_precision
 from metrics import elbo
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
-
-
-class StopRequest:
-    """Notes SIGTERM and SIGINT; the loop asks at every step and all ranks stop together. A second one kills."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass
@@ -54,7 +40,9 @@ class Run:
     total_steps: int
     trainer: Trainer
     monitor: Monitor
-    stop: StopRequest
+    stop: cli.StopRequest
+    saved_step: int = 0
+    """Step of the newest checkpoint that is known to be on the disk."""
 
     @property
     def state(self) -> TrainState:
@@ -74,9 +62,11 @@ class Run:
             "config": to_json(self.config),
             "world_size": self.ranks.world_size,
             "global_batch": self.order.batch_size,
+            "num_images": self.order.num_images,
         }
         try:
             checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=self.config.run.keep_checkpoints)
+            self.saved_step = self.state.step
         except OSError as error:
             self.monitor.say(
                 f"warning: the checkpoint of step {self.state.step} could not be written ({error.strerror or error}); "
@@ -117,15 +107,19 @@ class Run:
     def evaluate(self, *, final: bool = False) -> dict[str, Any]:
         """Held-out numbers into the records; figures beside them."""
         log, model = self.config.log, self.state.averaged
-        result = evaluation.evaluate(
-            model,
-            self.valid_data,
-            self.ranks,
-            batch_size=log.eval_batch_size,
-            seed=self.config.run.seed,
-            num_images=None if final else log.eval_images,
-            importance_draws=log.iw_samples if final else 0,
-        ).summary()
+        try:
+            result = evaluation.evaluate(
+                model,
+                self.valid_data,
+                self.ranks,
+                batch_size=log.eval_batch_size,
+                seed=self.config.run.seed,
+                num_images=None if final else log.eval_images,
+                importance_draws=log.iw_samples if final else 0,
+                should_stop=lambda: self.stop.asked,
+            ).summary()
+        except evaluation.Stopped:
+            self._preempted()
         scalars = {f"val/{k}": v for k, v in result.items() if isinstance(v, float) and not k.endswith("_95")}
         scalars["val/negative_elbo"] = -result["elbo"]
         scalars["val/active_units"] = float(result["active_units"])
@@ -173,8 +167,11 @@ class Run:
         eval_every = self.every(self.config.log.eval_every, total // 10)
         save_every = self.every(run.checkpoint_every, min(1000, total // 20))
         end = min(total, run.stop_at_step or total)
-        since, last_logged = time.monotonic(), self.state.step
-        if self.state.step >= end:
+        step = self.state.step
+        if step and step % eval_every == 0 and step != total and not self.ranks.from_main(self.monitor.evaluated):
+            self.evaluate()  # the run was stopped between this step and its evaluation
+        since, last_logged = time.monotonic(), step
+        if step >= end:
             return
         pin = self.ranks.device.type == "cuda"
         with datasets.Loader(
@@ -189,7 +186,7 @@ class Run:
                 if step % log_every == 0 or step == end:
                     self.log_step(report, time.monotonic() - since, step - last_logged)
                     since, last_logged = time.monotonic(), step
-                if step % save_every == 0 or step == end or report.stop:
+                if step % save_every == 0 or step == end:
                     self.save()
                 if report.stop and step < end:
                     self._preempted()
@@ -197,10 +194,14 @@ class Run:
                     self.evaluate()
                     since, last_logged = time.monotonic(), step
 
-    def _preempted(self) -> None:
+    def _preempted(self) -> NoReturn:
+        step = self.state.step
+        if self.saved_step != step:
+            self.save()
         if self.ranks.is_main:
-            checkpoint.write_text(self.folder.path / "preempted", f"{self.state.step}\n")
-        raise cli.Preempted(f"stopped on request at step {self.state.step}, checkpoint saved; go on with --resume auto")
+            checkpoint.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
+        saved = "checkpoint saved" if self.saved_step == step else f"the last checkpoint is of step {self.saved_step}"
+        raise cli.Preempted(f"stopped on request at step {step}, {saved}; go on with --resume auto")
 
     def _stop_when_diverged(self, batch: datasets.Batch, report: StepReport) -> None:
         if self.state.num_bad_in_a_row < self.config.run.max_bad_steps:
@@ -287,32 +288,6 @@ def _claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
         raise ValueError(fault)
 
 
-def _resume(run: Run) -> None:
-    """Load the newest valid checkpoint, if there is one.
-
-    Raises:
-        ValueError: the settings that matter differ from those of the run; names them.
-    """
-    found = checkpoint.newest_valid(run.folder.checkpoints, lambda text: run.monitor.say(f"warning: {text}"))
-    for path, content in found:
-        changed = changed_keys(content["config"], to_json(run.config))
-        if changed:
-            raise ValueError(
-                f"{run.folder.path} was trained with other settings ({', '.join(changed[:6])}); "
-                "type the old ones or choose another --run-dir"
-            )
-        if content["global_batch"] != run.order.batch_size:
-            raise ValueError(
-                f"the run has a global batch of {content['global_batch']} images, these flags make {run.order.batch_size}; "
-                f"choose --batch-size and --accumulation so that x {run.ranks.world_size} process(es) it is "
-                f"{content['global_batch']}"
-            )
-        load_state(run.state.model, content["model"], str(path))
-        run.state.load_state_dict(content)
-        run.monitor.say(f"resumed from {path} at step {run.state.step}")
-        return
-
-
 def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) -> None:
     """Train what ``config`` says and leave a run folder.
 
@@ -322,7 +297,7 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
         dry_run: say what would happen, and stop.
     """
     run = config.run
-    stop = StopRequest()
+    stop = cli.StopRequest()
     ranks = distributed.start(run.device, run.timeout_minutes)
     torch.manual_seed(run.seed)
     train_data, valid_data = _open(config, ranks)
@@ -335,20 +310,28 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
         return
     config = replace(config, run=replace(run, run_dir=run.run_dir or default_run_dir(config)))
     assert config.run.run_dir is not None
-    folder = RunFolder(config.run.run_dir)
-    _claim(folder, config, ranks)
-    step = trainer_for(config, train_data.spec, ranks, total_steps)
-    resumed_at = _newest_step(folder, ranks)
-    with Monitor(folder.path, active=ranks.is_main, resume_step=resumed_at, total_steps=total_steps) as monitor:
-        running = Run(config, ranks, folder, train_data, valid_data, order, total_steps, step, monitor, stop)
-        _resume(running)
-        if ranks.is_main and not folder.config_path.exists():
-            write_config(folder, config, train_data)
-        (folder.path / "preempted").unlink(missing_ok=True)
-        started = time.monotonic()
-        running.loop()
-        if running.state.step >= total_steps:
-            _finish(running, time.monotonic() - started)
+    step = trainer_for(config, train_data.spec, ranks, total_steps)  # before the folder: what fails leaves nothing
+    with RunFolder(config.run.run_dir) as folder:
+        _claim(folder, config, ranks)
+        resumed_at = resume(
+            step.state, folder, config, ranks, num_images=order.num_images, global_batch=order.batch_size
+        )
+        if ranks.from_main(resumed_at >= total_steps and (folder.path / "summary.json").exists()):
+            if ranks.is_main:
+                print(f"{folder.path} is complete; next: python launch/evaluate.py --run {folder.path}")
+            return
+        if ranks.is_main:
+            if not resumed_at or not folder.config_path.exists():
+                write_config(folder, config, train_data)  # first: without it the folder is nobody's
+            (folder.path / "preempted").unlink(missing_ok=True)
+        with Monitor(folder.path, active=ranks.is_main, resume_step=resumed_at, total_steps=total_steps) as monitor:
+            running = Run(
+                config, ranks, folder, train_data, valid_data, order, total_steps, step, monitor, stop, resumed_at
+            )
+            started = time.monotonic()
+            running.loop()
+            if running.state.step >= total_steps:
+                _finish(running, time.monotonic() - started)
 
 
 def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -361,16 +344,6 @@ def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, dataset
         if ranks.is_main:
             ranks.barrier()
     return data
-
-
-def _newest_step(folder: RunFolder, ranks: Ranks) -> int:
-    """Step that will be resumed from, 0 for a fresh run: the records must know before they are opened."""
-    step = 0
-    if ranks.is_main:
-        for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None):
-            step = int(content["step"])
-            break
-    return ranks.from_main(step)
 
 
 def trainer_for(config: SharedConfig, spec: datasets.ImageSpec, ranks: Ranks, total_steps: int) -> Trainer:
@@ -397,7 +370,7 @@ def _finish(run: Run, seconds: float) -> None:
     }
     scores = {f"hparam/{k}": float(result[k]) for k in ("bits_per_dim", "elbo", "rate", "distortion", "psnr")}
     if all(math.isfinite(v) for v in scores.values()):
-        run.monitor.hparams({n: v for n, v, _ in differences(run.config, type(run.config)())}, scores)
+        run.monitor.hparams(run.state.step, {n: v for n, v, _ in differences(run.config, type(run.config)())}, scores)
     if run.ranks.is_main:
         run.folder.write_json("summary.json", summary)
         path = run.folder.path

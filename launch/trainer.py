@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,12 @@ from launch.model import VAE, Objective
 from launch.runs import as_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# torch 2.15 renamed DDP's switch for sending rank 0's buffers around before every forward pass.
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -103,13 +110,14 @@ class Trainer:
         self.state, self.config, self.ranks, self.total_steps = state, config, ranks, total_steps
         self.precision = resolve_precision(config.run.precision, ranks.device)
         self.parameters = list(as_module(state.model).parameters())
+        self.statistics = [b for b in as_module(state.model).buffers() if b.is_floating_point()]
         self.forward: Any = state.model
         if ranks.world_size > 1:
             self.forward = DistributedDataParallel(
                 as_module(state.model),
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-                broadcast_buffers=False,  # batch-norm statistics are computed over all ranks, so they agree already
                 gradient_as_bucket_view=True,
+                **_SYNC_BUFFERS,  # batch-norm statistics are computed over all ranks, so they agree already
             )
 
     def noise(self) -> list[Tensor]:
@@ -158,6 +166,7 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         x = to_float(images, state.model.spec, self.ranks.device)
+        before = [b.clone() for b in self.statistics]
         terms, kl, total = self._accumulate(x)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -171,6 +180,8 @@ class Trainer:
         self._apply(
             report, bad=any_bad_loss or any_bad_grad, overflow=any_bad_grad and not any_bad_loss, too_long=any_long
         )
+        if report.skipped and before:  # a forward pass that is not finite has spoilt the batch-norm statistics
+            torch._foreach_copy_(self.statistics, before)
         state.objective.after_step(report.skipped)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1

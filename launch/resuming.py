@@ -1,0 +1,65 @@
+"""Going on from a checkpoint: which one, and whether it is of the same run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from launch import checkpoint
+from launch.config import SharedConfig, to_json
+from launch.distributed import Ranks
+from launch.runs import RunFolder, changed_keys, load_state
+from launch.trainer import TrainState
+
+
+def _refuse_another_run(
+    content: dict[str, Any], folder: RunFolder, config: SharedConfig, ranks: Ranks, num_images: int, global_batch: int
+) -> None:
+    changed = changed_keys(content["config"], to_json(config))
+    if changed:
+        raise ValueError(
+            f"{folder.path} was trained with other settings ({', '.join(changed[:6])}); "
+            "type the old ones or choose another --run-dir"
+        )
+    if content["global_batch"] != global_batch:
+        raise ValueError(
+            f"the run has a global batch of {content['global_batch']} images, these flags make {global_batch}; choose "
+            f"--batch-size and --accumulation so that x {ranks.world_size} process(es) it is {content['global_batch']}"
+        )
+    if content["num_images"] != num_images:
+        raise ValueError(
+            f"the run was trained on {content['num_images']:,} images, now there are {num_images:,}; "
+            "bring the data back as it was or choose another --run-dir"
+        )
+
+
+def resume(
+    state: TrainState, folder: RunFolder, config: SharedConfig, ranks: Ranks, *, num_images: int, global_batch: int
+) -> int:
+    """Load the newest valid checkpoint into ``state``, if there is one; its step, or 0.
+
+    Nothing is written before a run that does not fit is refused.
+
+    Raises:
+        ValueError: the settings that matter or the data differ from those of the run (named), or the ranks do not see
+            the same checkpoints.
+    """
+
+    def warn(text: str) -> None:
+        if ranks.is_main:
+            print(f"warning: {text}", file=sys.stderr)
+
+    for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
+        _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
+        load_state(state.model, content["model"], str(path))
+        state.load_state_dict(content)
+        if ranks.is_main:
+            print(f"resumed from {path} at step {state.step}", file=sys.stderr)
+        break
+    steps = ranks.gather(state.step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path} (steps {', '.join(map(str, steps))}); "
+            "put --run-dir on storage that all machines share"
+        )
+    return state.step
