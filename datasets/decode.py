@@ -74,18 +74,18 @@ class Files:
 def folder_files(folder: Path, suffixes: tuple[str, ...]) -> Files:
     """List the image files of a tree, by path relative to it; hidden files and folders are skipped."""
     stamps: dict[str, tuple[int, int]] = {}
-    pending, visited = [(folder, "")], set()
+    pending: list[tuple[Path, str, frozenset[Path]]] = [(folder, "", frozenset())]
     while pending:
-        directory, prefix = pending.pop()
-        if (real := directory.resolve()) in visited:
+        directory, prefix, above = pending.pop()
+        real = directory.resolve()
+        if real in above:
             continue  # a link back up
-        visited.add(real)
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    pending.append((Path(entry.path), f"{prefix}{entry.name}/"))
+                    pending.append((Path(entry.path), f"{prefix}{entry.name}/", above | {real}))
                 elif entry.name.lower().endswith(suffixes):
                     stamps[prefix + entry.name] = _stamp(entry)
     return Files(where=folder, stamps=stamps)

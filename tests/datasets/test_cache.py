@@ -88,13 +88,15 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     assert build.calls == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "meta", "meta_field", "header"])
+@pytest.mark.parametrize("damage", ["cut", "longer", "empty", "gone", "meta", "meta_field", "header"])
 def test_plain_damage_is_found_always(tmp_path: Path, damage: str) -> None:
     build = Builder()
     open_it(tmp_path, build)
     array, (meta,) = array_file(tmp_path), tmp_path.glob("*.json")
     if damage == "cut":
         array.write_bytes(array.read_bytes()[:-3])
+    elif damage == "longer":
+        array.write_bytes(array.read_bytes() + b"x")
     elif damage == "empty":
         array.write_bytes(b"")
     elif damage == "gone":

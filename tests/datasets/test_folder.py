@@ -101,12 +101,13 @@ def test_orientation_is_followed_and_transparency_is_black(tmp_path: Path) -> No
     np.testing.assert_array_equal(data.images([0])[0].permute(1, 2, 0), turned)
 
     clear = np.full((4, 4, 4), 200, np.uint8)
-    clear[:2, :, 3], clear[2:, :, 3] = 0, 255
+    clear[:, :, 3] = np.array([0, 0, 255, 128])[:, None]
     (tmp_path / "clear").mkdir()
     Image.fromarray(clear).save(tmp_path / "clear" / "clear.png")
     pixels = datasets.open_dataset("folder", tmp_path / "clear", "all").images([0])[0]
     assert pixels[:, :2].unique().tolist() == [0]
-    assert pixels[:, 2:].unique().tolist() == [200]
+    assert pixels[:, 2].unique().tolist() == [200]
+    assert pixels[:, 3].unique().tolist() == [100]  # 200 * 128 / 255
 
 
 def test_all_unusable_images_are_named_at_once(root: Path) -> None:
