@@ -173,14 +173,16 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate."""
-        update = self.training and not getattr(_state, "frozen", False)
+        frozen = getattr(_state, "frozen", False)
         if self.training and num_ranks() > 1:
             moments = batch_moments(x)
-            if update:
+            if not frozen:
                 self.running_mean.lerp_(moments.mean, self.momentum)
                 self.running_var.lerp_(moments.unbiased_var(), self.momentum)
             return cross_rank_batch_norm(x, self.weight, self.bias, moments, self.activation)
-        mean, var = (self.running_mean, self.running_var) if update or not self.training else (None, None)
+        mean, var = self.running_mean, self.running_var
+        if frozen:  # copies, not None: a checkpoint's recomputation must save as many tensors as its forward pass
+            mean, var = mean.clone(), var.clone()
         y = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPS)
         return activate(y, self.activation)
 
@@ -196,7 +198,8 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
 
 def batch_norm_penalty(model: nn.Module) -> Tensor:
     """Sum over batch norms of max|gamma|, a scalar (paper, section 3.3)."""
-    return torch.stack([norm.weight.abs().max() for norm in batch_norms(model)]).sum()
+    largest = [norm.weight.abs().max() for norm in batch_norms(model)]
+    return torch.stack(largest).sum() if largest else next(model.parameters()).new_zeros(())
 
 
 Statistics = dict[str, Tensor]

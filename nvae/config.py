@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
+from metrics.likelihoods import Edges
+
 CellArch = Literal[
     "res_mbconv",
     "res_bnswish",
@@ -21,7 +23,6 @@ CellArch = Literal[
     "res55_mbconv",
 ]
 LikelihoodName = Literal["auto", "bernoulli", "mixture", "normal"]
-Edges = Literal["exact", "legacy"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ CELL_OPS: Mapping[str, CellOps] = MappingProxyType(
         "mbconv_res": CellOps(("mconv_e3k5g0",), ("mconv_e6k5g0",), (_SWISH, _SWISH), (_SWISH, _SWISH)),
         "mbconv_sep": _inverted("mconv_e3k5g0", "mconv_e6k5g0"),
         "mbconv_sep11": _inverted("mconv_e3k5g0", "mconv_e6k11g0"),
-        "mbconv_den": _inverted("mconv_e3k5g8", "mconv_e6k5g8"),
+        "mbconv_den": _inverted("mconv_e3k5g8", "mconv_e6k5g0"),
         "res35_mbconv": _res_mbconv(_SWISH, _SWISH5),
         "res53_mbconv": _res_mbconv(_SWISH5, _SWISH),
         "res55_mbconv": _res_mbconv(_SWISH5, _SWISH5),

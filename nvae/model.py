@@ -185,15 +185,14 @@ class NVAE(nn.Module):
         return VAEOutput(self.likelihood(self.padding.crop(parameters)), groups)
 
     def _group(self, i: int, state: Tensor | None, feature: Tensor | None, decision: Decision, batch: int) -> Group:
-        if i == 0:
+        if i == 0:  # raw zeros: mean 0, std 1.01, and nothing that a residual posterior could add to
             channels, height, width = self.group_shapes[0]
             prior_raw = self.output_conv.weight.new_zeros(batch, 2 * channels, height, width)
         else:
             assert state is not None
             prior_raw = self.prior_convs[i - 1](F.elu(state))
         posterior_raw = None if feature is None else self.posterior_convs[i](feature)
-        residual = self.config.residual_posterior and i > 0
-        prior, posterior = beliefs(prior_raw, posterior_raw, residual=residual)
+        prior, posterior = beliefs(prior_raw, posterior_raw, residual=self.config.residual_posterior)
         drawn = decision.draw(prior, posterior)
         if not decision.from_posterior or self.config.num_flows == 0:
             return Group(drawn, posterior, prior)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metrics.elbo import terms
 from nvae import NVAE, official
+from nvae.config import CELL_OPS
 from tests.nvae.published import ARGS, published_form, randomised
 from tests.nvae.twin import ARCHS, Twin
 
@@ -54,6 +55,12 @@ def test_the_twin_itself_against_golden_data(name: str, shared: Path) -> None:
     torch.testing.assert_close(
         twin.log_likelihood(raw, x).float(), -golden["eval"]["recon_loss"], rtol=TOLERANCE, atol=0.0
     )
+
+
+def test_tables_of_cells_agree() -> None:
+    """The twin reads groups off the weights, so only this notices a wrong one."""
+    ours = {name: (ops.preprocess, ops.encoder, ops.decoder, ops.postprocess) for name, ops in CELL_OPS.items()}
+    assert ours == {name: tuple(tuple(part) for part in parts) for name, parts in ARCHS.items()}
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHS))
