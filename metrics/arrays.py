@@ -64,7 +64,9 @@ def as_factors(factors: Array, name: str = "factors") -> Int64:
         raise ValueError(f"{name} have dtype {array.dtype}; give class indices 0, 1, 2, ... as integers")
     whole = array.astype(np.int64) if np.isfinite(array).all() else None
     if whole is None or not np.array_equal(whole, array):
-        raise ValueError(f"{name} {array.shape} hold values that are not whole numbers; give class indices 0, 1, 2, ...")
+        raise ValueError(
+            f"{name} {array.shape} hold values that are not whole numbers; give class indices 0, 1, 2, ..."
+        )
     if int(whole.min()) < 0:
         raise ValueError(f"{name} {array.shape} hold the negative value {int(whole.min())}; give class indices from 0")
     return whole
@@ -93,7 +95,9 @@ def labelled(codes: Array, factors: Array, name: str = "") -> Labelled:
     varying = factor_array.min(axis=0) != factor_array.max(axis=0)
     kept = tuple(int(k) for k in np.flatnonzero(varying))
     if not kept:
-        raise ValueError(f"no factor of {factor_array.shape} takes two values; there is nothing that a code could encode")
+        raise ValueError(
+            f"no factor of {factor_array.shape} takes two values; there is nothing that a code could encode"
+        )
     dropped = [int(k) for k in np.flatnonzero(~varying)]
     notes = (f"factors {dropped} take one value only and were dropped",) if dropped else ()
     return Labelled(code_array, factor_array[:, varying] if dropped else factor_array, kept, notes)
@@ -132,5 +136,7 @@ def as_sizes(factor_sizes: Sequence[int] | Array) -> Int64:
     sizes = to_numpy(np.asarray(factor_sizes) if not isinstance(factor_sizes, torch.Tensor) else factor_sizes)
     valid = sizes.ndim == 1 and sizes.size > 0 and sizes.dtype.kind in "iu" and int(sizes.min()) >= 1
     if not valid or int(sizes.max()) < 2:
-        raise ValueError(f"factor_sizes={sizes.tolist()} are not possible; give whole numbers from 1, one of them above 1")
+        raise ValueError(
+            f"factor_sizes={sizes.tolist()} are not possible; give whole numbers from 1, one of them above 1"
+        )
     return sizes.astype(np.int64)

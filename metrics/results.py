@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-Plain: TypeAlias = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 
 def to_plain(result: object) -> Plain:
@@ -32,4 +32,6 @@ def to_plain(result: object) -> Plain:
         return [to_plain(item) for item in result]
     if isinstance(result, dict):
         return {str(key): to_plain(value) for key, value in result.items()}
-    raise ValueError(f"{type(result).__name__} has no plain form; give a result, an array, a number, text or a collection")
+    raise ValueError(
+        f"{type(result).__name__} has no plain form; give a result, an array, a number, text or a collection"
+    )

@@ -52,7 +52,9 @@ def test_exact_masses_equal_scipy_logistic() -> None:
     for mean, scale in ((0.1, 0.05), (-0.9, 0.3), (1.1, 0.01)):
         cdf = stats.logistic(mean, scale).cdf
         mass = np.where(levels == 255, 1.0, cdf(upper)) - np.where(levels == 0, 0.0, cdf(lower))
-        ours = log_bin_mass(torch.tensor(levels).double(), torch.tensor(mean), torch.tensor(math.log(scale)).double(), 8)
+        ours = log_bin_mass(
+            torch.tensor(levels).double(), torch.tensor(mean), torch.tensor(math.log(scale)).double(), 8
+        )
         keep = mass > 1e-12  # below this the naive difference has no digits left, ours has
         np.testing.assert_allclose(ours.exp().numpy()[keep], mass[keep], rtol=1e-4, atol=1e-13)
 

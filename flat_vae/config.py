@@ -1,0 +1,48 @@
+"""What a flat VAE is made of, as one frozen value that JSON and the command line can carry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
+LikelihoodName = Literal["auto", "bernoulli", "normal", "mixture"]
+Initialisation = Literal["torch", "glorot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatVAEConfig:
+    """Architecture of a flat VAE; everything about the images comes from the data's ``ImageSpec`` instead."""
+
+    latent_dim: int = 10
+    """Latents D of the one group."""
+    network: NetworkName = "auto"
+    """burgess (64x64), mlp (any size), frey (even height and width), conv (any size); auto: burgess at 64x64, else conv."""
+    likelihood: LikelihoodName = "auto"
+    """auto: bernoulli for 1-bit images, else mixture (discretised logistics, as NVAE's: bits/dim compare)."""
+    normal_std: float | None = None
+    """Fixed std of likelihood normal, in pixels scaled to [-1, 1]; default: the decoder gives one for each pixel."""
+    num_mixtures: int = 5
+    """Logistics in likelihood mixture."""
+    conv_channels: int = 32
+    """Channels of the first layer of network conv."""
+    init: Initialisation = "glorot"
+    """glorot: Glorot & Bengio's uniform weights, zero biases; torch: its smaller default, which sticks at the mean image."""
+
+    def __post_init__(self) -> None:
+        """Refuse what builds no model."""
+        for name in ("latent_dim", "num_mixtures", "conv_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name, kind in (("network", NetworkName), ("likelihood", LikelihoodName), ("init", Initialisation)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")
+        if self.normal_std is None:
+            return
+        if self.likelihood != "normal":
+            raise ValueError(
+                f"normal_std is {self.normal_std} with likelihood {self.likelihood}; choose likelihood normal"
+            )
+        if not (math.isfinite(self.normal_std) and self.normal_std > 0.0):
+            raise ValueError(f"normal_std is {self.normal_std}; give a positive number, e.g. 0.5")

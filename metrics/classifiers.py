@@ -1,0 +1,76 @@
+"""The linear classifiers that carry several scores' definitions, with scikit-learn's warnings turned into notes.
+
+scikit-learn is imported where it is used: both models import this package for the ELBO and should not wait for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from metrics.arrays import Float64, Floats, Int64
+
+
+class Classifier(Protocol):
+    """What is used of a fitted classifier."""
+
+    classes_: Int64
+
+    def predict(self, features: Floats) -> Int64:
+        """Class of each row."""
+
+    def predict_proba(self, features: Floats) -> Float64:
+        """Probability of each class, [N, classes]."""
+
+
+class _Estimator(Protocol):
+    def fit(self, features: Floats, labels: npt.NDArray[np.int64]) -> object:
+        """Fit in place."""
+
+
+E = TypeVar("E", bound=_Estimator)
+
+
+def fit_with_notes(estimator: E, features: Floats, labels: Int64) -> tuple[E, tuple[str, ...]]:
+    """Fit; a solver that stopped at its limit becomes a note, any other warning stays a warning."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator.fit(features, labels)
+    notes: tuple[str, ...] = ()
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            notes = (
+                f"{type(estimator).__name__} stopped at its iteration limit (scikit-learn's default, as the peers)",
+            )
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return estimator, notes
+
+
+class OneClass:
+    """The only possible classifier where train rows hold one class."""
+
+    def __init__(self, only: int) -> None:
+        self.classes_: Int64 = np.array([only], dtype=np.int64)
+
+    def predict(self, features: Floats) -> Int64:
+        """The one class, for each row."""
+        return np.repeat(self.classes_, len(features))
+
+    def predict_proba(self, features: Floats) -> Float64:
+        """Certainty, [N, 1]."""
+        return np.ones((len(features), 1))
+
+
+def fitted_logistic(features: Floats, labels: Int64, *, seed: int) -> tuple[Classifier, tuple[str, ...]]:
+    """scikit-learn's LogisticRegression at its defaults (multinomial, lbfgs, C = 1, 100 iterations)."""
+    from sklearn.linear_model import LogisticRegression
+
+    if labels.min() == labels.max():
+        return OneClass(int(labels[0])), ("train rows hold one class",)
+    return fit_with_notes(LogisticRegression(random_state=seed), features, labels)

@@ -1,0 +1,115 @@
+"""The FactorVAE metric (Kim & Mnih 2018): the latent that varies least tells which factor was held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from metrics.arrays import Array, Float64, Floats, Int64, check_count
+from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid
+
+NUMBERS_AT_ONCE = 2**18  # of codes gathered from the table, so that the working set stays in cache
+
+
+@dataclass(frozen=True, eq=False)
+class FactorVAEMetric:
+    """Accuracy of the majority vote.
+
+    Args:
+        score: on fresh votes, in [1/K, 1]; 1/K where every latent is pruned.
+        train_score: on the votes that made the table.
+        votes: [D, K], train votes of each latent for each factor; its row's maximum is the table d -> k.
+        pruned: [D], latents that take no part: constant, or std at most ``prune_std`` times the prior's.
+        global_variance: [D], ddof 1.
+        baseline: 1/K.
+        num_draws: images looked at, num_distinct: how many of them differ, each encoded once.
+    """
+
+    score: float
+    train_score: float
+    votes: Int64
+    pruned: npt.NDArray[np.bool_]
+    global_variance: Float64
+    baseline: float
+    num_draws: int
+    num_distinct: int
+    seed: int
+    kept: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def factor_vae_metric(
+    code_of: CodeOf,
+    factor_sizes: Sequence[int] | Array,
+    *,
+    seed: int,
+    num_train: int = 10_000,
+    num_eval: int = 5_000,
+    batch_size: int = 64,
+    num_variance: int = 10_000,
+    prune_std: float = 0.05,
+    prior_std: float = 1.0,
+) -> FactorVAEMetric:
+    """Votes argmin_d Var_batch / Var_global over batches of images that share one factor's value.
+
+    A latent whose std is at most ``prune_std * prior_std`` is pruned: .05 of a standard-normal prior is the published
+    threshold (disentanglement_lib); ``prune_std=0`` prunes only exactly constant latents, which otherwise would give
+    0/0 and take every vote. Codes that live on another scale than the prior's say so by ``prior_std``.
+    """
+    for name, value in (("num_train", num_train), ("num_eval", num_eval)):
+        check_count(value, name)
+    check_count(batch_size, "batch_size", 2), check_count(num_variance, "num_variance", 2)
+    if not (prune_std >= 0 and prior_std > 0):
+        raise ValueError(f"prune_std={prune_std}, prior_std={prior_std} are not possible; give at least 0 and above 0")
+    grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
+    anywhere = rng.integers(grid.total, size=num_variance)
+    labels, factor, held, points = draw_fixed(grid, num_train + num_eval, batch_size, rng)
+    table, (rows_anywhere, rows) = encode_once(code_of, grid, anywhere, grid.fix(points, factor, held))
+    sample = table[rows_anywhere]
+    variance = sample.var(axis=0, ddof=1, dtype=np.float64)
+    # "At most" and not "below": with prune_std=0 this is the constant latents, whose variance may round above 0.
+    pruned = (np.sqrt(variance) <= prune_std * prior_std) | (sample.min(axis=0) == sample.max(axis=0))
+    num_factors, notes = len(grid.eligible), grid.notes
+    if pruned.any():
+        notes += (f"{int(pruned.sum())} latents with std at most {prune_std} x {prior_std} take no part",)
+    votes = np.zeros((len(variance), num_factors), dtype=np.int64)
+    score = train_score = 1.0 / num_factors
+    if pruned.all():
+        notes += ("every latent is pruned: the score is chance",)
+    else:
+        winner = np.flatnonzero(~pruned)[_least_varying(table, rows, variance, ~pruned)]
+        np.add.at(votes, (winner[:num_train], labels[:num_train]), 1)
+        correct = votes.argmax(axis=1)[winner] == labels
+        train_score, score = float(correct[:num_train].mean()), float(correct[num_train:].mean())
+    return FactorVAEMetric(
+        score=score,
+        train_score=train_score,
+        votes=votes,
+        pruned=pruned,
+        global_variance=variance,
+        baseline=1.0 / num_factors,
+        num_draws=num_variance + points.size,
+        num_distinct=len(table),
+        seed=seed,
+        kept=tuple(int(k) for k in grid.eligible),
+        notes=notes,
+    )
+
+
+def _least_varying(
+    table: Floats, rows: Int64, variance: Float64, taking_part: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.intp]:
+    """Among latents that take part, the one with the least variance ratio in each batch: rows [P, L] -> [P]."""
+    table = np.ascontiguousarray(table[:, taking_part])
+    num_points, batch_size = rows.shape
+    winner = np.empty(num_points, dtype=np.intp)
+    step = max(1, NUMBERS_AT_ONCE // (batch_size * table.shape[1]))
+    for start in range(0, num_points, step):
+        batch = table.take(rows[start : start + step], axis=0)  # [P, L, D]
+        batch -= batch.mean(axis=1, keepdims=True)
+        spread = np.einsum("pld,pld->pd", batch, batch) / (batch_size - 1)
+        winner[start : start + step] = (spread / variance[taking_part]).argmin(axis=1)
+    return winner

@@ -1,0 +1,227 @@
+"""Scores that are fair to a hierarchy: the group as the unit, and reduced codes at equal dimension.
+
+Groups are arrays [N, C, H, W] or [N, D], top group first; a flat model enters as D groups of one latent. Claims that
+these support: "factor x lives in groups a to b", "the code is (not) axis-aligned at equal dimension". Score untrained
+models of both kinds beside the trained ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from metrics.arrays import Array, Float64, Int64, as_factors, check_count, labelled, to_numpy
+from metrics.classifiers import fit_with_notes, fitted_logistic
+from metrics.discrete import bin_codes, entropy, mutual_information, prepare_labels, top_two_gap
+from metrics.mutual_information import MIG, MIGSup, mig, mig_sup
+from metrics.permutation import permutation_baseline
+from metrics.reductions import LARGEST_TOP, Kind, as_groups, halves, pca, reduce_groups, standardised
+
+Probe = Literal["logistic", "mlp"]
+DIMS = (5, 10, 20, 50)
+UNIFORM_SHARE = 1e-3  # mixed into a probe's prediction: an unforeseen class costs log(n / .001) nats, not infinity
+SMALL_PROBE = 64  # hidden units of the "mlp" probe
+
+
+@dataclass(frozen=True, eq=False)
+class GroupInformation:
+    """What groups say about factors, in nats: lower bounds by held-out probes.
+
+    Args:
+        score: group-MIG, mean over factors of the gap between the two groups that know most, over H(v_k).
+        per_factor: [K], group-MIG of each factor.
+        matrix: [L, K], I(G_l; v_k) >= H(v_k) - held-out cross entropy, at least 0.
+        cumulative: [L, K], I(G_1..G_l; v_k), never falling with l.
+        conditional_gain: [L, K], what group l adds to those above: differences of ``cumulative``, so estimates of
+            I(G_l; v_k | G_<l) and no bounds.
+        entropy: [K], H(v_k) of the test half.
+        num_train, num_test: points of the two halves.
+    """
+
+    score: float
+    per_factor: Float64
+    matrix: Float64
+    cumulative: Float64
+    conditional_gain: Float64
+    entropy: Float64
+    probe: Probe
+    num_train: int
+    num_test: int
+    seed: int
+    kept: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def group_information(
+    groups: Sequence[Array], factors: Array, *, seed: int, probe: Probe = "logistic", max_features: int = 32
+) -> GroupInformation:
+    """Information of each group, and of each with all above it, about factors [N, K].
+
+    A probe is fitted on one half of the points and its cross entropy taken on the other: a multinomial logistic
+    regression, or a network of 64 hidden units ("mlp", for factors that lie along curves, such as orientation). A
+    group of more than ``max_features`` numbers is first reduced by PCA, which keeps the bound a bound. For chance levels
+    run it under :func:`metrics.permutation_baseline`; held-out probes of noise give 0.
+    """
+    if probe not in ("logistic", "mlp"):
+        raise ValueError(f"probe={probe!r} is not known; choose 'logistic' or 'mlp'")
+    check_count(max_features, "max_features")
+    arrays = as_groups(groups)
+    data = labelled(arrays[0].reshape(len(arrays[0]), -1), factors)
+    fit, test = halves(len(data.codes), seed)
+    features = []
+    for array in arrays:
+        flat = array.reshape(len(array), -1)
+        features.append(standardised(pca(flat, fit, max_features, seed) if flat.shape[1] > max_features else flat, fit))
+    nats = entropy(prepare_labels(data.factors[test]))
+    above = [np.concatenate(features[: i + 1], axis=1) for i in range(len(features))]
+    alone, notes = _probe_all(features, data.factors, fit, test, nats, probe, seed)
+    joint, joint_notes = _probe_all(above[1:], data.factors, fit, test, nats, probe, seed)
+    cumulative = np.maximum.accumulate(np.maximum(np.concatenate([alone[:1], joint]), alone), axis=0)
+    per_factor = _share(top_two_gap(alone), nats)
+    return GroupInformation(
+        score=float(per_factor.mean()),
+        per_factor=per_factor,
+        matrix=alone,
+        cumulative=cumulative,
+        conditional_gain=np.diff(cumulative, axis=0, prepend=0.0),
+        entropy=nats,
+        probe=probe,
+        num_train=len(fit),
+        num_test=len(test),
+        seed=seed,
+        kept=data.kept,
+        notes=tuple(dict.fromkeys(data.notes + notes + joint_notes)),
+    )
+
+
+def _share(nats: Float64, total: Float64) -> Float64:
+    """Nats / total, 0 where the total is 0."""
+    return nats / np.where(total > 0, total, np.inf)
+
+
+def _probe_all(
+    features: list[Float64], factors: Int64, fit: Int64, test: Int64, nats: Float64, probe: Probe, seed: int
+) -> tuple[Float64, tuple[str, ...]]:
+    """Bound for each of the feature arrays [N, F] and each factor: ([arrays, K], notes)."""
+    bounds = np.zeros((len(features), factors.shape[1]))
+    notes: list[str] = []
+    for row, array in enumerate(features):
+        for k in range(factors.shape[1]):
+            cross_entropy, fit_notes = _cross_entropy(array, factors[:, k], fit, test, probe, seed)
+            bounds[row, k] = nats[k] - cross_entropy
+            notes.extend(fit_notes)
+    if (bounds < 0).any():
+        notes.append("a probe did worse than knowing nothing: its bound, which was below 0, is reported as 0")
+    return np.maximum(bounds, 0.0), tuple(notes)
+
+
+def _cross_entropy(
+    features: Float64, labels: Int64, fit: Int64, test: Int64, probe: Probe, seed: int
+) -> tuple[float, tuple[str, ...]]:
+    """Mean held-out cross entropy in nats of a probe; classes that it never saw keep the uniform share."""
+    if probe == "logistic":
+        model, notes = fitted_logistic(features[fit], labels[fit], seed=seed)
+    else:
+        from sklearn.neural_network import MLPClassifier
+
+        network = MLPClassifier((SMALL_PROBE,), alpha=1e-2, learning_rate_init=1e-2, max_iter=50, random_state=seed)
+        model, notes = fit_with_notes(network, features[fit], labels[fit])
+    num_classes = len(np.unique(labels))
+    probability = model.predict_proba(features[test])
+    column = np.clip(np.searchsorted(model.classes_, labels[test]), 0, len(model.classes_) - 1)
+    seen = model.classes_[column] == labels[test]
+    chosen = np.where(seen, probability[np.arange(len(test)), column], 0.0)
+    return float(-np.log((1 - UNIFORM_SHARE) * chosen + UNIFORM_SHARE / num_classes).mean()), notes
+
+
+def mic_over_scales(information: GroupInformation, scales: Sequence[int]) -> tuple[tuple[int, ...], Float64]:
+    """MIC of each scale: (the scales, ascending; [scales, K]) with (sum of I inside - sum outside) / H(v_k).
+
+    ``scales`` names the scale (say its resolution) of each group.
+    """
+    given = to_numpy(np.asarray(scales))
+    if given.shape != (len(information.matrix),):
+        raise ValueError(
+            f"scales {given.shape} do not match the {len(information.matrix)} groups; give one for each group"
+        )
+    distinct = np.unique(given)
+    sign = np.where(given == distinct[:, None], 1.0, -1.0)
+    return tuple(int(s) for s in distinct), _share(sign @ information.matrix, information.entropy)
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedScore:
+    """Scores of one reduction at one dimension.
+
+    Args:
+        dim: dimension asked for. num_latents: dimension reached; rows compare where these agree.
+        mig, mig_sup: of the reduced codes on the scored half.
+        information_threshold: I / H of a latent that chance reaches: 95 % quantile over shuffles of the largest cell.
+        mig_sup_threshold: the same for MIG-sup.
+    """
+
+    kind: Kind
+    dim: int
+    num_latents: int
+    mig: MIG
+    mig_sup: MIGSup
+    information_threshold: float
+    mig_sup_threshold: float
+    num_shuffles: int
+    seed: int
+    notes: tuple[str, ...]
+
+
+def reduced_scores(
+    groups: Sequence[Array],
+    factors: Array,
+    *,
+    seed: int,
+    kinds: Sequence[Kind] | None = None,
+    dims: Sequence[int] = DIMS,
+    num_shuffles: int = 20,
+    bins: int = 20,
+) -> list[ReducedScore]:
+    """MIG and MIG-sup of groups at equal dimension, for each kind of reduction and each of ``dims``.
+
+    Kinds by default: "pool", "moments", "pca", and "top" where the top group is small. Use the same call on a flat
+    model ([N, D] as one group) as the control.
+    """
+    arrays = as_groups(groups)
+    rows = as_factors(factors)
+    if len(rows) != len(arrays[0]):
+        raise ValueError(f"groups[0] {arrays[0].shape} and factors {rows.shape} differ in their points")
+    top: tuple[Kind, ...] = ("top",) if arrays[0][0].size <= LARGEST_TOP else ()
+    chosen: Sequence[Kind] = (*top, "pool", "moments", "pca") if kinds is None else kinds
+    return [_reduced_score(groups, rows, kind, dim, seed, num_shuffles, bins) for kind in chosen for dim in dims]
+
+
+def _reduced_score(
+    groups: Sequence[Array], factors: Int64, kind: Kind, dim: int, seed: int, num_shuffles: int, bins: int
+) -> ReducedScore:
+    reduced = reduce_groups(groups, kind, dim=dim, seed=seed)
+    data = labelled(reduced.codes, factors[reduced.rows])
+    score, supervised = mig(data.codes, data.factors, bins=bins), mig_sup(data.codes, data.factors, bins=bins)
+    binned = bin_codes(data.codes, bins)
+
+    def share(shuffled: Int64) -> Float64:
+        return mutual_information(binned, prepare_labels(shuffled), bins) / score.entropy
+
+    chance = permutation_baseline(share, data.factors, num_shuffles=num_shuffles, seed=seed)
+    gaps = top_two_gap(chance.draws, axis=2)[:, supervised.active]
+    chance_sup = float(np.quantile(gaps.mean(axis=1), 0.95)) if supervised.active.any() else 0.0
+    return ReducedScore(
+        kind=kind,
+        dim=dim,
+        num_latents=data.codes.shape[1],
+        mig=score,
+        mig_sup=supervised,
+        information_threshold=chance.threshold,
+        mig_sup_threshold=chance_sup,
+        num_shuffles=num_shuffles,
+        seed=seed,
+        notes=data.notes + reduced.notes,
+    )
