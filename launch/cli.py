@@ -34,17 +34,21 @@ class Preempted(Exception):
 class StopRequest:
     """Notes SIGTERM and SIGINT; the loop asks at every step and all ranks stop together.
 
+    Until ``deferred`` is set nothing is worth saving, and a signal ends the process at once.
+
     A worker gets the signal twice, from the group and from torchrun, so only a SIGINT that comes seconds later means
     that a person does not want to wait.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.deferred = False
         self._since = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.deferred:
+            raise Preempted("stopped on request before the first step; start it again with the same command")
         now = time.monotonic()
         if self.asked and number == signal.SIGINT and now - self._since > INSISTENCE_SECONDS:
             raise KeyboardInterrupt

@@ -87,6 +87,8 @@ class OptimConfig:
     """L2 penalty on all parameters (decoupled for adamw)."""
     optimizer_eps: float = 1e-3
     """The optimiser's epsilon: 1e-3 inside Adamax' infinity norm is NVAE's."""
+    rmsprop_decay: float = 0.99
+    """Of RMSprop's mean of squared gradients: torch's .99, Keras' .9. Its first steps are lr / sqrt(1 - decay) long."""
     grad_clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     grad_skip: float = 0.0
@@ -165,7 +167,9 @@ class LogConfig:
     eval_every: int | None = None
     """Steps between evaluations on the valid split; default a tenth of the run."""
     eval_images: int = 1024
-    """Images of an evaluation on the way; the one at the end takes all of the split."""
+    """Images of an evaluation on the way."""
+    final_eval_images: int | None = None
+    """Images of the evaluation at the end; default all of the split."""
     eval_batch_size: int = 64
     """Images per evaluation batch and process."""
     iw_samples: int = 10
@@ -235,16 +239,23 @@ def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, 
 
 
 def _slip(box: str, prog: str) -> str:
-    """What tyro says in a box of many lines, as our "what is wrong; what to do"."""
-    lines = [line.strip(" │|╭╮╰╯") for line in box.splitlines()]
-    parts = re.split(r"\n[-─]{4,}[^\n]*\n", "\n".join(lines))
-    wrong = " ".join(parts[1].split()) if len(parts) > 1 else " ".join(box.split())
+    """What tyro says in a box of many lines, drawn in ASCII or not, as our "what is wrong; what to do"."""
+    lines = [line.strip(" │|╭╮╰╯├┤") for line in box.strip().splitlines()]
+    is_rule = [re.search(r"[-─]{4}$", line) is not None for line in lines]
+    if lines and not is_rule[0]:  # in ASCII the title is a line of its own
+        lines, is_rule = lines[1:], is_rule[1:]
+    parts = (
+        "\n".join("\0" if rule else line for line, rule in zip(lines, is_rule, strict=True)).strip("\0\n").split("\0")
+    )
+    wrong = " ".join(parts[0].split())
     wrong = re.sub(r"^Error parsing \w+: (?=.*; )", "", wrong)  # our own, which names its flag and its remedy
     wrong = re.sub(r"^Missing from [\w.]+: (--[\w-]+).*", r"\1 is missing", wrong)
-    near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(parts[2:]))
+    near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(parts[1:]))
     if "; " in wrong:
         return wrong
-    return f"{wrong.rstrip('.')}; {f'did you mean {near[1]}? ' if near else ''}see python launch/{prog} --help"
+    return (
+        f"{wrong.rstrip('.')}; {f'did you mean {near[1]}? ' if near else ''}for all flags: python launch/{prog} --help"
+    )
 
 
 def to_json(config: Any) -> dict[str, Any]:

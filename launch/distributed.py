@@ -82,12 +82,30 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
     if num_gpus:
         torch.cuda.set_device(chosen)
     if world_size > 1:
+        timeout = datetime.timedelta(minutes=timeout_minutes)
         dist.init_process_group(
             "nccl" if num_gpus else "gloo",
-            timeout=datetime.timedelta(minutes=timeout_minutes),
+            store=_store(rank, world_size, local_size, timeout),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
             device_id=chosen if num_gpus else None,
         )
     return Ranks(rank, world_size, chosen)
+
+
+def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> dist.Store:
+    """Where the processes find each other, apart from what an earlier attempt left there.
+
+    After a crash torchrun (2.15) restarts its workers on the same store, and a rank that reads the address of another
+    from the attempt before waits for a port that nobody listens on. Only on one machine do all ranks know the number
+    of the attempt.
+    """
+    store: dist.Store
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    if local_size < world_size:
+        return store
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def finish() -> None:

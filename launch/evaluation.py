@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,23 @@ from launch import noise
 from launch.distributed import Ranks
 from launch.model import VAE
 from metrics import elbo
-from metrics.likelihoods import ImageSpec
+from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
 
 DRAWS_PER_PASS = 128
+
+
+class ImageSet(Protocol):
+    """What an evaluation needs of a data set."""
+
+    @property
+    def spec(self) -> datasets.ImageSpec:
+        """Shape and bit depth of its images."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def images(self, indices: Any) -> Tensor:
+        """uint8 levels [B, C, H, W]."""
 
 
 class Stopped(Exception):
@@ -28,6 +42,15 @@ class Stopped(Exception):
 def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
     """uint8 levels as floats in [0, 1] on ``device``."""
     return images.to(device, non_blocking=True).float().div_(2**spec.num_bits - 1)
+
+
+@dataclass(frozen=True)
+class OtherEdges:
+    """The same draws scored by a mixture's other edges, in nats."""
+
+    edges: Edges
+    log_likelihood: Tensor  # [N]
+    bound: Tensor | None  # [N]
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Evaluation:
     active_units: int
     num_units: int
     num_dims: int
+    other: OtherEdges | None = None
 
     @property
     def elbo(self) -> Tensor:
@@ -73,7 +97,31 @@ class Evaluation:
                 "importance_draws": self.bound_draws,
                 "importance_bits_per_dim": float(elbo.bits_per_dim(nats, self.num_dims)),
             }
+        return values | self._other_summary()
+
+    def _other_summary(self) -> dict[str, Any]:
+        """``<edges>_elbo`` and so on; with the exact edges a model is scored as a probability, with legacy as published."""
+        if self.other is None:
+            return {}
+        edges, bound = self.other.edges, self.other.bound
+        nats = float((self.other.log_likelihood - self.kl.sum(1)).double().mean())
+        values = {
+            f"{edges}_elbo": nats,
+            f"{edges}_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
+        }
+        if bound is not None:
+            nats = float(bound.double().mean())
+            values |= {
+                f"{edges}_importance_bound": nats,
+                f"{edges}_importance_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
+            }
         return values
+
+
+def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | None:
+    if not isinstance(likelihood, DiscretizedLogisticMixture):
+        return None
+    return likelihood.with_edges("legacy" if likelihood.edges == "exact" else "exact")
 
 
 def _blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
@@ -83,34 +131,47 @@ def _blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[in
             yield block, np.arange(first, min(first + batch_size, num_images))
 
 
-def _log_weights(model: VAE, x: Tensor, num_draws: int, source: torch.Generator) -> Tensor:
-    """[B, K] log importance weights; one bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images."""
+def _log_weights(
+    model: VAE, x: Tensor, num_draws: int, source: torch.Generator, *, both_edges: bool
+) -> tuple[Tensor, Tensor | None]:
+    """[B, K] log importance weights, also with a mixture's other edges if asked for.
+
+    One bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images.
+    """
     features = model.bottom_up(x)
     at_once = max(1, DRAWS_PER_PASS // len(x))
     weights: list[Tensor] = []
+    others: list[Tensor] = []
     for done in range(0, num_draws, at_once):
         count = min(at_once, num_draws - done)
         drawn = noise.standard_normal(model.group_shapes, source, local=len(x) * count)
-        output = model.from_features(features.repeat(count), drawn)
-        weights.append(elbo.log_weight(output, x.repeat_interleave(count, 0)).unflatten(0, (-1, count)))
-    return torch.cat(weights, dim=1)
+        output, repeated = model.from_features(features.repeat(count), drawn), x.repeat_interleave(count, 0)
+        weight = elbo.log_weight(output, repeated)
+        weights.append(weight.unflatten(0, (-1, count)))
+        other = _with_other_edges(output.likelihood) if both_edges else None
+        if other is not None:
+            gain = other.log_prob(repeated) - output.likelihood.log_prob(repeated)
+            others.append((weight + gain).unflatten(0, (-1, count)))
+    return torch.cat(weights, dim=1), torch.cat(others, dim=1) if others else None
 
 
 @torch.no_grad()
 def evaluate(
     model: VAE,
-    dataset: datasets.Dataset,
+    dataset: ImageSet,
     ranks: Ranks,
     *,
     batch_size: int,
     seed: int,
     num_images: int | None = None,
     importance_draws: int = 0,
+    both_edges: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate ``model`` (in eval mode) on the first ``num_images`` of a data set, shared among the ranks.
 
     Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
+    ``both_edges`` scores the same draws of a discretised mixture with its other edges too.
 
     Raises:
         Stopped: ``should_stop`` said so on some rank; raised on all.
@@ -118,6 +179,7 @@ def evaluate(
     num_images = min(num_images or len(dataset), len(dataset))
     parts: list[tuple[int, dict[str, Tensor]]] = []
     channels: list[Tensor] = []
+    edges: Edges = "exact"
     for block, indices in _blocks(num_images, ranks, batch_size):
         if should_stop():
             break
@@ -131,9 +193,15 @@ def evaluate(
             "kl": terms.kl,
             "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
         }
+        other = _with_other_edges(output.likelihood) if both_edges else None
+        if other is not None:
+            part["other_log_likelihood"], edges = other.log_prob(x), other.edges
         if importance_draws:
             source = noise.generator(ranks.device, noise.IMPORTANCE, seed, block)
-            part["bound"] = elbo.importance_bound(_log_weights(model, x, importance_draws, source))
+            weights, others = _log_weights(model, x, importance_draws, source, both_edges=both_edges)
+            part["bound"] = elbo.importance_bound(weights)
+            if others is not None:
+                part["other_bound"] = elbo.importance_bound(others)
         parts.append((block, {name: value.cpu() for name, value in part.items()}))
         channels.append(torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x))
     if any(ranks.maximum(should_stop())):
@@ -151,4 +219,9 @@ def evaluate(
         active_units=elbo.active_units(kl_per_channel),
         num_units=len(kl_per_channel),
         num_dims=dataset.spec.num_dims,
+        other=(
+            OtherEdges(edges, whole["other_log_likelihood"], whole.get("other_bound"))
+            if "other_log_likelihood" in whole
+            else None
+        ),
     )

@@ -46,6 +46,7 @@ class VAE(Protocol):
         *,
         pixels: Literal["mean", "sample"] = "mean",
         generator: torch.Generator | None = None,
+        pixel_temperature: float = 1.0,
     ) -> Tensor:
         """Images drawn from the prior."""
 

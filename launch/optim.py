@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -28,14 +29,16 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 def _apex_optimizer(name: str, torch_name: str) -> Any:
     """apex' fused optimiser; each of the three ways of not having it gets its own line."""
     instead = f"use --optimizer {torch_name}, torch's own"
-    try:
-        apex = importlib.import_module("apex")
-    except ImportError:
+    if importlib.util.find_spec("apex") is None:
         raise ModuleNotFoundError(
             f"--optimizer {name} needs NVIDIA's apex, which is not installed; {instead}, or build apex from NVIDIA's repository "
             "(the package called apex on the index is another project)"
-        ) from None
-    if not hasattr(apex, "__path__") or importlib.util.find_spec("apex.optimizers") is None:
+        )
+    try:
+        theirs = importlib.util.find_spec("apex.optimizers") is not None
+    except ImportError:  # no package, or one that does not even import
+        theirs = False
+    if not theirs:
         raise ModuleNotFoundError(f"the installed package apex is not NVIDIA's; {instead}, and uninstall that apex")
     try:
         importlib.import_module("amp_C")
@@ -57,7 +60,7 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
     params = list(parameters)
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, eps=config.optimizer_eps, **common)
+        return torch.optim.RMSprop(params, alpha=config.rmsprop_decay, eps=config.optimizer_eps, **common)
     common["eps"] = config.optimizer_eps
     if config.optimizer == "adamax":
         return torch.optim.Adamax(params, foreach=True, **common)

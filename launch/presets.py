@@ -108,7 +108,7 @@ def _tiny() -> NVAETrainConfig:
         model=TINY_MODEL,
         optim=OptimConfig(ema_decay=0.99),
         run=RunConfig(max_steps=600, batch_size=16),
-        log=LogConfig(log_every=10, eval_images=256, eval_batch_size=32),
+        log=LogConfig(log_every=10, eval_images=256, eval_batch_size=32, final_eval_images=1024),
     )
 
 

@@ -2,7 +2,7 @@
 
 Examples:
   python launch/sample.py --run runs/celeba-tiny-seed0 --temperature 0.7
-  python launch/sample.py --run runs/celeba-tiny-seed0 --num 64 --seed 3 --out samples.png
+  python launch/sample.py --run runs/celeba-tiny-seed0 --temperature 0.6 0.8 1 1 --num 64 --readjust-bn 100 --out samples.png
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
+from torch import Tensor
 
-from launch import cli, distributed, figures, noise
+from launch import batch_norm_cache, cli, distributed, figures, noise
 from launch.config import parse
+from launch.model import VAE
 from launch.runs import open_run
+from nvae import NVAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,12 @@ class SampleConfig:
     """Run folder."""
     num: int = 16
     """Images."""
-    temperature: float = 1.0
-    """Factor on every prior's standard deviation; below 1 for cleaner images."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Factor on the priors' standard deviations, below 1 for cleaner images: one number, or one per group, top first."""
+    pixel_temperature: float = 1.0
+    """With --pixels sample: lower means less noise."""
+    readjust_bn: int = 0
+    """Batches of samples that batch-norm statistics are estimated from again, for this temperature, once; 0: keep."""
     pixels: Literal["mean", "sample"] = "mean"
     """The likelihood's mean, or a draw from it."""
     seed: int = 0
@@ -47,6 +54,53 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.num < 1 or self.batch_size < 1:
             raise ValueError(f"--num {self.num} --batch-size {self.batch_size}; give 1 or more")
+        if self.readjust_bn < 0:
+            raise ValueError(f"--readjust-bn {self.readjust_bn}; give a number of batches, e.g. 100, or 0")
+        if not self.temperature:
+            raise ValueError("--temperature has no value; give one number or one per group")
+
+
+def _readjust(model: VAE, config: SampleConfig, path: Path, device: torch.device) -> None:
+    if not isinstance(model, NVAE):
+        raise ValueError("--readjust-bn: this model has no batch norms; leave it out")
+    batch_norm_cache.apply_reestimated(
+        model,
+        path,
+        weights=config.weights,
+        temperatures=config.temperature,
+        num_batches=config.readjust_bn,
+        batch_size=config.batch_size,
+        device=device,
+    )
+
+
+def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
+    """The images that were asked for, [N, C, H, W] in [0, 1].
+
+    Raises:
+        ValueError: a temperature of 0 or below, or not one per group.
+        FloatingPointError: images that are not finite.
+    """
+    num_groups = len(model.group_shapes)
+    if len(config.temperature) not in (1, num_groups):
+        raise ValueError(
+            f"--temperature has {len(config.temperature)} values for {num_groups} group(s); give one, or one per group"
+        )
+    temperature: Any = config.temperature[0] if len(config.temperature) == 1 else config.temperature
+    drawn = [
+        model.sample(
+            min(config.batch_size, config.num - done),
+            temperature,
+            pixels=config.pixels,
+            generator=source,
+            pixel_temperature=config.pixel_temperature,
+        )
+        for done in range(0, config.num, config.batch_size)
+    ]
+    images = torch.cat(drawn)
+    if not torch.isfinite(images).all():
+        raise FloatingPointError("samples are not finite; try --readjust-bn 100 or another checkpoint")
+    return images
 
 
 def main(arguments: list[str]) -> None:
@@ -54,17 +108,14 @@ def main(arguments: list[str]) -> None:
     config = parse(SampleConfig, None, arguments, prog="sample.py", description=__doc__ or "")
     run = open_run(config.run)
     ranks = distributed.start(config.device)
-    model, step, _ = run.load_model(ranks.device, weights=config.weights)
-    source = noise.generator(ranks.device, noise.FIGURES, config.seed)
-    drawn = [
-        model.sample(
-            min(config.batch_size, config.num - done), config.temperature, pixels=config.pixels, generator=source
-        )
-        for done in range(0, config.num, config.batch_size)
-    ]
-    name = f"samples_t{config.temperature:g}_seed{config.seed}.png"
-    path = figures.save(figures.grid(torch.cat(drawn)), config.out or run.folder.figures / name)
-    print(f"{config.num} samples of {config.run} (step {step:,}) at temperature {config.temperature:g}: {path}")
+    model, step, path = run.load_model(ranks.device, weights=config.weights)
+    if config.readjust_bn:
+        _readjust(model, config, path, ranks.device)
+    images = draw(model, config, noise.generator(ranks.device, noise.FIGURES, config.seed))
+    shown = "-".join(f"{t:g}" for t in config.temperature)
+    name = f"samples_t{shown}_seed{config.seed}.png"
+    saved = figures.save(figures.grid(images), config.out or run.folder.figures / name)
+    print(f"{config.num} samples of {config.run} (step {step:,}) at temperature {shown}: {saved}")
 
 
 if __name__ == "__main__":

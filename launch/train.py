@@ -25,6 +25,8 @@ from launch.trainer import StepReport, Trainer, TrainState, new_state, resolve_p
 from metrics import elbo
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+FIGURE_POOL = 1000  # images that figures of a whole distribution are drawn from
+FIGURE_POOL_PIXELS = 2**26  # and what they may take, a quarter GiB as floats
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Run:
                 self.ranks,
                 batch_size=log.eval_batch_size,
                 seed=self.config.run.seed,
-                num_images=None if final else log.eval_images,
+                num_images=log.final_eval_images if final else log.eval_images,
                 importance_draws=log.iw_samples if final else 0,
                 should_stop=lambda: self.stop.asked,
             ).summary()
@@ -147,13 +149,21 @@ class Run:
         for temperature in SAMPLE_TEMPERATURES:
             source = noise.generator(device, noise.FIGURES, self.config.run.seed)
             pictures[f"samples_t{temperature}"] = figures.grid(model.sample(count, temperature, generator=source))
-        shown = self.valid_data.images(range(min(count, len(self.valid_data))))
-        x = evaluation.to_float(shown, self.valid_data.spec, device)
+        x = self.spread_images(count)
         pictures["reconstruction"] = figures.pairs(x, model.reconstruct(x))
         pictures["kl_per_group"] = figures.kl_bars(kl_group)
+        spread = self.spread_images(FIGURE_POOL)
+        pictures |= family_of(self.config).figures(model, spread, self.config.run.seed)
         for name, picture in pictures.items():
             self.monitor.image(step, f"images/{name}", picture)
             figures.save(picture, self.folder.figures / f"{name}.png")
+
+    def spread_images(self, count: int) -> torch.Tensor:
+        """Up to ``count`` held-out images as floats, evenly spread over the split, fewer where they are large."""
+        data = self.valid_data
+        count = max(1, min(count, len(data), FIGURE_POOL_PIXELS // data.spec.num_dims))
+        chosen = [i * len(data) // count for i in range(count)]
+        return evaluation.to_float(data.images(chosen), data.spec, self.ranks.device)
 
     def loop(self) -> None:
         """Train from the state's step to the end, or to a stop.
@@ -265,6 +275,8 @@ def _announce(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
         f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
     )
+    for line in family_of(config).describe(config, spec):
+        print(line)
     needs = memory.count(config, spec)
     print(
         f"model  {needs.num_parameters / 1e6:.2f} M parameters; "
@@ -310,7 +322,7 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
         return
     config = replace(config, run=replace(run, run_dir=run.run_dir or default_run_dir(config)))
     assert config.run.run_dir is not None
-    step = trainer_for(config, train_data.spec, ranks, total_steps)  # before the folder: what fails leaves nothing
+    step = trainer_for(config, train_data, ranks, total_steps)  # before the folder: what fails leaves nothing
     with RunFolder(config.run.run_dir) as folder:
         _claim(folder, config, ranks)
         resumed_at = resume(
@@ -320,6 +332,7 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
             if ranks.is_main:
                 print(f"{folder.path} is complete; next: python launch/evaluate.py --run {folder.path}")
             return
+        stop.deferred = True  # from here on there may be something to save
         if ranks.is_main:
             if not resumed_at or not folder.config_path.exists():
                 write_config(folder, config, train_data)  # first: without it the folder is nobody's
@@ -346,19 +359,19 @@ def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, dataset
     return data
 
 
-def trainer_for(config: SharedConfig, spec: datasets.ImageSpec, ranks: Ranks, total_steps: int) -> Trainer:
+def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
     """A fresh model, objective, optimiser and what steps them; the same weights on every rank."""
     family = family_of(config)
-    model = family.build_model(config, spec)
+    model = family.build_model(config, data.spec)
     as_module(model).to(ranks.device)
-    objective = family.build_objective(config, model, total_steps)
+    objective = family.build_objective(config, model, total_steps, len(data))
     as_module(objective).to(ranks.device)
     state = new_state(model, objective, config, ranks.device)
     return Trainer(state, config, ranks, total_steps)
 
 
 def _finish(run: Run, seconds: float) -> None:
-    """The last evaluation, on the whole split, and what to look at."""
+    """The last evaluation, and what to look at."""
     result = run.evaluate(final=True)
     summary = {
         "step": run.state.step,

@@ -22,12 +22,12 @@ def main(arguments: list[str]) -> None:
     """Parse, then train."""
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
-    preset = flat_presets.flat_vae(arguments)
+    preset, defaults = flat_presets.flat_vae(arguments)
     listed = "\n".join(f"  {name:12}{p.summary}" for name, p in flat_presets.FLAT_PRESETS.items())
     described = (
         f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
     )
-    chosen = config.parse(FlatTrainConfig, preset, arguments, prog="train_flat_vae.py", description=described)
+    chosen = config.parse(FlatTrainConfig, defaults, arguments, prog="train_flat_vae.py", description=described)
     train.train(_resolved(chosen), _resolved(preset), dry_run=dry_run)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import datasets
 from launch import noise, optim
 from launch.config import SharedConfig
 from launch.distributed import Ranks
@@ -220,10 +218,3 @@ def new_state(model: VAE, objective: Objective, config: SharedConfig, device: to
         scaler=torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=precision == "fp16"),
         ema=ExponentialMovingAverage(module, config.optim.ema_decay) if config.optim.ema_decay else None,
     )
-
-
-def batches(state: TrainState, dataset: datasets.Dataset, order: datasets.Batches, *, pin: bool) -> Iterator[Tensor]:
-    """Images of the coming steps, read ahead."""
-    with datasets.Loader(dataset, order, state.step, pin_memory=pin) as loader:
-        for batch in loader:
-            yield batch.images

@@ -1,0 +1,230 @@
+"""Look into a model's latents: traverse, interpolate, swap groups, reconstruct from the top groups; PNG grids and GIFs.
+
+Examples:
+  python launch/traverse.py --run runs/celeba-tiny-seed0 --group 1 --by axis
+  python launch/traverse.py --run runs/celeba-tiny-seed0 --show interpolate --image 3 --other 8
+  python launch/traverse.py --run runs/celeba-tiny-seed0 --show swap --group 0 --image 3 --other 8
+  python launch/traverse.py --run runs/celeba-tiny-seed0 --show top --temperature 0.7
+
+Flat VAEs have one group, number 0. Pictures go into <run>/figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from launch import checkpoint, cli, distributed, evaluation, figures, noise
+from launch.config import parse
+from launch.evaluate import open_data
+from launch.figures import Picture
+from launch.hierarchy import Hierarchy, hierarchy_of
+from launch.runs import open_run
+from nvae import NVAE, latents
+from nvae.posterior import PosteriorMean
+
+MILLISECONDS = 120  # of a frame of a GIF
+Show = Literal["traverse", "interpolate", "swap", "top"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraverseConfig:
+    """What to show."""
+
+    run: Path
+    """Run folder."""
+    show: Show = "traverse"
+    """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
+    top: reconstruct from the top 1, 2, ... groups, the rest drawn from their priors."""
+    by: Literal["channel", "latent", "axis"] = "channel"
+    """What a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
+    group: int = 0
+    """Group to traverse or to swap, 0 is the top one."""
+    rows: int = 8
+    """Rows of traverse: the channels or latents with the highest KL, or the first axes."""
+    range: tuple[float, float] = (-2.0, 2.0)
+    """Ends of a traversal, in standard deviations of the prior (of an axis: of the images)."""
+    steps: int = 9
+    """Images of a traversal or an interpolation."""
+    below: latents.Below = "coordinates"
+    """What the groups under a moved one keep: their place relative to their priors, their values, or nothing."""
+    image: int = 0
+    """Index of the image in the split."""
+    other: int = 1
+    """The second image, of interpolate and swap."""
+    images: int = 64
+    """Images that the KL is averaged over and axes are found in."""
+    temperature: float = 0.7
+    """Of the groups that top draws."""
+    split: str = "test"
+    """train, valid or test."""
+    data_root: Path | None = None
+    """Where the data is now, if it moved since training."""
+    out: Path | None = None
+    """Folder; default <run>/figures."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+    seed: int = 0
+    """Of draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.steps < 2 or self.images < 2:
+            raise ValueError(
+                f"--rows {self.rows} --steps {self.steps} --images {self.images}; give at least 1 row, 2 steps, 2 images"
+            )
+        low, high = self.range
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(f"--range {low:g} {high:g}; give two numbers, the lower one first")
+
+
+def kl_map(hierarchy: Hierarchy, x: Tensor, group: int) -> Tensor:
+    """KL of each latent of a group in nats, mean over images, [C, H, W]; groups above are at their means."""
+    features = hierarchy.bottom_up(x)
+    decisions = [PosteriorMean() for _ in hierarchy.group_shapes]
+    return hierarchy.top_down(decisions, features).groups[group].kl().mean(0)
+
+
+def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tuple[str, latents.Axis]]:
+    """Names and axes of the rows, those with the highest KL (or variance) first."""
+    group = config.group
+    channels, height, width = hierarchy.group_shapes[group]
+    if config.by == "axis":
+        count = min(config.rows, len(x) - 1, channels * height * width)
+        found = latents.principal_axes(_as_nvae(hierarchy), x, group, count)
+        return [(f"axis {i}", axis) for i, axis in enumerate(found)]
+    kl = kl_map(hierarchy, x, group)
+    zeros = torch.zeros_like(kl)
+    scores = kl.sum((1, 2)) if config.by == "channel" else kl.flatten()
+    rows: list[tuple[str, latents.Axis]] = []
+    for index in scores.argsort(descending=True)[: config.rows].tolist():
+        direction = zeros.clone()
+        if config.by == "channel":
+            direction[index], name = 1.0, f"channel {index}"
+        else:
+            direction.view(-1)[index] = 1.0
+            place = [int(i) for i in np.unravel_index(index, (channels, height, width))]
+            name = f"latent {','.join(map(str, place))}"
+        rows.append((f"{name} ({float(scores[index]):.2f} nats)", latents.Axis(group, direction, zeros)))
+    return rows
+
+
+def _as_nvae(hierarchy: Hierarchy) -> NVAE:
+    """``hierarchy`` for nvae.latents, whose functions used here ask of an NVAE only what every hierarchy has."""
+    return cast(NVAE, hierarchy)
+
+
+def _traverse(hierarchy: Hierarchy, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
+    values = torch.linspace(*config.range, config.steps).tolist()
+    rows: list[Tensor] = []
+    for name, axis in axes_of(hierarchy, x, config):
+        print(f"row {len(rows)}: {name}")
+        rows.append(latents.traverse(_as_nvae(hierarchy), chosen, axis, values, config.below)[:, 0])
+    return torch.stack(rows)
+
+
+def _swap(hierarchy: Hierarchy, pair: Tensor, group: int) -> Tensor:
+    """Rows: the two images, their reconstructions, those with the group exchanged."""
+    model = _as_nvae(hierarchy)
+    plain = torch.cat(latents.swap(model, pair[:1], pair[1:], []))
+    return torch.stack([pair, plain, torch.cat(latents.swap(model, pair[:1], pair[1:], [group]))])
+
+
+def _top(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
+    """Rows: draws with the top 1, 2, ... groups of the image kept; in the first column the rest at their prior means."""
+    model = _as_nvae(hierarchy)
+    decisions = [PosteriorMean() for _ in hierarchy.group_shapes]
+    groups = hierarchy.top_down(decisions, hierarchy.bottom_up(x)).groups
+    zs = [group.z.expand(config.steps - 1, -1, -1, -1) for group in groups]
+    rows = []
+    for kept in range(1, len(zs) + 1):
+        mean = latents.decode_top(model, [z[:1] for z in zs], kept)
+        drawn = latents.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
+        rows.append(torch.cat([mean, drawn]))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def show(hierarchy: Hierarchy, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
+    """Images [rows, columns, C, H, W] in [0, 1].
+
+    Args:
+        hierarchy: in evaluation mode.
+        x: images [N, C, H, W] that KL and axes are from.
+        pair: the image, and the one that it goes to or swaps with, [2, C, H, W].
+        config: what to show.
+
+    Raises:
+        ValueError: a group or a temperature that the model does not take; groups asked of a model with one.
+    """
+    model = _as_nvae(hierarchy)
+    latents.check_group(model, config.group)
+    if config.show == "traverse":
+        return _traverse(hierarchy, x, pair[:1], config)
+    if config.show == "interpolate":
+        return latents.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
+    if len(hierarchy.group_shapes) < 2:
+        raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
+    if config.show == "swap":
+        return _swap(hierarchy, pair, config.group)
+    return _top(hierarchy, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))
+
+
+def save_gif(frames: list[Picture], path: Path) -> Path:
+    """Write a GIF that runs forth and back for ever, whole or not at all."""
+    pictures = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomically(
+        path,
+        lambda file: pictures[0].save(
+            file, format="gif", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0
+        ),
+    )
+    return path
+
+
+def _name(config: TraverseConfig) -> str:
+    names: dict[str, Any] = {
+        "traverse": f"traverse_g{config.group}_{config.by}_i{config.image}",
+        "interpolate": f"interpolate_i{config.image}-{config.other}",
+        "swap": f"swap_g{config.group}_i{config.image}-{config.other}",
+        "top": f"top_t{config.temperature:g}_i{config.image}_seed{config.seed}",
+    }
+    return str(names[config.show])
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, decode, save, and say where."""
+    config = parse(TraverseConfig, None, arguments, prog="traverse.py", description=__doc__ or "")
+    run = open_run(config.run)
+    ranks = distributed.start(config.device)
+    model, step, _ = run.load_model(ranks.device, weights=config.weights)
+    hierarchy = hierarchy_of(model)
+    latents.check_group(_as_nvae(hierarchy), config.group)
+    data = open_data(run, config.split, config.data_root)
+    for index in (config.image, config.other):
+        if not 0 <= index < len(data):
+            raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")
+    several, pair = np.arange(min(config.images, len(data))), np.array([config.image, config.other])
+    x, chosen = (evaluation.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
+    rows = show(hierarchy, x, chosen, config).cpu()
+    folder, name = config.out or run.folder.figures, _name(config)
+    saved = [figures.save(figures.grid(rows.flatten(0, 1), columns=rows.shape[1]), folder / f"{name}.png")]
+    if config.show in ("traverse", "interpolate"):
+        frames = [figures.grid(column) for column in rows.transpose(0, 1)]
+        saved.append(save_gif(frames, folder / f"{name}.gif"))
+    print(f"{config.show} of {config.run} (step {step:,}): {', '.join(map(str, saved))}")
+
+
+if __name__ == "__main__":
+    cli.main(main)
