@@ -2,7 +2,7 @@
 
 from datasets import dsprites
 from datasets.arrays import SPLITS, Dataset
-from datasets.batches import Batches, shard
+from datasets.batches import Batches, shard, spread
 from datasets.loader import Batch, Loader
 from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
 from datasets.spec import DataError, ImageSpec
@@ -22,4 +22,5 @@ __all__ = [
     "option_names",
     "prepare",
     "shard",
+    "spread",
 ]

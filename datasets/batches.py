@@ -78,6 +78,18 @@ class Batches:
         return epoch, self.order(epoch)[start : start + self.local_batch_size].copy()
 
 
+def spread(num_images: int, count: int | None = None) -> Int64:
+    """Indices of ``count`` images spread evenly over a split, in order; all of them by default.
+
+    A part of a split is never its first images: dSprites and folders are sorted, and their first images are alike.
+    """
+    if count is None or count >= num_images:
+        return np.arange(num_images)
+    if count < 1:
+        raise DataError(f"{count} images make no sense; give 1 or more")
+    return np.arange(count) * num_images // count
+
+
 def shard(num_images: int, rank: int, world_size: int, batch_size: int) -> Iterator[Int64]:
     """Yield a rank's batches of indices for evaluation: over all ranks every image exactly once, in order, no padding.
 

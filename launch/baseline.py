@@ -16,7 +16,7 @@ def _counts(dataset: datasets.Dataset, limit: int) -> torch.Tensor:
     """How often each value takes each level, [P, 2^bits], over at most ``limit`` evenly spaced images."""
     spec = dataset.spec
     counts = torch.zeros(spec.num_dims, 2**spec.num_bits, dtype=torch.int64)
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(np.int64))
+    chosen = datasets.spread(len(dataset), limit)
     for block in np.array_split(chosen, -(-len(chosen) // 256)):
         count_levels(counts, dataset.images(block))
     return counts

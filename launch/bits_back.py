@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import constriction
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,8 +39,14 @@ WINDOW = 6.0  # a posterior's code covers so many of its standard deviations to 
 MOST_HALVINGS = 13  # a grid of 2 * REACH * 2^13 points still leaves each of 2^24 probabilities apart
 SPARE_WORDS = 4  # of the coder's own state, beside the bits that were never read
 
-_models = constriction.stream.model
-Coder = constriction.stream.stack.AnsCoder
+
+def _stream() -> Any:
+    """The entropy coders of the package constriction, which nothing else here needs."""
+    try:
+        import constriction
+    except ModuleNotFoundError as error:
+        raise ValueError("the package constriction is missing; pip install constriction") from error
+    return constriction.stream
 
 
 def check_codable(model: VAE) -> None:
@@ -136,7 +141,7 @@ class _Grid:
             reach = int(REACH * 2**halvings)
             window = reach if belief == "prior" else min(reach, math.ceil(WINDOW * float(std.max())))
             centre = np.clip(np.rint(mean), window - reach, reach - window).astype(np.int32)
-            codes.append((_models.QuantizedGaussian(-window, window), centre, mean - centre, std))
+            codes.append((_stream().model.QuantizedGaussian(-window, window), centre, mean - centre, std))
         return codes
 
     def _pop(self, belief: str) -> Ints:
@@ -154,9 +159,13 @@ class _Grid:
 def _pixel_codes(likelihood: Likelihood, x: Tensor, channel: int) -> tuple[Any, Floats]:
     """A family and its parameters for all pixels of a channel given the earlier channels of ``x`` [1, C, H, W]."""
     if isinstance(likelihood, Bernoulli):
-        return _models.Bernoulli(perfect=False), _finite(torch.sigmoid(likelihood.logits[:, channel].double())).ravel()
+        return _stream().model.Bernoulli(perfect=False), _finite(
+            torch.sigmoid(likelihood.logits[:, channel].double())
+        ).ravel()
     assert isinstance(likelihood, DiscretizedLogisticMixture)
-    return _models.Categorical(perfect=False), _finite(likelihood.channel_pmf(channel, x)).reshape(x[0, 0].numel(), -1)
+    return _stream().model.Categorical(perfect=False), _finite(likelihood.channel_pmf(channel, x)).reshape(
+        x[0, 0].numel(), -1
+    )
 
 
 def _push_pixels(coder: Any, likelihood: Likelihood, x: Tensor, levels: Ints) -> None:
@@ -261,7 +270,7 @@ def _silently(numbers: Iterable[int]) -> Iterable[int]:
 def encode(codec: BitsBack, images: Sequence[Ints], progress: Progress = _silently) -> Coded:
     """Stack all ``images``, each levels [C, H, W]; initial bits that no image read are left out."""
     initial = _initial_words(codec)
-    coder = Coder(initial)
+    coder = _stream().stack.AnsCoder(initial)
     lowest = min(codec.push(coder, images[number], number) for number in progress(range(len(images))))
     unread = max(0, min(lowest, len(initial)) - SPARE_WORDS)
     return Coded(coder.get_compressed()[unread:], len(initial) - unread)
@@ -273,9 +282,13 @@ def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = _silent
     Raises:
         ValueError: what is left is not the initial bits, so the floats here are not those of the encoder.
     """
-    coder = Coder(coded.words)
-    images = [codec.pop(coder, number) for number in progress(range(num - 1, -1, -1))]
+    coder = _stream().stack.AnsCoder(coded.words)
+    mismatch = ValueError("the images did not come out as they went in; decompress with the PyTorch that compressed")
+    try:
+        images = [codec.pop(coder, number) for number in progress(range(num - 1, -1, -1))]
+    except KeyError as error:  # latents where the posterior has no bits to give back
+        raise mismatch from error
     expected = _initial_words(codec)
     if not np.array_equal(coder.get_compressed(), expected[len(expected) - coded.num_initial :]):
-        raise ValueError("the images did not come out as they went in; decompress with the PyTorch that compressed")
+        raise mismatch
     return images[::-1]

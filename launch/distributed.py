@@ -6,10 +6,12 @@ import datetime
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -94,18 +96,17 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
     return Ranks(rank, world_size, chosen)
 
 
-def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> dist.Store:
+def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> Any:
     """Where the processes find each other, apart from what an earlier attempt left there.
 
     After a crash torchrun (2.15) restarts its workers on the same store, and a rank that reads the address of another
     from the attempt before waits for a port that nobody listens on. Only on one machine do all ranks know the number
     of the attempt.
     """
-    store: dist.Store
-    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     if local_size < world_size:
         return store
-    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def finish() -> None:

@@ -28,7 +28,7 @@ class EvaluateConfig:
     split: str = "test"
     """train, valid or test."""
     images: int | None = None
-    """Only the first so many images; default all of the split."""
+    """Only so many images, evenly spread over the split; default all of it."""
     iw_samples: int = 10
     """Draws of the importance-weighted bound; 0 leaves it out. Published figures use 1,000."""
     batch_size: int = 64

@@ -168,7 +168,7 @@ def evaluate(
     both_edges: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate ``model`` (in eval mode) on the first ``num_images`` of a data set, shared among the ranks.
+    """Evaluate ``model`` (in eval mode) on ``num_images`` spread evenly over a data set, shared among the ranks.
 
     Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
     ``both_edges`` scores the same draws of a discretised mixture with its other edges too.
@@ -176,14 +176,14 @@ def evaluate(
     Raises:
         Stopped: ``should_stop`` said so on some rank; raised on all.
     """
-    num_images = min(num_images or len(dataset), len(dataset))
+    chosen = datasets.spread(len(dataset), num_images)
     parts: list[tuple[int, dict[str, Tensor]]] = []
     channels: list[Tensor] = []
     edges: Edges = "exact"
-    for block, indices in _blocks(num_images, ranks, batch_size):
+    for block, positions in _blocks(len(chosen), ranks, batch_size):
         if should_stop():
             break
-        x = to_float(dataset.images(indices), dataset.spec, ranks.device)
+        x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
         source = noise.generator(ranks.device, noise.EVALUATE, seed, block)
         output = model(x, noise.standard_normal(model.group_shapes, source, local=len(x)))
         terms = elbo.terms(output, x)
@@ -209,7 +209,7 @@ def evaluate(
     gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
     by_block = [part for _, part in sorted((p for parts, _ in gathered for p in parts), key=lambda p: p[0])]
     whole = {name: torch.cat([part[name] for part in by_block]) for name in by_block[0]}
-    kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / num_images
+    kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / len(chosen)
     return Evaluation(
         log_likelihood=whole["log_likelihood"],
         kl=whole["kl"],

@@ -30,18 +30,23 @@ class StepMemory:
         return (self.state_bytes + batch_size * self.activation_bytes_per_image) / GIB
 
 
+def _storage(tensor: Tensor) -> int:
+    """Identity of the memory behind a tensor, shared by its views; meta tensors have no address."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tuple[int, int]:
     """(bytes saved for the backward pass that are no parameters, number of parameters) of one forward pass."""
     seen: dict[int, int] = {}
     with torch.device("meta"):
         model = as_module(family_of(config).build_model(config, spec)).train()
-        parameters = {id(p) for p in model.parameters()}
-        kept: list[Tensor] = []  # meta storages have no address, so identity is kept alive while counting
+        parameters = {_storage(p) for p in model.parameters()}
+        kept: list[Tensor] = []  # alive while counting, so that no storage's identity is used twice
 
         def save(tensor: Tensor) -> Tensor:
-            if id(tensor) not in parameters and id(tensor) not in seen:
+            if _storage(tensor) not in parameters and _storage(tensor) not in seen:
                 kept.append(tensor)
-                seen[id(tensor)] = tensor.numel() * tensor.element_size()
+                seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
             return tensor
 
         x = torch.rand(batch_size, spec.channels, spec.height, spec.width)

@@ -162,8 +162,7 @@ class Run:
         """Up to ``count`` held-out images as floats, evenly spread over the split, fewer where they are large."""
         data = self.valid_data
         count = max(1, min(count, len(data), FIGURE_POOL_PIXELS // data.spec.num_dims))
-        chosen = [i * len(data) // count for i in range(count)]
-        return evaluation.to_float(data.images(chosen), data.spec, self.ranks.device)
+        return evaluation.to_float(data.images(datasets.spread(len(data), count)), data.spec, self.ranks.device)
 
     def loop(self) -> None:
         """Train from the state's step to the end, or to a stop.

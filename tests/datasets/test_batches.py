@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.batches import Batches, shard
+from datasets.batches import Batches, shard, spread
 from datasets.spec import DataError
 
 
@@ -79,3 +79,14 @@ def test_evaluation_shards_refuse_nonsense() -> None:
         list(shard(10, 0, 1, 0))
     with pytest.raises(ValueError, match="rank"):
         list(shard(10, 1, 1, 5))
+
+
+def test_spread_covers_the_whole_split_evenly() -> None:
+    assert spread(10).tolist() == list(range(10))
+    assert spread(10, 99).tolist() == list(range(10))
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    chosen = spread(36_570, 1_000)
+    assert len(np.unique(chosen)) == 1_000
+    assert set(np.diff(chosen)) == {36, 37}
+    with pytest.raises(DataError, match="0 images"):
+        spread(10, 0)

@@ -80,14 +80,14 @@ def test_it_learns_the_ratio_of_correlated_latents(model: FlatVAE) -> None:
         return torch.cat([first, -first, torch.randn(64, 2, generator=source)], dim=1)
 
     untrained = float(objective.log_density_ratio(correlated()).mean().detach())
-    assert abs(untrained) < 0.1
     objective.optimizer.param_groups[0]["lr"] = 1e-3
     for _ in range(200):
         z = correlated()
         loss = objective.discriminator_loss(z, permute_dims(z, torch.randn(64, 4, generator=source)))
         objective._accumulate(loss)
         objective.after_step(False)
-    assert float(objective.log_density_ratio(correlated()).mean().detach()) > 0.5  # the truth is infinite
+    trained = float(objective.log_density_ratio(correlated()).mean().detach())
+    assert trained > untrained + 0.5  # the truth is infinite
     assert float(loss.detach()) < math.log(2.0) - 0.1
 
 

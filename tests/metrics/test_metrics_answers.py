@@ -184,6 +184,9 @@ def test_aggregate_posterior_of_the_prior_knows_nothing() -> None:
     result = metrics.aggregate_posterior_mig(np.zeros(shape), np.ones(shape), np.arange(60)[:, None] % 5)
     assert result.score == pytest.approx(0.0, abs=1e-9)
     np.testing.assert_allclose(result.latent_entropy, norm.entropy(), atol=1e-6)
+    # Two that hardly overlap, the second off the grid points: its width must not grow by being split between two.
+    apart = metrics.aggregate_posterior_mig(np.array([[0.0], [20.06]]), np.ones((2, 1)), np.array([[0], [1]]))
+    assert apart.latent_entropy[0] == pytest.approx(math.log(2) + float(norm.entropy()), abs=2e-5)
     sharp = metrics.aggregate_posterior_mig(
         np.arange(60.0)[:, None], np.full((60, 1), 1e-16), np.arange(60)[:, None] % 5
     )

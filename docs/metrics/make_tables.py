@@ -1,0 +1,150 @@
+"""Write what known codes score into the pages of this folder: `python docs/metrics/make_tables.py` (minutes, for DCI).
+
+Codes over dSprites' factors, v_k in [-1, 1]: perfect (z_k = v_k), rotated (a random orthogonal matrix of v), noisy
+(v_k + .3 noise and five latents of unit noise), redundant (v and -v), dead (ten zeros). Posteriors for the scores that
+need variances: .1^2 for latents that say something, 1 for those that do not.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import metrics  # noqa: E402
+from metrics.arrays import Float64, Int64  # noqa: E402
+
+SIZES = np.array([3, 6, 40, 32, 32])
+STRIDES = np.array([245_760, 40_960, 1_024, 32, 1])
+NUM_TRAIN, NUM_TEST, NUM_TREE_TRAIN, NUM_TREE_TEST, NUM_POSTERIORS = 10_000, 5_000, 1_000, 500, 4_000
+
+
+def tables() -> dict[str, Float64]:
+    """Codes of every combination of the factors, by name."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.unravel_index(np.arange(SIZES.prod()), tuple(SIZES.tolist())), axis=1)
+    v = 2.0 * grid / (SIZES - 1) - 1.0
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    noise = rng.normal(size=(len(v), 10))
+    return {
+        "perfect": v,
+        "rotated": v @ rotation.T,
+        "noisy": np.concatenate([v + 0.3 * noise[:, :5], noise[:, 5:]], axis=1),
+        "redundant": np.concatenate([v, -v], axis=1),
+        "dead": np.zeros((len(v), 10)),
+    }
+
+
+Scorer = Callable[[Float64, Int64], str]
+
+
+def scorers() -> dict[str, dict[str, Scorer]]:
+    """For each page its rows: name of the row -> score of (table of codes, factors drawn)."""
+
+    def rows(table: Float64, factors: Int64, count: int, start: int = 0) -> tuple[Float64, Int64]:
+        part = factors[start : start + count]
+        return table[part @ STRIDES], part
+
+    def train(score: Callable[[Float64, Int64], float]) -> Scorer:
+        return lambda table, factors: f"{score(*rows(table, factors, NUM_TRAIN)):.3f}"
+
+    def split(score: Callable[..., float]) -> Scorer:
+        return lambda t, f: f"{score(*rows(t, f, NUM_TRAIN), *rows(t, f, NUM_TEST, NUM_TRAIN)):.3f}"
+
+    def posterior(score: Callable[[Float64, Float64, Int64], float]) -> Scorer:
+        def run(table: Float64, factors: Int64) -> str:
+            means, part = rows(table, factors, NUM_POSTERIORS)
+            return f"{score(means, np.where(table.std(axis=0) > 0, 0.01, 1.0) * np.ones_like(means), part):.3f}"
+
+        return run
+
+    def sampled(metric: Callable[..., metrics.beta_vae.BetaVAEMetric | metrics.factor_vae.FactorVAEMetric]) -> Scorer:
+        return lambda table, _: f"{metric(lambda f: table[f @ STRIDES], SIZES, seed=0).score:.3f}"
+
+    def parts_of(result: Callable[[Float64, Int64], object], names: tuple[str, ...]) -> dict[str, Scorer]:
+        """A row for each part of one result, computed once for each code."""
+        found: dict[int, object] = {}
+
+        def part(name: str, table: Float64, factors: Int64) -> str:
+            if id(table) not in found:
+                found[id(table)] = result(table, factors)
+            return f"{getattr(found[id(table)], name):.3f}"
+
+        return {name: partial(part, name) for name in names}
+
+    def trees(table: Float64, factors: Int64) -> object:
+        train_rows, test_rows = rows(table, factors, NUM_TREE_TRAIN), rows(table, factors, NUM_TREE_TEST, NUM_TRAIN)
+        return metrics.dci(*train_rows, *test_rows, seed=0)
+
+    def rate(table: Float64, factors: Int64) -> object:
+        means, _ = rows(table, factors, NUM_POSTERIORS)
+        variances = np.where(table.std(axis=0) > 0, 0.01, 1.0) * np.ones_like(means)
+        return metrics.decompose_rate(means, variances, seed=0, num_draws=500)
+
+    return {
+        "mig": {
+            "MIG": train(lambda c, f: metrics.mig(c, f).score),
+            "MIG / ceiling": train(lambda c, f: metrics.mig(c, f).relative),
+        },
+        "aggregate_posterior_mig": {
+            "aggregate-posterior MIG": posterior(lambda m, v, f: metrics.aggregate_posterior_mig(m, v, f).score)
+        },
+        "mig_sup": {"MIG-sup": train(lambda c, f: metrics.mig_sup(c, f).score)},
+        "mic": {
+            "MIC of latents 0 to 2, raw": train(lambda c, f: metrics.mic(c, f, [0, 1, 2]).score),
+            "corrected": train(lambda c, f: float(metrics.mic(c, f, [0, 1, 2]).corrected.mean())),
+        },
+        "beta_vae": {"beta-VAE metric": sampled(metrics.beta_vae_metric)},
+        "factor_vae": {"FactorVAE metric": sampled(metrics.factor_vae_metric)},
+        "sap": {
+            "SAP, discrete": split(lambda *a: metrics.sap(*a, kind="discrete").score),
+            "SAP, R2": train(lambda c, f: metrics.sap(c, f, kind="r2").score),
+        },
+        "modularity": {
+            "modularity": train(lambda c, f: metrics.modularity(c, f).score),
+            "active latents only": train(lambda c, f: metrics.modularity(c, f).active_score),
+        },
+        "explicitness": {"explicitness": split(lambda *a: metrics.explicitness(*a).score)},
+        "unsupervised": {
+            "Gaussian total correlation": train(lambda c, _: metrics.gaussian_total_correlation(c)),
+            "mean pairwise information": train(lambda c, _: metrics.pairwise_information(c).score),
+        },
+        "covariance_distance": {
+            "covariance distance": posterior(lambda m, v, _: metrics.covariance_distance(m, v).score),
+            "/ sqrt(D)": posterior(lambda m, v, _: metrics.covariance_distance(m, v).per_sqrt_dim),
+            "off-diagonal": posterior(lambda m, v, _: metrics.covariance_distance(m, v).offdiagonal),
+        },
+        "decomposition": parts_of(rate, RATE_PARTS),
+        "dci": parts_of(trees, DCI_PARTS),
+    }
+
+
+DCI_PARTS = ("disentanglement", "completeness", "informativeness")
+RATE_PARTS = ("rate", "index_code_information", "total_correlation", "dimension_wise_kl")
+
+
+def main() -> None:
+    """Score every code for every page and replace the page's table."""
+    codes, rng = tables(), np.random.default_rng(1)
+    factors = np.stack([rng.integers(size, size=NUM_TRAIN + NUM_TEST) for size in SIZES], axis=1)
+    for page, page_rows in scorers().items():
+        head = ["| | " + " | ".join(codes) + " |", "|---|" + "--:|" * len(codes)]
+        body = [
+            f"| {name.replace('_', ' ')} | " + " | ".join(score(table, factors) for table in codes.values()) + " |"
+            for name, score in page_rows.items()
+        ]
+        path = HERE / f"{page}.md"
+        table = "<!-- table -->\n" + "\n".join(head + body) + "\n<!-- end -->"
+        path.write_text(re.sub(r"<!-- table -->.*?<!-- end -->", table, path.read_text(), flags=re.DOTALL))
+        print(f"{path.name}\n" + "\n".join(head + body), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Images drawn by rule, a model of minutes' fraction, and the scripts run in this process or in one of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from launch import checkpoint, cli
+from tests.conftest import ROOT
+
+STEPS = 16
+MODEL = ["--preset", "tiny", "--num-scales", "2", "--groups-per-scale", "1", "1", "--latent-channels", "2"]
+MODEL += ["--channels-enc", "4", "--channels-dec", "4", "--num-mixtures", "2"]
+LENGTH = ["--max-steps", str(STEPS), "--checkpoint-every", "3", "--eval-every", "8", "--log-every", "1"]
+LENGTH += ["--figure-images", "4", "--iw-samples", "2"]
+COUNTS = {"train": 18, "valid": 5, "test": 7}
+
+
+def draw(root: Path, counts: dict[str, int] | None = None, height: int = 12, width: int = 16) -> Path:
+    """Smooth colour waves, sorted into split folders; not square, so that a swapped axis shows."""
+    number = 0
+    for split, count in (counts or COUNTS).items():
+        (root / split).mkdir(parents=True)
+        for _ in range(count):
+            phase = np.random.default_rng(number).uniform(0.0, 6.0, (3, 3))
+            y, x = np.mgrid[:height, :width]
+            waves = [127 + 100 * np.sin(a + b * y / 9 + c * x / 9) for a, b, c in phase]
+            Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(root / split / f"{number:03d}.png")
+            number += 1
+    return root
+
+
+def flags(data: Path, run: Path, *more: str, batch: int = 4) -> list[str]:
+    """Command line of a small training run."""
+    where = ["--dataset", "folder", "--data-root", str(data), "--run-dir", str(run)]
+    return [*where, *MODEL, *LENGTH, "--batch-size", str(batch), *more]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(script: str, *arguments: object) -> Result:
+    """What a person would type, without paying for another start of torch; signals are put back afterwards."""
+    module = importlib.import_module(f"launch.{script}")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    said, warned = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
+        patch.setattr(sys, "argv", [f"launch/{script}.py", *map(str, arguments)])
+        try:
+            with pytest.raises(SystemExit) as left:
+                cli.main(module.main)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return Result(int(left.value.code or 0), said.getvalue(), warned.getvalue())
+
+
+def environment() -> dict[str, str]:
+    """For child processes: one thread each, none of this process's rank."""
+    ours = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}}
+    return {**ours, "OMP_NUM_THREADS": "1"}
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """The script as a process of its own."""
+    command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def torchrun(script: Path, *arguments: object, processes: int = 2) -> Result:
+    """``torchrun --standalone`` on this machine; it finds its own port."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*starter, str(script), *map(str, arguments)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    """Until ``condition``; a process that ended before it, or hangs, is a failure with its words."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"ended with {process.poll()}: {process.communicate()[1][-2000:]}")
+        time.sleep(0.002)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in {"seconds", "speed/images_per_s"}} for line in lines]
+
+
+def newest(run: Path) -> dict[str, Any]:
+    """Content of the newest checkpoint, without where the run lives and how it was resumed."""
+    content = checkpoint.load(checkpoint.find(run / "checkpoints")[0])
+    for name in ("run_dir", "resume", "stop_at_step", "batch_size"):
+        del content["config"]["run"][name]
+    return content
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, in any depth; tensors with one NaN pattern count as the same."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert torch.equal(bits(one), bits(other)), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == other, f"{where}: {one} != {other}"
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    """Weights, averages, optimiser, power iteration, counters and every recorded number, bit for bit."""
+    assert_same(newest(run), newest(reference))
+    assert records(run) == records(reference)
+
+
+def assert_one_error(result: Result, *words: str) -> None:
+    """Exit code 2, one line what is wrong, one what to do, no traceback."""
+    assert result.code == cli.EXIT_BAD_INPUT, result
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert "Traceback" not in result.err, result.err
+    assert [line[:7] for line in lines if line.startswith(("error: ", "  fix: "))] == ["error: ", "  fix: "], result.err
+    assert lines[-2].startswith("error: "), result.err
+    assert lines[-1].startswith("  fix: "), result.err
+    for word in words:
+        assert word in result.err, f"{word!r} is not in {result.err!r}"

@@ -1,0 +1,182 @@
+"""What a person watches is really in the files: event files, JSON lines, figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
+
+from launch.monitor import Monitor, plain
+from tests.launch import running
+
+TRAIN = ["loss", "elbo", "rate", "distortion", "bits_per_dim"]
+OPTIM = ["optim/lr", "optim/grad_norm", "optim/skipped_steps", "speed/images_per_s"]
+
+
+def events(run: Path) -> EventAccumulator:
+    read = EventAccumulator(str(run), size_guidance={SCALARS: 0, IMAGES: 0, TENSORS: 0})
+    read.Reload()
+    return read
+
+
+@pytest.fixture(scope="module")
+def read(trained: Path) -> EventAccumulator:
+    return events(trained)
+
+
+@pytest.mark.parametrize("tag", [*(f"train/{n}" for n in TRAIN), *OPTIM, "kl_group_train/00", "kl_group_train/01"])
+def test_training_scalars_at_every_interval(tag: str, read: EventAccumulator) -> None:
+    points = read.Scalars(tag)
+    assert [p.step for p in points] == list(range(1, running.STEPS + 1))
+    assert all(math.isfinite(p.value) for p in points)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [*(f"val/{n}" for n in TRAIN if n != "loss"), "val/psnr", "val/active_units", "kl_group/00", "kl_group/01"],
+)
+def test_held_out_scalars_at_every_evaluation(tag: str, read: EventAccumulator) -> None:
+    assert [p.step for p in read.Scalars(tag)] == [8, 16]
+
+
+def test_the_parts_add_up(read: EventAccumulator) -> None:
+    for where in ("train", "val"):
+        for elbo, rate, distortion in zip(
+            *(read.Scalars(f"{where}/{n}") for n in ("elbo", "rate", "distortion")), strict=True
+        ):
+            assert elbo.value == pytest.approx(-(rate.value + distortion.value), rel=1e-5)
+    groups = [
+        sum(p.value for p in points)
+        for points in zip(read.Scalars("kl_group/00"), read.Scalars("kl_group/01"), strict=True)
+    ]
+    assert groups == pytest.approx([p.value for p in read.Scalars("val/rate")], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["samples_t0.7", "samples_t0.8", "samples_t0.9", "samples_t1.0", "reconstruction"])
+def test_images_can_be_decoded_and_have_the_right_size(name: str, trained: Path, read: EventAccumulator) -> None:
+    """4 images of 12 x 16, shown six times as large: samples 2 by 2, originals in a row above reconstructions."""
+    points = read.Images(f"images/{name}")
+    assert [p.step for p in points] == [8, 16]
+    picture = np.asarray(Image.open(io.BytesIO(points[-1].encoded_image_string)))
+    rows, columns = (2, 4) if name == "reconstruction" else (2, 2)
+    assert picture.shape == (rows * (72 + 2) + 2, columns * (96 + 2) + 2, 3)
+    assert picture.std() > 1.0
+    assert np.array_equal(picture, np.asarray(Image.open(trained / "figures" / f"{name}.png")))
+
+
+def test_originals_stand_above_their_reconstructions(trained: Path, data: Path) -> None:
+    picture = np.asarray(Image.open(trained / "figures" / "reconstruction.png"))
+    first = np.asarray(Image.open(sorted((data / "valid").iterdir())[0]))
+    assert np.array_equal(picture[2 : 2 + 72, 2 : 2 + 96], first.repeat(6, 0).repeat(6, 1))
+
+
+def test_hparams_are_in_the_same_run(trained: Path, read: EventAccumulator) -> None:
+    """`add_hparams` would make a run of its own: here the summaries are in the one event file."""
+    assert len(list(trained.rglob("events.out.tfevents.*"))) == 1
+    plugin = read.PluginTagToContent("hparams")
+    assert "_hparams_/session_start_info" in plugin
+    assert "_hparams_/experiment" in plugin
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    said = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info.hparams
+    assert said["run.max_steps"].number_value == running.STEPS
+    assert said["model.channels_enc"].number_value == 4
+    score = read.Scalars("hparam/bits_per_dim")[0].value
+    assert score == pytest.approx(json.loads((trained / "summary.json").read_text())["valid"]["bits_per_dim"])
+
+
+def test_json_lines_say_what_tensorboard_says(trained: Path, read: EventAccumulator) -> None:
+    lines = running.records(trained)
+    assert [line["step"] for line in lines] == [*range(1, 9), 8, *range(9, 17), 16]
+    for tag in ("train/loss", "optim/lr", "val/elbo"):
+        written = [line[tag] for line in lines if tag in line]
+        assert written == pytest.approx([p.value for p in read.Scalars(tag)], rel=1e-6)
+
+
+def test_learning_rate_and_images_seen(read: EventAccumulator) -> None:
+    assert read.Scalars("optim/lr")[0].value == 0.0  # the warm-up starts from nothing
+    assert max(p.value for p in read.Scalars("optim/lr")) > 0.009
+    assert [p.value for p in read.Scalars("speed/images_seen")] == [4.0 * s for s in range(1, running.STEPS + 1)]
+
+
+def _log(folder: Path, steps: range, resume_step: int = 0, total: int = 6) -> Monitor:
+    folder.mkdir(exist_ok=True)
+    with Monitor(folder, active=True, resume_step=resume_step, total_steps=total) as monitor:
+        for step in steps:
+            monitor.scalars(step, {"train/loss": float(step)})
+            if step % 2 == 0:
+                monitor.scalars(step, {"val/elbo": -float(step)})
+    return monitor
+
+
+def _steps(folder: Path) -> list[tuple[int, bool]]:
+    return [(line["step"], "val/elbo" in line) for line in running.records(folder)]
+
+
+def test_resuming_drops_the_lost_future_and_repeats_nothing(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    _log(whole, range(1, 7))
+    broken = tmp_path / "broken"
+    _log(broken, range(1, 6))
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "train/lo')  # the kill came here
+    assert _log(broken, range(4, 7), resume_step=3).evaluated is False
+    assert _steps(broken) == _steps(whole)
+    points = events(broken).Scalars("train/loss")
+    assert [p.step for p in points] == list(range(1, 7))
+
+
+def test_the_evaluation_of_the_resumed_step_is_known(tmp_path: Path) -> None:
+    _log(tmp_path, range(1, 6))
+    assert _log(tmp_path, range(5, 5), resume_step=4).evaluated is True
+    assert _log(tmp_path, range(5, 5), resume_step=3).evaluated is False
+
+
+def test_the_final_evaluation_is_made_again(tmp_path: Path) -> None:
+    _log(tmp_path, range(1, 7))
+    assert _log(tmp_path, range(7, 7), resume_step=6).evaluated is False
+    assert _steps(tmp_path)[-1] == (6, False)
+
+
+def test_starting_over_leaves_nothing_of_the_first_try(tmp_path: Path) -> None:
+    _log(tmp_path, range(1, 6))
+    _log(tmp_path, range(1, 3))
+    assert _steps(tmp_path) == [(1, False), (2, False), (2, True)]
+    assert [p.step for p in events(tmp_path).Scalars("train/loss")] == [1, 2]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with Monitor(tmp_path, active=False) as monitor:
+        monitor.scalars(1, {"a": 1.0})
+        monitor.image(1, "a", np.zeros((2, 2, 3), np.uint8))
+        monitor.hparams(1, {}, {})
+        monitor.progress(1, {})
+        monitor.say("nothing")
+        monitor.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")], {"a": {"b": float("-inf")}}])
+def test_json_has_no_nan(value: Any) -> None:
+    assert "NaN" not in json.dumps(plain(value))
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_a_summary_for_people(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    assert config["family"] == "nvae"
+    assert config["spec"] == {"channels": 3, "height": 12, "width": 16, "num_bits": 8}
+    assert config["data"]["num_images"] == running.COUNTS["train"]
+    assert config["versions"].keys() >= {"python", "torch", "numpy"}
+    assert config["argv"][0] == "train_nvae.py"
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["step"] == running.STEPS
+    assert summary["images_seen"] == 4 * running.STEPS
+    assert summary["valid"]["num_images"] == running.COUNTS["valid"]
