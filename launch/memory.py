@@ -66,3 +66,8 @@ def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
 def with_checkpointing(config: Any) -> Any:
     """The same configuration, cells recomputed."""
     return replace(config, model=replace(config.model, checkpointing=True))
+
+
+def without_checkpointing(config: Any) -> Any:
+    """The same configuration, all activations kept."""
+    return replace(config, model=replace(config.model, checkpointing=False))

@@ -30,7 +30,7 @@ from launch.figures import Picture
 from launch.hierarchy import Hierarchy, hierarchy_of
 from launch.runs import open_run
 from nvae import NVAE, latents
-from nvae.posterior import PosteriorMean
+from nvae.posterior import PosteriorMean, PosteriorSample
 
 MILLISECONDS = 120  # of a frame of a GIF
 Show = Literal["traverse", "interpolate", "swap", "top"]
@@ -88,10 +88,12 @@ class TraverseConfig:
             raise ValueError(f"--range {low:g} {high:g}; give two numbers, the lower one first")
 
 
-def kl_map(hierarchy: Hierarchy, x: Tensor, group: int) -> Tensor:
-    """KL of each latent of a group in nats, mean over images, [C, H, W]; groups above are at their means."""
+def kl_map(hierarchy: Hierarchy, x: Tensor, group: int, seed: int = 0) -> Tensor:
+    """KL of each latent of a group in nats, mean over images, [C, H, W]; one draw of the latents for each image."""
     features = hierarchy.bottom_up(x)
-    decisions = [PosteriorMean() for _ in hierarchy.group_shapes]
+    source = noise.generator(x.device, noise.FIGURES, seed)
+    drawn = noise.standard_normal(hierarchy.group_shapes, source, local=len(x))
+    decisions = [PosteriorSample(eps) for eps in drawn]
     return hierarchy.top_down(decisions, features).groups[group].kl().mean(0)
 
 
@@ -103,7 +105,7 @@ def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tup
         count = min(config.rows, len(x) - 1, channels * height * width)
         found = latents.principal_axes(_as_nvae(hierarchy), x, group, count)
         return [(f"axis {i}", axis) for i, axis in enumerate(found)]
-    kl = kl_map(hierarchy, x, group)
+    kl = kl_map(hierarchy, x, group, config.seed)
     zeros = torch.zeros_like(kl)
     scores = kl.sum((1, 2)) if config.by == "channel" else kl.flatten()
     rows: list[tuple[str, latents.Axis]] = []

@@ -75,7 +75,8 @@ def test_averaged_weights_take_over_the_statistics_of_batch_norm() -> None:
 @pytest.mark.parametrize("name", ["adamax", "adam", "adamw", "rmsprop"])
 def test_optimisers_of_torch_are_built_with_what_was_typed(name: str) -> None:
     parameter = nn.Parameter(torch.ones(2))
-    built = optim.build(OptimConfig.__call__(optimizer=name, lr=0.3, weight_decay=0.1, optimizer_eps=1e-5), [parameter])
+    config = OptimConfig(optimizer=name, lr=0.3, weight_decay=0.1, optimizer_eps=1e-5)  # type: ignore[arg-type]
+    built = optim.build(config, [parameter])
     assert type(built).__name__.lower() == name
     assert built.defaults["lr"] == 0.3
     assert built.defaults["weight_decay"] == 0.1

@@ -1,0 +1,86 @@
+"""The Frey study: what a beta-VAE on Frey Faces learns as beta grows, and whether linear theory foresees where it stops.
+
+Trains beta-VAEs at betas of 1e-6 to 1e3 (pixel-mean: of a loss averaged over pixels), 2, 3 and 5 latents, 3 seeds, ten
+epochs, on all 1,965 frames and on 1,415 with 200 held out; then writes a report with figures. What was trained before is
+not trained again: stop it at any time and start it again.
+
+Examples:
+  python launch/studies/frey.py --data-root FOLDER
+  python launch/studies/frey.py --data-root FOLDER --report-only
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
+
+from flat_vae.config import Initialisation
+from launch import cli, config
+from launch.studies import frey_runs, jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreyConfig:
+    """Which runs, and where to."""
+
+    data_root: Path | None = None
+    """Folder with frey_rawface.mat; default data/frey."""
+    out: Path = Path("studies/frey")
+    """Folder of records, posteriors and samples (faces: not to be published)."""
+    report: Path = Path("docs/studies/frey")
+    """Folder of the report: index.md and plots without faces."""
+    splits: tuple[Literal["all", "train"], ...] = ("all", "train")
+    """all: the thesis' 1,965 frames; train: 1,415 with 200 held out."""
+    betas: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 2e-2, 1e-1, 1e0, 1e1, 1e2, 1e3)
+    """Pixel-mean weights of the KL: decades, and two more around the first critical beta."""
+    latent_dims: tuple[int, ...] = (2, 3, 5)
+    """Numbers of latents."""
+    seeds: int = 3
+    """Seeds 0, 1, ... of each."""
+    epochs: int = 10
+    """Passes over the frames."""
+    init: Initialisation = "glorot"
+    """Initial weights: glorot (Keras' default, the thesis' library) or torch (smaller; can stick at the mean face)."""
+    workers: int = 2
+    """Processes of one thread each."""
+    report_only: bool = False
+    """Write the report from what is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}; give 1 or more")
+        for name in ("splits", "betas", "latent_dims"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one")
+
+    def jobs(self) -> list[frey_runs.Job]:
+        """Every run, in the order in which they tell most: where learning stops first."""
+        every = [
+            frey_runs.Job(self.out, self.data_root, split, latent_dim, beta, seed, self.epochs, self.init)
+            for split in self.splits
+            for seed in range(self.seeds)
+            for latent_dim in self.latent_dims
+            for beta in self.betas
+        ]
+        return sorted(every, key=_urgency)
+
+
+def _urgency(job: frey_runs.Job) -> tuple[bool, bool, bool]:
+    """Sorts first what is at the thesis' working point, then around the first critical beta, then held out last."""
+    return job.split == "train", not (job.beta == 1e-3 and job.latent_dim == 2), not 1e-3 < job.beta < 1e-1
+
+
+def main(arguments: list[str]) -> None:
+    """Train what is missing, then report."""
+    chosen = config.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
+    if not chosen.report_only:
+        jobs.run_all(chosen.jobs(), frey_runs.work, frey_runs.Job.is_done, chosen.workers)
+
+
+if __name__ == "__main__":
+    cli.main(main)

@@ -1,0 +1,166 @@
+"""One run of the Frey study: a beta-VAE trained in this process, which leaves numbers, posteriors and one picture."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+from flat_vae import FlatVAE
+from flat_vae.config import Initialisation
+from launch import checkpoint, evaluation, figures, latent_figures, noise
+from launch.config import DataConfig, SharedConfig
+from launch.distributed import Ranks
+from launch.flat_presets import FLAT_PRESETS
+from launch.studies import jobs
+from launch.train import trainer_for
+from launch.trainer import Trainer
+from metrics import covariance_distance
+
+Split = Literal["all", "train"]
+SIDE = 6  # of the grid of samples
+BY_AGGREGATE_POSTERIOR = 1e-4  # up to this beta the plane is spanned by the aggregate posterior's quantiles
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: ``split`` "all" trains on the thesis' 1,965 frames, "train" on 1,415 with 200 held out (valid)."""
+
+    out: Path
+    data_root: Path | None
+    split: Split
+    latent_dim: int
+    beta: float  # pixel-mean
+    seed: int
+    epochs: int
+    init: Initialisation
+
+    def __str__(self) -> str:
+        """Name of its files."""
+        plain = f"{self.split}-z{self.latent_dim}-beta{self.beta:.0e}-seed{self.seed}"
+        return plain if self.init == "glorot" else f"{plain}-{self.init}"
+
+    @property
+    def record(self) -> Path:
+        """Its numbers; written last."""
+        return self.out / "records" / f"{self}.json"
+
+    @property
+    def posteriors(self) -> Path:
+        """Posterior means and stds of its training frames, float32 [N, D] each."""
+        return self.out / "posteriors" / f"{self}.npz"
+
+    def config(self) -> SharedConfig:
+        """The preset "frey" with this run's values."""
+        preset = FLAT_PRESETS["frey"].build()
+        config: SharedConfig = replace(
+            preset,
+            data=DataConfig(dataset="frey", data_root=self.data_root),
+            model=replace(preset.model, latent_dim=self.latent_dim, init=self.init),
+            objective=replace(preset.objective, beta_pixel_mean=self.beta),
+            run=replace(preset.run, epochs=self.epochs, seed=self.seed, device="cpu"),
+        )
+        return config
+
+    def is_done(self) -> bool:
+        """Whether its record is there, of a run as long as this one is to be."""
+        return self.record.exists() and jobs.read_record(self.record).get("epochs") == self.epochs
+
+
+def work(job: Job) -> None:
+    """Train, measure, write; the record comes last, so what it stands beside is whole."""
+    started = time.monotonic()
+    torch.manual_seed(job.seed)
+    config = job.config()
+    data = config.data.open(job.split)
+    held_out = config.data.open("valid") if job.split == "train" else None
+    order = datasets.Batches(len(data), config.run.batch_size, job.seed)
+    total_steps = job.epochs * order.steps_per_epoch
+    trainer = trainer_for(config, data, CPU, total_steps)
+    curve = [_epoch(trainer, data, order, held_out) for _ in range(job.epochs)]
+    model = trainer.state.averaged
+    assert isinstance(model, FlatVAE)
+    codes = _codes(model, data)
+    _write_posteriors(job, codes)
+    figures.save(samples(model, codes, job), job.out / "samples" / f"{job}.png")
+    distance = covariance_distance(codes.mean, codes.std.square())
+    jobs.write_record(
+        job.record,
+        {
+            **{name: getattr(job, name) for name in ("split", "latent_dim", "beta", "seed", "epochs", "init")},
+            "num_images": len(data),
+            "steps": trainer.state.step,
+            "skipped_steps": trainer.state.num_skipped,
+            "curve": curve,
+            "final": _measure(model, data),
+            "final_held_out": None if held_out is None else _measure(model, held_out),
+            "kl_per_latent": codes.kl.mean(0).tolist(),
+            "covariance_distance": {"score": distance.score, "offdiagonal": distance.offdiagonal},
+            "seconds": time.monotonic() - started,
+        },
+    )
+
+
+def _epoch(
+    trainer: Trainer, data: datasets.Dataset, order: datasets.Batches, held_out: datasets.Dataset | None
+) -> dict[str, Any]:
+    """Train for an epoch; distortion and rate in nats: means over its steps, and afterwards held out."""
+    steps = order.steps_per_epoch
+    sums = torch.zeros(2, dtype=torch.float64)
+    for _ in range(steps):
+        _, rows = order.indices(trainer.state.step)
+        terms = trainer.train_step(data.images(rows)).terms
+        sums += torch.stack([terms["distortion"], terms["rate"]]).double()
+    distortion, rate = (sums / steps).tolist()
+    point: dict[str, Any] = {"distortion": distortion, "rate": rate}
+    if held_out is not None:
+        averaged = trainer.state.averaged
+        assert isinstance(averaged, FlatVAE)
+        point["held_out"] = _measure(averaged, held_out)
+    return point
+
+
+def _measure(model: FlatVAE, data: datasets.Dataset) -> dict[str, float]:
+    """Mean distortion and rate in nats over all frames, and the decibels of reconstructions."""
+    result = evaluation.evaluate(model, data, CPU, batch_size=64, seed=0).summary()
+    return {name: float(result[name]) for name in ("distortion", "rate", "psnr")}
+
+
+@torch.no_grad()
+def _codes(model: FlatVAE, data: datasets.Dataset) -> latent_figures.Codes:
+    return latent_figures.encode(model, evaluation.to_float(data.images(range(len(data))), data.spec, CPU.device))
+
+
+def _write_posteriors(job: Job, codes: latent_figures.Codes) -> None:
+    job.posteriors.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"mean": codes.mean.numpy(), "std": codes.std.numpy()}
+    checkpoint.write_atomically(job.posteriors, lambda file: np.savez(file, **arrays))
+
+
+@torch.no_grad()
+def samples(model: FlatVAE, codes: latent_figures.Codes, job: Job) -> figures.Picture:
+    """6 x 6 images: over the latent plane where there are two latents, else drawn from the prior.
+
+    The plane is spanned by quantiles from .05 to .95: of the prior, or of the aggregate posterior where a small beta
+    has let it leave the prior.
+    """
+    source = noise.generator(CPU.device, noise.FIGURES, job.seed)
+    if job.latent_dim != 2:
+        return figures.grid(model.sample(SIDE * SIDE, generator=source), columns=SIDE)
+    if job.beta > BY_AGGREGATE_POSTERIOR:
+        quantiles = latent_figures.prior_quantiles(SIDE)
+        return latent_figures.manifold(model, quantiles, quantiles)
+    drawn = codes.draw(10_000, source)
+    across, down = _quantiles(drawn[:, 0]), _quantiles(drawn[:, 1])
+    return latent_figures.manifold(model, across, down)
+
+
+def _quantiles(values: Tensor) -> Tensor:
+    return values.quantile(torch.linspace(0.05, 0.95, SIDE))

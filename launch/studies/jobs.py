@@ -1,0 +1,72 @@
+"""Many small trainings in local processes of one thread each; what is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joblib
+import torch
+
+from launch import checkpoint
+from launch.monitor import plain
+
+J = TypeVar("J")
+
+
+def run_all(jobs: Sequence[J], work: Callable[[J], None], done: Callable[[J], bool], workers: int) -> None:
+    """Do ``work`` for every job that is not ``done``, in order, ``workers`` at once, with a line for each.
+
+    Args:
+        jobs: plain values that can travel to another process; the most wanted first.
+        work: a function of a module; it leaves a record by which ``done`` knows it.
+        done: whether a job's record is there and whole.
+        workers: processes; 1 works in this one.
+
+    Raises:
+        ValueError: fewer than one worker.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers {workers}; give 1 or more")
+    missing = [job for job in jobs if not done(job)]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done; {len(missing)} to go", flush=True)
+    started = time.monotonic()
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        finished = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(
+            joblib.delayed(_alone)(work, job) for job in missing
+        )
+        for count, job in enumerate(finished, start=1):
+            seconds = time.monotonic() - started
+            left = seconds / count * (len(missing) - count)
+            print(f"{count}/{len(missing)}  {job}  {seconds:.0f} s, about {left:.0f} s left", flush=True)
+
+
+def _alone(work: Callable[[J], None], job: J) -> str:
+    """One job in one thread; its name."""
+    torch.set_num_threads(1)
+    work(job)
+    return str(job)
+
+
+def write_record(path: Path, content: Any) -> None:
+    """Write a record (JSON, whole or not at all); not-finite numbers become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(path, json.dumps(plain(content), indent=1) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({str(error)[:80]}); delete it and run the study again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is no record of a run; delete it and run the study again")
+    return record
