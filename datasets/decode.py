@@ -201,5 +201,5 @@ def refuse_bad(where: Path, bad: dict[str, str], total: int) -> None:
     more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
     raise DataError(
         f"{len(bad)} of {total} images in {where} cannot be used: {named}{more}; "
-        "replace them, or leave them out with skip_bad"
+        "replace them, or leave them out with skip_bad=True (--skip-bad)"
     )

@@ -68,6 +68,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_skipped": self.num_skipped,
+            "num_bad_in_a_row": self.num_bad_in_a_row,
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -79,6 +80,7 @@ class TrainState:
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.step, self.num_skipped = int(content["step"]), int(content["num_skipped"])
+        self.num_bad_in_a_row = int(content["num_bad_in_a_row"])
 
 
 @dataclass
