@@ -4,6 +4,7 @@ An image costs what its negative ELBO says because the choice of latents is not 
 the bits of the images before, with the posterior as the code, and only then pushed with the prior. All groups are
 popped on one top-down pass, then pixels and groups are pushed from the bottom to the top, so that the receiver meets
 the top group first. The stack must hold bits to begin with: the initial bits, which many images share.
+Before an image's latents are read, what they are read from is scrambled; or else they would hang on the image before.
 
 Latents live on a grid ``z = mu_p + sigma_p * step * (k + u)`` with an integer k, a step per channel and a fixed
 pseudo-random offset u in [-1/2, 1/2) per latent. The offset makes z, over images, a draw from the posterior smeared by
@@ -37,6 +38,7 @@ STEPS_PER_STD = 2.0  # grid steps in a posterior standard deviation, at least
 REACH = 16.0  # the grid ends so many prior standard deviations from the prior's mean
 WINDOW = 6.0  # a posterior's code covers so many of its standard deviations to either side
 MOST_HALVINGS = 13  # a grid of 2 * REACH * 2^13 points still leaves each of 2^24 probabilities apart
+PRIOR_ENTROPY = 2.05  # bits of a standard normal on a grid of step 1; of step 2^-h, h more
 SPARE_WORDS = 4  # of the coder's own state, beside the bits that were never read
 
 
@@ -47,6 +49,13 @@ def _stream() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError("the package constriction is missing; pip install constriction") from error
     return constriction.stream
+
+
+_OFFSETS, _PAD, _INITIAL = 1, 2, 3  # what pseudo-random numbers are for
+
+
+def _source(seed: int, purpose: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, purpose, number]))
 
 
 def check_codable(model: VAE) -> None:
@@ -193,7 +202,7 @@ class BitsBack:
     seed: int
 
     def _grids(self, coder: Any, number: int, pops: str | None, indices: Sequence[Ints] | None = None) -> list[_Grid]:
-        source = np.random.Generator(np.random.PCG64([self.seed, number]))
+        source = _source(self.seed, _OFFSETS, number)
         offsets = [source.random(shape) - 0.5 for shape in self.hierarchy.group_shapes]
         known: Sequence[Ints | None] = indices or [None] * len(offsets)
         return [
@@ -204,13 +213,32 @@ class BitsBack:
     def _floats(self, levels: Ints) -> Tensor:
         return torch.from_numpy(levels)[None].float().div_(2**self.model.spec.num_bits - 1)
 
+    def _scramble(self, coder: Any, number: int) -> int:
+        """Exclusive-or what latents are read from with pseudo-random bits; twice is as before. Returns the fewest words.
+
+        The top of the stack holds the latents of the image before. Its bits are even only as far as those follow the
+        prior, and latents read from uneven bits are no draws from the posterior: without this, 3 % more bits at worst.
+        """
+        bits = sum(
+            (halving + PRIOR_ENTROPY) * math.prod(shape[1:])
+            for halvings, shape in zip(self.halvings, self.hierarchy.group_shapes, strict=True)
+            for halving in halvings
+        )
+        uniform, count = _stream().model.Uniform(2**16), math.ceil(bits / 16) + 4
+        read = coder.decode(uniform, count)
+        lowest = int(coder.num_words())
+        pad = _source(self.seed, _PAD, number).integers(2**16, size=count, dtype=np.int32)
+        coder.encode_reverse(read ^ pad, uniform)
+        return lowest
+
     @torch.no_grad()
     def push(self, coder: Any, levels: Ints, number: int) -> int:
         """Code image ``number``, integer ``levels`` [C, H, W]; returns how many words the stack had at its lowest."""
         x = self._floats(levels)
+        lowest = self._scramble(coder, number)
         grids = self._grids(coder, number, "posterior")
         likelihood = self.hierarchy.top_down(grids, self.hierarchy.bottom_up(x)).likelihood
-        lowest = int(coder.num_words())
+        lowest = min(lowest, int(coder.num_words()))
         _push_pixels(coder, likelihood, x, levels)
         for grid in reversed(grids):
             grid.push("prior")
@@ -231,6 +259,7 @@ class BitsBack:
         self.hierarchy.top_down(replayed, self.hierarchy.bottom_up(self._floats(levels)))
         for grid in reversed(replayed):
             grid.push("posterior")
+        self._scramble(coder, number)
         return levels
 
 
@@ -255,8 +284,7 @@ class Coded:
 def _initial_words(codec: BitsBack) -> Words:
     """Random bits, more than any image's latents can read: each pop takes at most 24 bits."""
     num_latents = sum(math.prod(shape) for shape in codec.hierarchy.group_shapes)
-    source = np.random.Generator(np.random.PCG64([codec.seed]))
-    words: Words = source.integers(1, 2**32, num_latents + 64, dtype=np.uint32)
+    words: Words = _source(codec.seed, _INITIAL, 0).integers(1, 2**32, num_latents + 64, dtype=np.uint32)
     return words
 
 

@@ -129,6 +129,18 @@ def find(folder: Path) -> list[Path]:
     return sorted(folder.glob(PATTERN), reverse=True)
 
 
+def recorded_sha256(path: Path) -> str:
+    """The checksum that was written beside a checkpoint: what names its content without reading it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    checksum = _checksum_path(path)
+    if not checksum.is_file():
+        raise ValueError(f"{path} has no checksum file {checksum.name} beside it; use another checkpoint")
+    return checksum.read_text(errors="replace").split(" ")[0].strip()
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU.
 
@@ -136,14 +148,12 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: missing checksum, other bytes than were written, anything but tensors and plain data, or a format
             that is newer than this program.
     """
-    checksum = _checksum_path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; see which exist in {path.parent}")
-    recorded = checksum.read_text(errors="replace").split(" ")[0].strip() if checksum.is_file() else None
-    if recorded is None:
-        raise ValueError(f"{path} has no checksum file {checksum.name} beside it; use another checkpoint")
-    if recorded != sha256(path):
-        raise ValueError(f"{path} is damaged, its bytes do not match {checksum.name}; use another checkpoint")
+    if recorded_sha256(path) != sha256(path):
+        raise ValueError(
+            f"{path} is damaged, its bytes do not match {_checksum_path(path).name}; use another checkpoint"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that somebody else made can end the reader with anything

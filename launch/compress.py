@@ -256,8 +256,9 @@ def _write(file: IO[bytes], content: bytes) -> None:
 
 
 def _compress(config: CompressConfig, run: SavedRun) -> None:
-    device = torch.device("cpu")
-    model, step, path = run.load_model(device, weights=config.weights)
+    if config.out.is_dir():
+        raise ValueError(f"{config.out} is a folder; give --out a file to write")
+    model, step, path = run.load_model(torch.device("cpu"), weights=config.weights)
     bits_back.check_codable(model)
     split = open_data(run, config.split, config.data_root)
     data = Spread(split, min(config.images or len(split), len(split)))

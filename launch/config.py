@@ -174,11 +174,16 @@ class LogConfig:
     """Images per evaluation batch and process."""
     iw_samples: int = 10
     """Draws of the importance-weighted bound in the evaluation at the end."""
+    score_every: int | None = None
+    """Steps between cheap scores of the code (MIG at d = 10, active latents) on the valid split; default never."""
     figure_images: int = 16
     """Images in each grid of samples and reconstructions."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples", "figure_images"):
+        for name in (
+            *("log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples"),
+            *("score_every", "figure_images"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")

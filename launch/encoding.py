@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import datasets
+import metrics
 from flat_vae import FlatVAE
 from launch import evaluation
 from launch.checkpoint import write_atomically
 from launch.distributed import Ranks
 from launch.evaluation import ImageSet, to_float
 from launch.model import VAE
-from metrics.elbo import Group
+from metrics.elbo import ACTIVE_UNIT_NATS, Group
 from metrics.normal import Normal
 from nvae import NVAE
 from nvae.posterior import PosteriorMean
@@ -34,6 +35,7 @@ from nvae.posterior import PosteriorMean
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 FORMAT = 1
+CHEAP_IMAGES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Encoded:
         residuals: per group (mu_q - mu_p) / sigma_p, [N, C, H, W].
         means: per group mu_q, [N, C, H, W].
         variance: [N, D] of a flat model's posterior; None for a hierarchy.
-        kl: [N, L] in nats, given the means above.
+        kl: [N, L] in nats, given the means above, of the posterior before any flow.
         kl_per_channel: per group [C], nats per image.
         resolution: per group, height of the latents in the model (maps may be kept smaller).
         rows: [N], which images of the split.
@@ -86,6 +88,18 @@ class Encoded:
     resolution: list[int]
     rows: Int64
     max_side: int
+
+    @property
+    def kl_of_units(self) -> list[float]:
+        """Mean KL in nats of each of ``units``, given the means above."""
+        if self.variance is None:
+            return [float(v) for v in self.kl.mean(0, dtype=np.float64)]
+        return [float(v) for v in self.kl_per_channel[0]]
+
+    @property
+    def active_latents(self) -> int:
+        """Latent channels that carry more than a tenth of a nat on average."""
+        return int(sum((kl > ACTIVE_UNIT_NATS).sum() for kl in self.kl_per_channel))
 
     @property
     def units(self) -> list[Float32]:
@@ -235,24 +249,32 @@ def encode_once(
     model_key: str,
     batch_size: int,
     max_gib: float,
-) -> tuple[Encoded, bool]:
-    """The codes from ``folder``, or encoded now and kept there; and whether they were found.
+) -> Encoded | None:
+    """The codes from ``folder``, or encoded now by all ranks and kept there; None on ranks other than 0.
 
-    ``model_key`` says which weights these are (a checkpoint's hash). Rank 0 decides for all.
+    ``model_key`` says which weights these are (a checkpoint's hash).
     """
     path = folder / f"{cache_key(model_key, data.recipe, protocol, max_gib)}.npz"
     found = load(path) if ranks.is_main else None
     if ranks.from_main(found is not None):
-        return (found if found is not None else _wait_for(path)), True
-    encoded = encode(model, data, protocol.rows(len(data)), ranks, batch_size=batch_size, max_gib=max_gib)
-    if ranks.is_main:
-        save(path, encoded)
-    return encoded, False
+        return found
+    rows = protocol.rows(len(data))
+    if ranks.is_main and not sys.stderr.isatty():
+        print(f"encoding {len(rows):,} images", file=sys.stderr, flush=True)
+    encoded = encode(model, data, rows, ranks, batch_size=batch_size, max_gib=max_gib)
+    if not ranks.is_main:
+        return None
+    save(path, encoded)
+    return encoded
 
 
-def _wait_for(path: Path) -> Encoded:
-    """What rank 0 has just read, on another rank."""
-    found = load(path)
-    if found is None:
-        raise ValueError(f"{path} is not readable on every process; put the run folder on storage that all share")
-    return found
+def cheap_scores(
+    model: VAE, data: datasets.Dataset, ranks: Ranks, *, batch_size: int, seed: int, images: int = CHEAP_IMAGES
+) -> dict[str, float]:
+    """MIG at d = 10 (``moments`` of residual means, scored on one half) and active latents of some images, by tag."""
+    encoded = encode(
+        model, data, Protocol(images=images, seed=seed).rows(len(data)), ranks, batch_size=batch_size, max_gib=1.0
+    )
+    reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=10, seed=seed)
+    score = metrics.mig(reduced.codes, data.factors(encoded.rows[reduced.rows]))
+    return {"score/mig_d10": score.score, "score/active_latents": float(encoded.active_latents)}

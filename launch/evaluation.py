@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -124,7 +124,7 @@ def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | No
     return likelihood.with_edges("legacy" if likelihood.edges == "exact" else "exact")
 
 
-def _blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+def blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
     """Whole blocks dealt in turn: the same blocks, so the same noise, at any number of ranks."""
     for block, first in enumerate(range(0, num_images, batch_size)):
         if block % ranks.world_size == ranks.rank:
@@ -180,7 +180,7 @@ def evaluate(
     parts: list[tuple[int, dict[str, Tensor]]] = []
     channels: list[Tensor] = []
     edges: Edges = "exact"
-    for block, positions in _blocks(len(chosen), ranks, batch_size):
+    for block, positions in blocks(len(chosen), ranks, batch_size):
         if should_stop():
             break
         x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
@@ -224,4 +224,18 @@ def evaluate(
             if "other_log_likelihood" in whole
             else None
         ),
+    )
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """An evaluation in a line."""
+    bound = (
+        f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
+        if "importance_draws" in result
+        else ""
+    )
+    return (
+        f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
+        f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
+        f"units active, {result['num_images']} images"
     )

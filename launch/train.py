@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 import datasets
-from launch import checkpoint, cli, distributed, evaluation, figures, memory, noise
+from launch import checkpoint, cli, distributed, encoding, evaluation, figures, memory, noise
 from launch.config import SharedConfig, differences, to_json
 from launch.distributed import Ranks
 from launch.families import family_of
@@ -127,12 +127,17 @@ class Run:
         scalars["val/active_units"] = float(result["active_units"])
         scalars |= {f"kl_group/{i:02d}": v for i, v in enumerate(result["kl_group"])}
         self.monitor.scalars(self.state.step, scalars)
-        self.monitor.say(f"step {self.state.step} held out: {describe(result)}")
+        self.monitor.say(f"step {self.state.step} held out: {evaluation.describe(result)}")
         self._warn_of_collapse(result)
         if self.ranks.is_main:
             self.draw(model, result["kl_group"])
         self.monitor.flush()
         return result
+
+    def score(self) -> dict[str, float]:
+        """Cheap scores of the code of some held-out images."""
+        size, seed = self.config.log.eval_batch_size, self.config.run.seed
+        return encoding.cheap_scores(self.state.averaged, self.valid_data, self.ranks, batch_size=size, seed=seed)
 
     def _warn_of_collapse(self, result: Mapping[str, Any]) -> None:
         if result["rate"] < 0.05 or result["active_units"] == 0:
@@ -202,6 +207,9 @@ class Run:
                 if step % eval_every == 0 and step != total:
                     self.evaluate()
                     since, last_logged = time.monotonic(), step
+                if self.config.log.score_every and step % self.config.log.score_every == 0:
+                    self.monitor.scalars(step, self.score())
+                    since, last_logged = time.monotonic(), step
 
     def _preempted(self) -> NoReturn:
         step = self.state.step
@@ -233,20 +241,6 @@ class Run:
             f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.state.step}; see "
             f"{self.folder.path / 'diverged.json'}, then resume with a lower --lr, or --grad-clip, or --precision fp32"
         )
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """An evaluation in a line."""
-    bound = (
-        f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
-        if "importance_draws" in result
-        else ""
-    )
-    return (
-        f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
-        f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
-        f"units active, {result['num_images']} images"
-    )
 
 
 def default_run_dir(config: SharedConfig) -> Path:
@@ -312,6 +306,8 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
     ranks = distributed.start(run.device, run.timeout_minutes)
     torch.manual_seed(run.seed)
     train_data, valid_data = _open(config, ranks)
+    if config.log.score_every and not valid_data.factor_names:
+        raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
     global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
     order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
     total_steps = run.max_steps or run.epochs * order.steps_per_epoch
@@ -386,7 +382,7 @@ def _finish(run: Run, seconds: float) -> None:
     if run.ranks.is_main:
         run.folder.write_json("summary.json", summary)
         path = run.folder.path
-        print(f"done: {describe(result)}")
+        print(f"done: {evaluation.describe(result)}")
         print(f"look at  {path / 'figures'}/reconstruction.png, samples_t0.8.png, kl_per_group.png")
         print(f"watch    tensorboard --logdir {path.parent}")
         print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")

@@ -18,9 +18,10 @@ from typing import Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
+import datasets
 from flat_vae.config import Initialisation
 from launch import cli, config
-from launch.studies import frey_runs, jobs
+from launch.studies import frey_report, frey_runs, jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,11 @@ def _urgency(job: frey_runs.Job) -> tuple[bool, bool, bool]:
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
     chosen = config.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
+    frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first: without them there is nothing to do
+    wanted = chosen.jobs()
     if not chosen.report_only:
-        jobs.run_all(chosen.jobs(), frey_runs.work, frey_runs.Job.is_done, chosen.workers)
+        jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)
+    print(f"report {frey_report.write(chosen.report, wanted, frames)}, samples {chosen.out / 'samples'}")
 
 
 if __name__ == "__main__":

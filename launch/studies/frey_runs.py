@@ -140,8 +140,8 @@ def _codes(model: FlatVAE, data: datasets.Dataset) -> latent_figures.Codes:
 
 def _write_posteriors(job: Job, codes: latent_figures.Codes) -> None:
     job.posteriors.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"mean": codes.mean.numpy(), "std": codes.std.numpy()}
-    checkpoint.write_atomically(job.posteriors, lambda file: np.savez(file, **arrays))
+    mean, std = codes.mean.numpy(), codes.std.numpy()
+    checkpoint.write_atomically(job.posteriors, lambda file: np.savez(file, mean=mean, std=std))
 
 
 @torch.no_grad()

@@ -17,14 +17,26 @@ from launch.monitor import plain
 J = TypeVar("J")
 
 
-def run_all(jobs: Sequence[J], work: Callable[[J], None], done: Callable[[J], bool], workers: int) -> None:
+def run_all(
+    jobs: Sequence[J],
+    work: Callable[[J], str | None],
+    done: Callable[[J], bool],
+    workers: int,
+    *,
+    threads: bool = False,
+) -> list[str]:
     """Do ``work`` for every job that is not ``done``, in order, ``workers`` at once, with a line for each.
 
     Args:
         jobs: plain values that can travel to another process; the most wanted first.
-        work: a function of a module; it leaves a record by which ``done`` knows it.
+        work: leaves a record by which ``done`` knows the job, or returns what went wrong; a function of a module,
+            unless it runs in threads.
         done: whether a job's record is there and whole.
-        workers: processes; 1 works in this one.
+        workers: how many at once.
+        threads: threads of this process, for ``work`` that starts a process itself.
+
+    Returns:
+        What went wrong, a line for each job.
 
     Raises:
         ValueError: fewer than one worker.
@@ -33,22 +45,32 @@ def run_all(jobs: Sequence[J], work: Callable[[J], None], done: Callable[[J], bo
         raise ValueError(f"--workers {workers}; give 1 or more")
     missing = [job for job in jobs if not done(job)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done; {len(missing)} to go", flush=True)
-    started = time.monotonic()
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+    call = _reported if threads else _alone
+    limits: dict[str, Any] = {} if threads else {"inner_max_num_threads": 1}
+    faults, started = [], time.monotonic()
+    with joblib.parallel_config(backend="threading" if threads else "loky", **limits):
         finished = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(
-            joblib.delayed(_alone)(work, job) for job in missing
+            joblib.delayed(call)(work, job) for job in missing
         )
-        for count, job in enumerate(finished, start=1):
+        for count, (name, fault) in enumerate(finished, start=1):
             seconds = time.monotonic() - started
             left = seconds / count * (len(missing) - count)
-            print(f"{count}/{len(missing)}  {job}  {seconds:.0f} s, about {left:.0f} s left", flush=True)
+            print(
+                f"{count}/{len(missing)}  {name}  {fault or 'done'}  {seconds:.0f} s, about {left:.0f} s left",
+                flush=True,
+            )
+            faults += [f"{name}: {fault}"] if fault else []
+    return faults
 
 
-def _alone(work: Callable[[J], None], job: J) -> str:
-    """One job in one thread; its name."""
+def _reported(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
+    return str(job), work(job)
+
+
+def _alone(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
+    """One job in a process of its own, in one thread."""
     torch.set_num_threads(1)
-    work(job)
-    return str(job)
+    return _reported(work, job)
 
 
 def write_record(path: Path, content: Any) -> None:
@@ -66,7 +88,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({str(error)[:80]}); delete it and run the study again") from error
+        raise ValueError(f"{path} is damaged ({str(error)[:80]}); delete it and run the same command again") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is no record of a run; delete it and run the study again")
+        raise ValueError(f"{path} is no record of a run; delete it and run the same command again")
     return record

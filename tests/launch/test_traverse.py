@@ -71,7 +71,8 @@ def test_an_nvae_traversal_is_the_one_of_its_axis(by: Any) -> None:
     x = images(model)
     chosen = config(by=by, group=1, below="latents")
     rows = show(hierarchy_of(model), x, x[:2], chosen)
-    _, axis = axes_of(hierarchy_of(model), x, chosen)[1]
+    with torch.no_grad():
+        _, axis = axes_of(hierarchy_of(model), x, chosen)[1]
     expected = latents.traverse(model, x[:1], axis, [-2.0, -1.0, 0.0, 1.0, 2.0], "latents")[:, 0]
     torch.testing.assert_close(rows[1], expected)
     assert rows.shape == (2, 5, 3, 16, 16)

@@ -1,0 +1,97 @@
+"""Pictures of several models on the same images: samples, reconstructions, what the top groups hold, traversals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+import datasets
+from flat_vae import FlatVAE
+from launch import figures, noise
+from launch.encoding import beliefs_at_means
+from launch.evaluate import open_data
+from launch.evaluation import to_float
+from launch.figures import Picture
+from launch.hierarchy import hierarchy_of
+from launch.model import VAE
+from launch.report_data import ScoredRun
+from nvae import NVAE, latents
+
+SHOWN = 8  # images of a row
+POOL = 48  # images that principal axes are estimated from
+MOST_LEVELS = 8  # rows of "top k groups"
+MOST_AXES = 8  # rows of a traversal
+STEPS, REACH = 7, 2.0
+
+
+def _kept_latents(model: FlatVAE, x: Tensor) -> list[Tensor]:
+    """Reconstructions from the 1, 2, ... latents with the highest KL, the rest at 0."""
+    group = beliefs_at_means(model, x)[0]
+    order = group.kl().flatten(1).mean(0).argsort(descending=True)
+    mean, rows = group.z.flatten(1), []
+    for kept in _levels(len(order)):
+        z = torch.zeros_like(mean)
+        z[:, order[:kept]] = mean[:, order[:kept]]
+        rows.append(model.decode([z]).mean)
+    return rows
+
+
+def _levels(count: int) -> list[int]:
+    """1 to ``count``, at most MOST_LEVELS of them, the last included."""
+    return sorted({int(v) for v in torch.linspace(1, count, min(count, MOST_LEVELS)).round().tolist()})
+
+
+def top_groups(model: VAE, x: Tensor) -> Picture:
+    """First row the images; then reconstructions from the top 1, 2, ... groups, those below at their prior means."""
+    if isinstance(model, FlatVAE):
+        rows = _kept_latents(model, x)
+    else:
+        assert isinstance(model, NVAE)
+        zs = model.encode(x)
+        rows = [latents.decode_top(model, zs, kept) for kept in _levels(len(zs))]
+    return figures.grid(torch.cat([x, *rows]), columns=len(x))
+
+
+def traversals(model: VAE, pool: Tensor) -> Picture:
+    """The first image moved along one axis a row: each group's first principal axes, or the latents of highest KL."""
+    hierarchy = cast(NVAE, hierarchy_of(model))  # latents' functions ask only what every hierarchy has
+    if isinstance(model, FlatVAE):
+        order = beliefs_at_means(model, pool)[0].kl().flatten(1).mean(0).argsort(descending=True)[:MOST_AXES]
+        zeros = pool.new_zeros(hierarchy.group_shapes[0])
+        axes = []
+        for latent in order.tolist():
+            direction = zeros.clone()
+            direction[latent] = 1.0
+            axes.append(latents.Axis(0, direction, zeros))
+    else:
+        chosen = [level - 1 for level in _levels(len(model.group_shapes))]
+        each = max(1, MOST_AXES // len(chosen))
+        axes = [axis for group in chosen for axis in latents.principal_axes(hierarchy, pool, group, each)]
+    values = torch.linspace(-REACH, REACH, STEPS).tolist()
+    rows = [latents.traverse(hierarchy, pool[:1], axis, values)[:, 0] for axis in axes]
+    return figures.grid(torch.cat(rows), columns=STEPS)
+
+
+@torch.no_grad()
+def draw(run: ScoredRun, data_root: Path | None, device: torch.device) -> Mapping[str, Picture]:
+    """Pictures by name; all runs on one data set show the same images.
+
+    Raises:
+        ValueError: the data or the weights are not there.
+    """
+    protocol = run.record["protocol"]
+    data: datasets.Dataset = open_data(run.saved, "all" if protocol["full_grid"] else protocol["split"], data_root)
+    model, _, _ = run.saved.load_model(device, weights=run.record["weights"])
+    pool = to_float(data.images(datasets.spread(len(data), POOL)), data.spec, device)
+    x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]
+    source = noise.generator(device, noise.FIGURES, protocol["seed"])
+    return {
+        "reconstructions": figures.pairs(x, model.reconstruct(x)),
+        "samples": figures.grid(model.sample(2 * SHOWN, 1.0, generator=source), columns=SHOWN),
+        "top groups": top_groups(model, x),
+        "traversals": traversals(model, pool),
+    }

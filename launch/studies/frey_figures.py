@@ -1,0 +1,176 @@
+"""Plots of the Frey study; none shows a face."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import pyplot
+from matplotlib.patches import Circle
+
+from launch import noise
+from launch.figures import Picture, render
+from launch.latent_figures import Codes
+from launch.studies.frey_results import Results, value_of
+from launch.studies.frey_runs import CPU, Job
+from launch.studies.frey_theory import predicted_rate
+
+NUM_PIXELS = 560
+ELBO_BETA = 1.0 / NUM_PIXELS  # the pixel-mean beta at which the loss is the negative ELBO
+SCATTERED = 10_000
+COLOURS = {2: "#4472a8", 3: "#c0504d", 5: "#5f9e5f"}
+MARKED = 5  # critical betas drawn as lines
+
+Draw = Callable[[Any, int], None]
+
+
+def _colour(latent_dim: int) -> str:
+    return COLOURS.get(latent_dim, "#555555")
+
+
+def _mark(axes: Any, critical: npt.NDArray[np.float64]) -> None:
+    """Vertical lines at the first critical betas and at the beta of the ELBO."""
+    for i, beta in enumerate(critical[:MARKED]):
+        axes.axvline(beta, color="#999999", linewidth=0.8, label="critical betas" if i == 0 else None)
+    axes.axvline(ELBO_BETA, color="#333333", linewidth=0.8, linestyle=":", label="beta = 1/560 (ELBO)")
+
+
+def _against_beta(
+    results: Results,
+    split: str,
+    critical: npt.NDArray[np.float64],
+    value: Callable[[dict[str, Any]], float],
+    label: str,
+) -> tuple[Any, Any]:
+    """Every seed a point, the means joined; one colour for each number of latents."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
+    _mark(axes, critical)
+    for latent_dim in results.latent_dims(split):
+        betas, colour = results.betas(split, latent_dim), _colour(latent_dim)
+        values = [[value(record) for record in results.cell(split, latent_dim, beta)] for beta in betas]
+        axes.plot(betas, [np.mean(v) for v in values], color=colour, label=f"z = {latent_dim}")
+        for beta, seeds in zip(betas, values, strict=True):
+            axes.plot([beta] * len(seeds), seeds, "o", color=colour, markersize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("beta (pixel-mean)")
+    axes.set_ylabel(label)
+    return figure, axes
+
+
+def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
+    """KL against beta, with what linear theory foresees."""
+    figure, axes = _against_beta(results, split, critical, lambda record: record["final"]["rate"], "KL, nats per image")
+    for latent_dim in results.latent_dims(split):
+        betas = np.geomspace(1e-6, 2e-2, 200)
+        foreseen = predicted_rate(betas, critical, latent_dim)
+        axes.plot(betas, foreseen, "--", color=_colour(latent_dim), linewidth=0.9)
+    axes.plot([], [], "--", color="#555555", linewidth=0.9, label="linear theory")
+    axes.legend(fontsize=8)
+    return render(figure)
+
+
+def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
+    """Covariance distance against beta; sqrt(z), where a collapsed posterior ends, as level lines."""
+    figure, axes = _against_beta(
+        results, split, critical, lambda record: record["covariance_distance"]["score"], "covariance distance"
+    )
+    for latent_dim in results.latent_dims(split):
+        axes.axhline(math.sqrt(latent_dim), color=_colour(latent_dim), linewidth=0.6, linestyle=":")
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    return render(figure)
+
+
+def held_out(results: Results, critical: npt.NDArray[np.float64]) -> Picture:
+    """Negative ELBO of held-out frames and of the frames trained on against beta, at the end of training."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
+    _mark(axes, critical)
+    for latent_dim in results.latent_dims("train"):
+        betas = results.betas("train", latent_dim)
+        for part, style in (("final", "--"), ("final_held_out", "-")):
+            cells = [[value_of(r[part], "negative_elbo") for r in results.cell("train", latent_dim, b)] for b in betas]
+            label = f"z = {latent_dim}, {'held out' if part == 'final_held_out' else 'trained on'}"
+            axes.plot(betas, [np.mean(v) for v in cells], style, color=_colour(latent_dim), label=label)
+            for beta, seeds in zip(betas, cells, strict=True):
+                axes.plot([beta] * len(seeds), seeds, "o", color=_colour(latent_dim), markersize=2)
+    axes.set_xscale("log")
+    axes.set_xlabel("beta (pixel-mean)")
+    axes.set_ylabel("negative ELBO, nats per image")
+    axes.legend(fontsize=8)
+    return render(figure)
+
+
+def _panels(count: int, draw: Draw, *, columns: int = 4, size: float = 2.4) -> Picture:
+    rows = math.ceil(count / columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i < count:
+            draw(axes, i)
+        else:
+            axes.axis("off")
+    figure.tight_layout()
+    return render(figure)
+
+
+def loss_curves(results: Results, split: str, latent_dim: int) -> Picture:
+    """The loss as the thesis has it, a mean over pixels, after each epoch; a panel for each beta, a line for each seed.
+
+    Training frames: mean over the epoch's steps. Held-out frames (split "train"): after the epoch, dashed.
+    """
+    betas = results.betas(split, latent_dim)
+
+    def draw(axes: Any, i: int) -> None:
+        for record in results.cell(split, latent_dim, betas[i]):
+            curve = record["curve"]
+            epochs = range(1, len(curve) + 1)
+            axes.plot(epochs, [_loss(point, betas[i]) for point in curve], color=_colour(latent_dim), linewidth=0.9)
+            if "held_out" in curve[0]:
+                seen = [_loss(point["held_out"], betas[i]) for point in curve]
+                axes.plot(epochs, seen, "--", color="#333333", linewidth=0.9)
+        axes.set_title(f"beta {betas[i]:g}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.margins(y=0.1)
+        if betas[i] > 1e-2:
+            axes.set_yscale("log")
+
+    return _panels(len(betas), draw)
+
+
+def _loss(point: dict[str, Any], beta: float) -> float:
+    return float(point["distortion"]) / NUM_PIXELS + beta * float(point["rate"])
+
+
+def _codes(job: Job) -> Codes:
+    with np.load(job.posteriors, allow_pickle=False) as arrays:
+        mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
+    return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
+
+
+def scatter(chosen: Sequence[Job]) -> Picture:
+    """10,000 draws from the prior, and beside it as many from the aggregate posterior of each run.
+
+    Axes: the two latents with the highest KL, each panel to its own scale; circles: 1, 2 and 3 prior standard deviations.
+    """
+    source = noise.generator(CPU.device, noise.FIGURES, 0)
+
+    def draw(axes: Any, i: int) -> None:
+        if i == 0:
+            points, title = torch.randn(SCATTERED, 2, generator=source), "prior"
+        else:
+            codes, title = _codes(chosen[i - 1]), f"beta {chosen[i - 1].beta:g}"
+            points = codes.draw(SCATTERED, source)[:, codes.order[:2]]
+        axes.plot(points[:, 0].numpy(), points[:, 1].numpy(), ",", color="#c0504d" if i else "#4472a8", alpha=0.5)
+        for radius in (1.0, 2.0, 3.0):
+            axes.add_patch(Circle((0.0, 0.0), radius, fill=False, color="#333333", linewidth=0.6))
+        limit = max(3.5, float(points.abs().quantile(0.999)))
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=6)
+        axes.set_title(title, fontsize=8)
+
+    return _panels(len(chosen) + 1, draw)

@@ -1,0 +1,108 @@
+"""The Grouped-VAE study on dSprites: MIG, MIC and reconstruction of grouped latents against beta-VAEs of the same network.
+
+The full protocol (40 runs of 30 epochs, measured after each) is a GPU job; the reduced one (12 runs of 1,000 steps) takes
+about ten minutes on two idle cores and says in its report that it is reduced. What is done is not done again.
+
+Examples:
+  python launch/studies/grouped.py
+  python launch/studies/grouped.py --protocol reduced
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
+
+import torch
+
+from launch import cli, config
+from launch.config import DataConfig
+from launch.studies import grouped_report, grouped_runs, jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedConfig:
+    """How much, and where to."""
+
+    protocol: Literal["full", "reduced"] = "full"
+    """full: the report's, for GPUs; reduced: for two CPU cores. It sets the defaults of the next four."""
+    seeds: int = 10
+    """Seeds 0, 1, ... of each model."""
+    points: int = 30
+    """How often each run is measured; the last time at its end."""
+    steps_per_point: int | None = None
+    """Steps between two points; default an epoch."""
+    test_images: int = 10_000
+    """Test images of every measurement."""
+    data_root: Path | None = None
+    """Folder of the official npz, if there is one; default data/dsprites."""
+    dsprites_source: Literal["auto", "official", "rendered"] = "rendered"
+    """rendered draws the images by rule."""
+    cache_dir: Path | None = None
+    """Where drawn images are kept; default beside the data."""
+    out: Path | None = None
+    """Folder of the records; default studies/grouped-<protocol>."""
+    report: Path | None = None
+    """Folder of the report; default docs/studies/grouped-<protocol>."""
+    workers: int | None = None
+    """Runs at once; default two for each GPU, or two processes of one thread without a GPU."""
+    report_only: bool = False
+    """Write the report from what is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "points", "steps_per_point", "test_images", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        if self.seeds > grouped_report.MOST_EXACT:
+            raise ValueError(f"--seeds {self.seeds}; the paired test counts up to {grouped_report.MOST_EXACT}")
+
+    def jobs(self) -> list[grouped_runs.Job]:
+        """Every run, dealt to the GPUs in turn; seed after seed, so that a stopped study has all models."""
+        out = self.out or Path("studies") / f"grouped-{self.protocol}"
+        data = DataConfig(
+            dataset="dsprites", data_root=self.data_root, dsprites_source=self.dsprites_source, cache_dir=self.cache_dir
+        )
+        gpus = torch.cuda.device_count()
+        runs = [(seed, variant) for seed in range(self.seeds) for variant in grouped_runs.VARIANTS]
+        return [
+            grouped_runs.Job(
+                out,
+                data,
+                variant,
+                seed,
+                self.points,
+                self.steps_per_point,
+                self.test_images,
+                f"cuda:{i % gpus}" if gpus else "cpu",
+            )
+            for i, (seed, variant) in enumerate(runs)
+        ]
+
+
+PROTOCOLS = {
+    "full": GroupedConfig(),
+    "reduced": GroupedConfig(protocol="reduced", seeds=3, points=2, steps_per_point=500, test_images=5_000),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Train what is missing, then report."""
+    protocol = config.typed_value("protocol", arguments) or "full"
+    default = PROTOCOLS.get(protocol, PROTOCOLS["full"])
+    chosen = config.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
+    wanted = chosen.jobs()
+    if not chosen.report_only:
+        wanted[0].data.open("train")  # draws the images, once, before the runs want them all at the same time
+        workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
+        jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
+    report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"
+    print(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
+
+
+if __name__ == "__main__":
+    cli.main(main)

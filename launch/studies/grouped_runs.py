@@ -1,0 +1,135 @@
+"""One run of the Grouped-VAE study: an MLP VAE trained in this process and measured at regular points."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import datasets
+from flat_vae import FlatVAE
+from launch import evaluation, latent_figures
+from launch.config import DataConfig, SharedConfig
+from launch.distributed import Ranks
+from launch.flat_presets import FLAT_PRESETS
+from launch.studies import jobs
+from launch.train import trainer_for
+from metrics import mic, mig
+
+VARIANTS = ("grouped", "mlp-beta1", "mlp-beta5", "mlp-beta10")  # presets
+FIRST_GROUP = (0, 1, 2)  # of the six latents; in the other models the same three, as a control
+AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: a preset trained for ``points`` x ``steps_per_point`` steps and measured after each of those parts."""
+
+    out: Path
+    data: DataConfig
+    variant: str
+    seed: int
+    points: int
+    steps_per_point: int | None  # None: an epoch
+    test_images: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.variant}-seed{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        """Its numbers; written last."""
+        return self.out / "records" / f"{self}.json"
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a record must have been made by to count."""
+        return {name: getattr(self, name) for name in ("points", "steps_per_point", "test_images")}
+
+    def config(self) -> SharedConfig:
+        """The variant's preset with this run's values."""
+        preset = FLAT_PRESETS[self.variant].build()
+        kind: Literal["cpu", "cuda"] = "cpu" if self.device == "cpu" else "cuda"
+        config: SharedConfig = replace(
+            preset, data=self.data, run=replace(preset.run, seed=self.seed, epochs=self.points, device=kind)
+        )
+        return config
+
+    def is_done(self) -> bool:
+        """Whether its record is there, made by the same protocol."""
+        return self.record.exists() and jobs.read_record(self.record).get("protocol") == self.protocol
+
+
+def work(job: Job) -> None:
+    """Train, measure, write the record."""
+    started = time.monotonic()
+    torch.manual_seed(job.seed)
+    config, ranks = job.config(), Ranks(0, 1, torch.device(job.device))
+    data, test = config.data.open("train"), config.data.open("test")
+    order = datasets.Batches(len(data), config.run.batch_size, job.seed)
+    every = job.steps_per_point or order.steps_per_epoch
+    total = job.points * every
+    trainer = trainer_for(config, data, ranks, total)
+    points = []
+    with datasets.Loader(data, order, 0, total, pin_memory=ranks.device.type == "cuda") as loader:
+        for batch in loader:
+            trainer.train_step(batch.images)
+            if trainer.state.step % every == 0:
+                model = trainer.state.averaged
+                assert isinstance(model, FlatVAE)
+                points.append({"step": trainer.state.step, **measure(model, test, ranks, job.test_images)})
+    jobs.write_record(
+        job.record,
+        {
+            "variant": job.variant,
+            "seed": job.seed,
+            "protocol": job.protocol,
+            "train_images": len(data),
+            "steps_per_epoch": order.steps_per_epoch,
+            "skipped_steps": trainer.state.num_skipped,
+            "points": points,
+            "seconds": time.monotonic() - started,
+        },
+    )
+
+
+class _Subset:
+    """Some images of a data set, in a fixed random order, as the evaluation wants them."""
+
+    def __init__(self, data: datasets.Dataset, count: int) -> None:
+        self.spec, self.data = data.spec, data
+        self.rows = np.random.default_rng(0).permutation(len(data))[:count]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, indices: Any) -> torch.Tensor:
+        return self.data.images(self.rows[indices])
+
+
+@torch.no_grad()
+def measure(model: FlatVAE, test: datasets.Dataset, ranks: Ranks, num_images: int) -> dict[str, Any]:
+    """Distortion and rate in nats, MIG (20 bins), and MIC of the first three latents about each factor, of test images."""
+    some = _Subset(test, num_images)
+    result = evaluation.evaluate(model, some, ranks, batch_size=AT_ONCE, seed=0).summary()
+    blocks = np.array_split(np.arange(len(some)), max(1, len(some) // AT_ONCE))
+    parts = [
+        latent_figures.encode(model, evaluation.to_float(some.images(block), test.spec, ranks.device))
+        for block in blocks
+    ]
+    codes = torch.cat([part.mean for part in parts])
+    factors = test.factors(some.rows)
+    concentration = mic(codes, factors, FIRST_GROUP)
+    return {
+        "distortion": result["distortion"],
+        "rate": result["rate"],
+        "mig": mig(codes, factors).score,
+        "mic": dict(zip(test.factor_names, concentration.per_factor.tolist(), strict=True)),
+        "mic_corrected": dict(zip(test.factor_names, concentration.corrected.tolist(), strict=True)),
+        "kl_per_latent": torch.cat([part.kl for part in parts]).mean(0).tolist(),
+    }

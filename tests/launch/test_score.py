@@ -1,0 +1,343 @@
+"""Scoring runs of both families and codes from elsewhere, from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from launch import encoding, scoring
+from launch.distributed import Ranks
+from launch.encoding import Encoded, Protocol
+from launch.runs import open_run
+from nvae.latents import residual_parameters
+from tests.launch import running, toy
+from tests.launch.running import assert_one_error, call
+from tests.launch.test_evaluation import ThreadRanks
+
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        toy.register(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(_toy: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("scored")
+    return {family: toy.train(family, root / family) for family in ("nvae", "flat_vae")}
+
+
+@pytest.fixture(params=["nvae", "flat_vae"])
+def run(request: pytest.FixtureRequest, runs: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a run of each family."""
+    return Path(shutil.copytree(runs[request.param], tmp_path / request.param))
+
+
+class SpeakingRanks(ThreadRanks):
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise AssertionError("nothing may be encoded here")
+
+
+def read(run: Path) -> dict[str, Any]:
+    record = json.loads((run / "scores.json").read_text())
+    del record["seconds"]
+    assert isinstance(record, dict)
+    return record
+
+
+def encoded(run: Path, ranks: Any = ALONE, *, max_gib: float = 1.0, images: int = 13) -> Encoded:
+    saved = open_run(run)
+    data = saved.config.data.open("test")
+    rows = Protocol(images=images, seed=3).rows(len(data))
+    return encoding.encode(saved.load_model(CPU)[0], data, rows, ranks, batch_size=4, max_gib=max_gib)
+
+
+def test_both_families_get_the_same_rows(run: Path) -> None:
+    result = call("score", "--run", run, *QUICK, "--untrained")
+    assert result.code == 0, result.err
+    record = read(run)
+    assert record["num_images"] == 40
+    assert {(r["kind"], r["dim"]) for r in record["scores"]["reduced"]["rows"]} >= {
+        (kind, dim) for kind in ("pool", "moments", "pca") for dim in (2, 10)
+    }
+    units = 2 if record["family"] == "nvae" else 10  # a flat model enters as groups of one latent
+    assert np.shape(record["scores"]["groups"]["matrix"]) == (units, 4)
+    assert ("covariance_distance" in record["scores"]) == (record["family"] == "flat_vae")
+    assert set(record["untrained"]) == set(record["scores"])
+    assert record["untrained"] != record["scores"]
+    assert record["held_out"]["num_images"] == 8
+    assert "beta_vae" in record["skipped"]
+    with np.load(run / "scores.npz", allow_pickle=False) as file:
+        elbo = file["log_likelihood"] - file["kl"].sum(1)
+    assert float(elbo.mean()) == pytest.approx(record["held_out"]["elbo"], rel=1e-5)
+    for word in ("mig", "moments", "posX", "KL per group"):
+        assert word in result.out
+    assert not any(isinstance(v, float) and math.isnan(v) for v in record["kl_at_means"])
+
+
+def test_codes_are_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("score", "--run", run, *QUICK).code == 0
+    first = read(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "encode", refuse)
+        assert call("score", "--run", run, *QUICK).code == 0
+        assert read(run) == first
+    files = set((run / "codes").iterdir())
+    assert len(files) == 1
+    assert call("score", "--run", run, *QUICK, "--seed", "1").code == 0
+    assert len(set((run / "codes").iterdir())) == 2
+
+
+def test_a_damaged_cache_is_encoded_again(run: Path) -> None:
+    assert call("score", "--run", run, *QUICK).code == 0
+    first = read(run)
+    (cache,) = (run / "codes").iterdir()
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 2] ^= 1
+    cache.write_bytes(content)
+    result = call("score", "--run", run, *QUICK)
+    assert result.code == 0, result.err
+    assert "damaged" in result.err
+    assert read(run) == first
+
+
+def test_residual_means_and_kl_of_an_nvae(runs: dict[str, Path]) -> None:
+    """Against the tools for latents, and KL from torch.distributions."""
+    found = encoded(runs["nvae"])
+    saved = open_run(runs["nvae"])
+    model: Any = saved.load_model(CPU)[0]
+    x = saved.config.data.open("test").images(found.rows).float()
+    relative = residual_parameters(model, x)
+    with torch.no_grad():
+        means = model.encode(x)
+    for i, belief in enumerate(relative):
+        np.testing.assert_allclose(found.residuals[i], belief.mean, atol=2e-5)
+        np.testing.assert_allclose(found.means[i], means[i], atol=2e-5)
+        unit = torch.distributions.Normal(torch.zeros(()).double(), 1.0)
+        q = torch.distributions.Normal(belief.mean.double(), belief.std.double())
+        kl = torch.distributions.kl_divergence(q, unit).flatten(1).sum(1)
+        np.testing.assert_allclose(found.kl[:, i], kl, rtol=1e-3)
+        assert found.kl_per_channel[i].sum() == pytest.approx(float(kl.mean()), rel=1e-3)
+
+
+def test_a_flat_code_is_the_mean(runs: dict[str, Path]) -> None:
+    found = encoded(runs["flat_vae"])
+    saved = open_run(runs["flat_vae"])
+    model: Any = saved.load_model(CPU)[0]
+    x = saved.config.data.open("test").images(found.rows).float()
+    with torch.no_grad():
+        posterior = model.bottom_up(x).posterior
+    assert found.variance is not None
+    np.testing.assert_allclose(found.means[0][:, :, 0, 0], posterior.mean, atol=2e-5)
+    np.testing.assert_array_equal(found.means[0], found.residuals[0])  # the prior is standard normal
+    np.testing.assert_allclose(found.variance, posterior.std.square(), rtol=1e-4)
+    assert [unit.shape for unit in found.units] == [(13, 1)] * 10
+
+
+@pytest.mark.parametrize("family", ["nvae", "flat_vae"])
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_any_number_of_ranks_encodes_the_same(family: str, world_size: int, runs: dict[str, Path]) -> None:
+    """13 images in blocks of 4: uneven, and with 5 ranks one has none."""
+    boxes, meet = [None] * world_size, threading.Barrier(world_size)
+    results: list[Any] = [None] * world_size
+
+    def work(rank: int) -> None:
+        results[rank] = encoded(runs[family], SpeakingRanks(rank, world_size, boxes, meet))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = encoded(runs[family])
+    for result in results:
+        for mine, theirs in zip(result.residuals + result.means, alone.residuals + alone.means, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(result.kl, alone.kl)
+
+
+def test_large_maps_are_kept_coarser_with_the_same_channel_means(runs: dict[str, Path]) -> None:
+    whole, coarse = encoded(runs["nvae"]), encoded(runs["nvae"], max_gib=1e-9)
+    assert coarse.max_side == 1
+    assert whole.max_side == 8
+    for fine, one in zip(whole.residuals, coarse.residuals, strict=True):
+        np.testing.assert_allclose(fine.mean((2, 3)), one[:, :, 0, 0], atol=1e-6)
+    assert coarse.resolution == whole.resolution == [4, 8]
+    shapes = [(8, 8, 8), (8, 32, 32)]
+    assert encoding.largest_side(shapes, 1000, 1.0) == 32
+    assert encoding.largest_side(shapes, 10**7, 1.0) == 1
+    at_16 = 8 * 1000 * (8 * 64 + 8 * 256) / 2**30
+    assert encoding.largest_side(shapes, 1000, at_16) == 16
+
+
+def test_a_random_subset_by_seed() -> None:
+    one, other = Protocol(images=10, seed=0).rows(100), Protocol(images=10, seed=1).rows(100)
+    assert len(np.unique(one)) == 10
+    assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(one, Protocol(images=10, seed=0).rows(100))
+    np.testing.assert_array_equal(Protocol(images=200).rows(100), np.arange(100))
+
+
+def test_the_full_grid_serves_sampled_metrics(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["flat_vae"], tmp_path / "run")
+    result = call("score", "--run", run, "--full-grid", "--metrics", "mig", "factor_vae", "--elbo-images", "0")
+    assert result.code == 0, result.err
+    record = read(run)
+    assert record["num_images"] == toy.TOTAL
+    assert record["held_out"] is None
+    assert 0.25 <= record["scores"]["factor_vae"]["score"] <= 1.0
+    assert record["scores"]["mig"]["entropy"] == pytest.approx([math.log(n) for n in toy.SIZES])
+    saved = open_run(run)
+    data = saved.config.data.open("all")
+    combination = np.array([[1, 2, 3, 4], [0, 0, 5, 1]])
+    index = np.ravel_multi_index(tuple(combination.T), toy.SIZES)
+    with torch.no_grad():
+        direct = saved.load_model(CPU)[0].encode(data.images(index).float())[0]
+    (cache,) = (run / "codes").iterdir()
+    found = encoding.load(cache)
+    assert found is not None
+    np.testing.assert_allclose(found.means[0][index, :, 0, 0], direct, atol=2e-5)
+
+
+def test_a_hierarchy_has_a_code_of_the_full_grid(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Chosen and scaled without labels: standardised means of the channels that vary most."""
+    run = shutil.copytree(runs["nvae"], tmp_path / "run")
+    result = call("score", "--run", run, "--full-grid", "--metrics", "factor_vae", "--elbo-images", "0", "--dims", "3")
+    assert result.code == 0, result.err
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(size=(50, 2, 3, 3)) * np.array([1.0, 9.0])[:, None, None], rng.normal(size=(50, 2)) * 5]
+    codes = scoring.most_varying_channels(groups, 3)
+    np.testing.assert_allclose(codes.std(0), 1.0)
+    expected = groups[0][:, 1].mean((1, 2))
+    np.testing.assert_allclose(codes[:, 0], (expected - expected.mean()) / expected.std())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--metrics", "mgi"], ["mgi", "did you mean 'mig'"]),
+        (["--metrics", "factor_vae"], ["--full-grid"]),
+        (["--images", "3"], ["--images 3"]),
+        (["--dims", "0"], ["--dims"]),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    more: list[str], words: list[str], runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "encode", refuse)
+    assert_one_error(call("score", "--run", runs["nvae"], *more), *words)
+
+
+def test_factors_are_missed_before_anything_is_encoded(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of images has none; without --metrics the other scores are computed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "encode", refuse)
+        assert_one_error(call("score", "--run", trained, "--metrics", "mig"), "mig", "no ground-truth factors")
+        patch.setattr("launch.runs.SavedRun.load_model", refuse)
+        assert_one_error(call("score", "--run", trained, "--metrics", "groups"), "groups")
+
+
+def test_unsupervised_scores_need_no_factors(copied: Path) -> None:
+    result = call("score", "--run", copied, "--split", "train", "--elbo-images", "0")
+    assert result.code == 0, result.err
+    assert set(read(copied)["scores"]) == {"total_correlation", "pairwise_information"}
+    assert "left out" in result.out
+
+
+def test_either_a_run_or_codes(trained: Path, tmp_path: Path) -> None:
+    assert_one_error(call("score"), "--run")
+    assert_one_error(call("score", "--run", trained, "--codes", tmp_path / "x.npz"), "--run")
+    assert_one_error(call("score", "--run", tmp_path / "nothing"), "nothing")
+
+
+def test_codes_of_another_framework(tmp_path: Path) -> None:
+    """A perfect code reaches the ceiling; the numbers are those of the library."""
+    rng = np.random.default_rng(0)
+    factors = np.stack([rng.integers(n, size=600) for n in (3, 6, 5)], axis=1)
+    np.savez(tmp_path / "codes.npz", codes=factors.astype(np.float32), factors=factors)
+    result = call("score", "--codes", tmp_path / "codes.npz", "--metrics", "mig", "sap", "groups")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "codes.scores.json").read_text())
+    expected = metrics.mig(factors.astype(np.float32), factors)
+    assert record["scores"]["mig"]["score"] == pytest.approx(expected.score, rel=1e-12)
+    assert record["scores"]["mig"]["score"] == pytest.approx(record["scores"]["mig"]["ceiling"], rel=1e-12)
+    shares = np.array(record["scores"]["groups"]["matrix"]) / np.array(record["scores"]["groups"]["entropy"])
+    assert (np.diag(shares) > 0.6).all()
+    assert (shares - np.diag(np.diag(shares)) < 0.05).all()
+
+
+def test_codes_of_a_whole_grid_in_any_order_serve_sampled_metrics(tmp_path: Path) -> None:
+    factors = toy.factors_of(np.random.default_rng(1).permutation(toy.TOTAL))
+    np.savez(tmp_path / "codes.npz", codes=factors.astype(np.float64), factors=factors)
+    result = call("score", "--codes", tmp_path / "codes.npz", "--metrics", "factor_vae")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "codes.scores.json").read_text())
+    assert record["scores"]["factor_vae"]["score"] == 1.0  # a wrong order would lose the held factor
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    codes, factors = np.zeros((20, 2)), np.zeros((20, 1), dtype=np.int64)
+    for name, arrays in {
+        "empty": {},
+        "keys": {"z": codes},
+        "rows": {"codes": codes, "factors": factors[:7]},
+        "nan": {"codes": codes * np.nan, "factors": factors},
+        "pickled": {"codes": np.array([{}] * 20, dtype=object)},
+        "constant": {"codes": codes, "factors": factors},
+    }.items():
+        np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    np.save(folder / "array.npy", codes)
+    (folder / "text.npz").write_text("no archive")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", ["codes"]),
+        ("keys", ["'z'"]),
+        ("rows", ["(20, 2)", "(7, 1)"]),
+        ("nan", ["NaN"]),
+        ("pickled", ["pickled"]),
+        ("constant", ["two values"]),
+        ("array", ["npz"]),
+        ("text", ["text.npz"]),
+        ("absent", ["absent.npz"]),
+    ],
+)
+def test_bad_codes_are_one_line(name: str, words: list[str], tmp_path: Path) -> None:
+    path = bad_files(tmp_path).get(name, tmp_path / "absent.npz")
+    assert_one_error(call("score", "--codes", path, "--metrics", "mig"), *words)
+
+
+def test_the_trainer_scores_on_a_schedule(tmp_path: Path) -> None:
+    run = toy.train("nvae", tmp_path / "run", "--score-every", "8")
+    scored = {r["step"]: r["score/mig_d10"] for r in running.records(run) if "score/mig_d10" in r}
+    assert set(scored) == {8, 16}
+    assert all(0.0 <= v <= 1.0 for v in scored.values())
+
+
+def test_the_trainer_refuses_scores_without_factors(data: Path, tmp_path: Path) -> None:
+    result = call("train_nvae", *running.flags(data, tmp_path / "run", "--score-every", "8"))
+    assert_one_error(result, "--score-every", "no ground-truth factors")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,186 @@
+"""The sweep: what it refuses, what it runs and skips, what it recommends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch import sweep, sweep_report
+from launch.studies import jobs
+from tests.launch import running
+
+SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
+SHARED += ["--batch-size", "4", "--figure-images", "4", "--iw-samples", "2"]
+
+
+def flags(data: Path, out: Path, *own: str) -> list[str]:
+    typed = ["--out", str(out), "--seeds", "1", "--workers", "2", *own]
+    return [*typed, "--", "--dataset", "folder", "--data-root", str(data), *SHARED]
+
+
+@pytest.fixture(scope="module")
+def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    assert running.call("sweep", *flags(data, out, "--values", "1", "40")).code == 0
+    return out
+
+
+def test_sweep_leaves_runs_table_plot_and_results(swept: Path) -> None:
+    for value in ("1", "40"):
+        config = json.loads((swept / f"beta-{value}-seed0" / "config.json").read_text())["config"]
+        assert config["objective"]["beta"] == float(value)
+        assert (swept / "logs" / f"beta-{value}-seed0.txt").exists()
+    text = (swept / "table.md").read_text()
+    assert "Recommended beta" in text
+    assert "covariance distance" in text
+    assert "MIG" not in text.splitlines()[0]  # a folder of images has no factors
+    assert (swept / "sweep.png").stat().st_size > 1000
+    results = json.loads((swept / "results.json").read_text())["results"]
+    assert results.keys() == {"1", "40"}
+    summary = json.loads((swept / "beta-1-seed0" / "summary.json").read_text())["valid"]
+    assert results["1"][0]["distortion"] == summary["distortion"]
+
+
+def test_sweep_goes_on_where_it_was(swept: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def run(self: sweep.Devices, command: list[str], log: Path) -> int:
+        started.append(log.stem)
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("error: it broke; mend it\n")
+        return 3
+
+    monkeypatch.setattr(sweep.Devices, "run", run)
+    assert running.call("sweep", *flags(data, swept, "--values", "1", "40")).code == 0
+    assert started == []
+    result = running.call("sweep", *flags(data, swept, "--values", "1", "40", "80"))
+    assert started == ["beta-80-seed0"]
+    running.assert_one_error(result, "1 of 3 runs failed", "it broke", "exit code 3")
+    assert "| 80" not in (swept / "table.md").read_text()  # the finished runs are reported all the same
+
+
+def test_sweep_refuses_the_folder_of_another(swept: Path, data: Path) -> None:
+    changed = [*flags(data, swept, "--values", "1"), "--lr", "1e-4"]
+    running.assert_one_error(running.call("sweep", *changed), "holds another sweep", "--out")
+
+
+@pytest.mark.parametrize(
+    ("own", "passed", "said"),
+    [
+        (["--values", "1", "1"], [], "each value once"),
+        (["--values", "0", "--flag", "seed"], [], "set by the sweep"),
+        (["--values", "x"], [], "x"),
+        (["--values", "-1"], [], "-1"),
+        (["--values", "1", "--flag", "betta"], [], "betta"),
+        (["--values", "1"], ["--beta", "2"], "behind --"),
+        (["--values", "1"], ["--seed", "2"], "behind --"),
+        (["--values", "1", "--seeds", "0"], [], "--seeds 0"),
+        ([], [], "--values"),
+    ],
+)
+def test_sweep_refuses_before_it_trains(
+    data: Path, tmp_path: Path, own: list[str], passed: list[str], said: str
+) -> None:
+    result = running.call("sweep", *flags(data, tmp_path / "out", *own), *passed)
+    running.assert_one_error(result, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_of_several_numbers() -> None:
+    job = sweep.Job(Path("out"), "latent-groups", "3,3", 1)
+    assert job.flags()[:3] == ["--latent-groups", "3", "3"]
+    assert "--seed 1 --run-dir out/latent-groups-3,3-seed1" in " ".join(job.flags())
+
+
+def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    devices = sweep.Devices(None)
+    assert devices.workers == 2
+    command = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    seen = []
+    for i in range(3):
+        assert devices.run(command, tmp_path / f"{i}.txt") == 0
+        seen.append((tmp_path / f"{i}.txt").read_text().strip())
+    assert seen == ["4", "6", "4"]
+
+
+def test_without_gpus_a_run_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    devices = sweep.Devices(None)
+    assert devices.workers == os.cpu_count()
+    command = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(5)"]
+    assert devices.run(command, tmp_path / "log.txt") == 5
+    assert (tmp_path / "log.txt").read_text().strip() == "1"
+
+
+def scores(**numbers: float) -> dict[str, float]:
+    return {"distortion": 50.0, "rate": 10.0, "elbo": -60.0, "active_units": 5.0, **numbers}
+
+
+def test_recommended_is_the_highest_mig() -> None:
+    results = {
+        "1": [scores(mig=0.10), scores(mig=0.11)],
+        "4": [scores(mig=0.30), scores(mig=0.31)],
+        "8": [scores(mig=0.20), scores(mig=0.21)],
+    }
+    assert sweep_report.recommend(results).value == "4"
+
+
+def test_of_values_that_noise_cannot_tell_apart_the_best_reconstruction_wins() -> None:
+    results = {
+        "1": [scores(mig=0.28, distortion=20.0), scores(mig=0.29, distortion=20.0)],
+        "4": [scores(mig=0.20, distortion=40.0), scores(mig=0.40, distortion=40.0)],
+    }
+    chosen = sweep_report.recommend(results)
+    assert chosen.value == "1"
+    assert "within one standard error" in chosen.reason
+
+
+def test_without_factors_the_elbo_decides_and_collapse_is_out() -> None:
+    results = {
+        "1": [scores(elbo=-60.0)],
+        "4": [scores(elbo=-70.0)],
+        "100": [scores(elbo=-50.0, active_units=0.0)],
+    }
+    chosen = sweep_report.recommend(results)
+    assert chosen.value == "1"
+    assert "one seed cannot tell" in chosen.reason
+
+
+def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
+    results: dict[str, list[dict[str, float]]] = {
+        "1": [scores(mig=0.1, distortion=10.0), scores(mig=0.3, distortion=12.0)],
+        "4": [scores(distortion=20.0)],
+    }
+    lines = sweep_report.table("beta", results).splitlines()
+    assert "MIG" not in lines[0]
+    assert "11.0 ± 1.4" in lines[2]
+    assert "| 20.0 " in lines[3]
+
+
+@pytest.mark.parametrize("values", [("1", "10", "100"), ("burgess", "conv"), ("0", "1")])
+def test_plot_of_numbers_and_names(values: tuple[str, ...]) -> None:
+    picture = sweep_report.plot("flag", {value: [scores(mig=0.1)] for value in values})
+    assert picture.ndim == 3
+
+
+def test_measured_scores_are_kept_with_their_step(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = swept / "beta-1-seed0"
+    first = sweep.measure(run, 10_000)
+
+    def again(*_: Any) -> dict[str, float]:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(sweep, "_representation", again)
+    assert sweep.measure(run, 10_000) == first
+    with pytest.raises(AssertionError, match="measured twice"):
+        sweep.measure(run, 5)
+    assert jobs.read_record(run / "sweep_scores.json")["of"] == {"step": 4, "images": 10_000}
