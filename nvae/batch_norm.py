@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,9 +31,10 @@ class Moments:
     mean: Tensor
     var: Tensor
 
-    def unbiased_var(self) -> Tensor:
-        """Variance with Bessel's correction, [C]."""
-        return self.var * (self.count / (self.count - 1.0).clamp_min(1.0))
+    def unbiased_var(self, copies: int = 1) -> Tensor:
+        """Variance with Bessel's correction, [C], of the values with each of them there ``copies`` times."""
+        count = self.count * copies
+        return self.var * (count / (count - 1.0).clamp_min(1.0))
 
 
 @torch.no_grad()
@@ -76,11 +77,6 @@ def frozen_statistics() -> Iterator[None]:
         yield
     finally:
         _state.frozen = before
-
-
-def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For ``torch.utils.checkpoint``'s context_fn: the recomputation must not update running statistics again."""
-    return nullcontext(), frozen_statistics()
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -171,19 +167,29 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_channels))
         self.momentum = MOMENTUM
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise and activate."""
+    def forward(self, x: Tensor, copies: int = 1) -> Tensor:
+        """Normalise and activate.
+
+        ``copies``: how often each value counts in the running variance's correction, for an ``x`` that is to be
+        enlarged by repetition: normalising before instead of after changes nothing else.
+        """
         frozen = getattr(_state, "frozen", False)
         if self.training and num_ranks() > 1:
             moments = batch_moments(x)
             if not frozen:
                 self.running_mean.lerp_(moments.mean, self.momentum)
-                self.running_var.lerp_(moments.unbiased_var(), self.momentum)
+                self.running_var.lerp_(moments.unbiased_var(copies), self.momentum)
             return cross_rank_batch_norm(x, self.weight, self.bias, moments, self.activation)
         mean, var = self.running_mean, self.running_var
-        if frozen:  # copies, not None: a checkpoint's recomputation must save as many tensors as its forward pass
+        corrects = self.training and copies > 1 and not frozen
+        if frozen or corrects:  # not None: a checkpoint's recomputation must save as many tensors as its forward pass
             mean, var = mean.clone(), var.clone()
         y = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPS)
+        if corrects:
+            count = x.numel() // x.shape[1]
+            ratio = copies * (count - 1) / (copies * count - 1)  # of the two corrections of the batch's variance
+            self.running_mean.copy_(mean)
+            self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var, alpha=ratio)
         return activate(y, self.activation)
 
     def extra_repr(self) -> str:

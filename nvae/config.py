@@ -131,7 +131,7 @@ class NVAEConfig:
     padded_size: tuple[int, int] | None = None
     """Height and width in pixels that images are zero-padded to. None: the next multiples of the stride."""
     checkpointing: bool = False
-    """Recompute each cell in the backward pass: about a seventh of the activation memory for a third more time."""
+    """Recompute each cell in the backward pass: about a tenth of the activation memory for a third more time."""
 
     def __post_init__(self) -> None:
         """Refuse contradictions; turn the lists that JSON knows into tuples."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvae.batch_norm import batch_moments
+from nvae.depthwise import depthwise
 
 NORM_EPS = 1e-5
+
+_state = threading.local()
+
+
+def weights_in_use() -> Mapping[nn.Module, Tensor]:
+    """Effective weights that this thread's convolutions are given; those that are missing compute their own."""
+    weights: Mapping[nn.Module, Tensor] = getattr(_state, "weights", {})
+    return weights
+
+
+@contextmanager
+def use_weights(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within it the convolutions among ``weights`` convolve with these, which were computed for all of them at once."""
+    before = weights_in_use()
+    _state.weights = weights
+    try:
+        yield
+    finally:
+        _state.weights = before
 
 
 class WeightNormConv2d(nn.Conv2d):
@@ -55,7 +78,11 @@ class WeightNormConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C_in, H, W]``."""
-        output: Tensor = self._conv_forward(x, self.effective_weight(), self.bias)
+        weight = weights_in_use().get(self)
+        weight = self.effective_weight() if weight is None else weight
+        if self.groups == self.in_channels > 1 and self.bias is None:
+            return depthwise(x, weight, self.stride[0])
+        output: Tensor = self._conv_forward(x, weight, self.bias)
         return output
 
 

@@ -20,6 +20,7 @@ from metrics.likelihoods import (
     num_mixture_parameters,
 )
 from nvae import towers
+from nvae.cells import recomputed
 from nvae.config import NVAEConfig
 from nvae.convolution import WeightNormConv2d
 from nvae.flows import FlowPair
@@ -34,6 +35,8 @@ from nvae.posterior import (
     check_temperature,
     normal_from_raw,
 )
+
+LAYOUT = torch.channels_last  # of weights and activations: what fast convolutions take, depthwise ones above all
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class NVAE(nn.Module):
         self.decoder = towers.decoder_cells(config)
         self.postprocess = towers.postprocess_cells(config)
         self.output_conv = WeightNormConv2d(config.channels_dec, self._num_parameters(), 3)
+        self.layout = LAYOUT
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+            if conv.kernel_size != (1, 1) and conv.groups == 1:  # elsewhere the two layouts are the same memory
+                conv.to(memory_format=self.layout)
 
     def _scales(self) -> list[tuple[int, int]]:
         """(pixels per position, groups) of each scale, lowest resolution first."""
@@ -137,7 +144,7 @@ class NVAE(nn.Module):
             raise ValueError(
                 f"images of shape {tuple(x.shape)} do not fit the model; give [B, {', '.join(map(str, expected))}]"
             )
-        h = self.stem(2.0 * self.padding.pad(x) - 1.0)
+        h = self.stem(2.0 * self.padding.pad(x) - 1.0).contiguous(memory_format=self.layout)
         for cell in self.preprocess:
             h = cell(h)
         recorded = []
@@ -166,7 +173,7 @@ class NVAE(nn.Module):
         assert batch is not None
         state: Tensor | None = None
         if len(decisions) > 1:
-            state = self.initial_state.expand(batch, -1, -1, -1)
+            state = self.initial_state.expand(batch, -1, -1, -1).contiguous(memory_format=self.layout)
         groups: list[Group] = []
         for module in self.decoder:
             if isinstance(module, towers.DecoderCombiner | towers.DecoderStem):
@@ -196,7 +203,8 @@ class NVAE(nn.Module):
         drawn = decision.draw(prior, posterior)
         if not decision.from_posterior or self.config.num_flows == 0:
             return Group(drawn, posterior, prior)
-        return Group(self.flows[i](drawn), posterior, prior, base=drawn)
+        flow, recompute = self.flows[i], self.config.checkpointing and torch.is_grad_enabled()
+        return Group(recomputed(flow, drawn) if recompute else flow(drawn), posterior, prior, base=drawn)
 
     def forward(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> VAEOutput:
         """Beliefs about images ``[B, C, H, W]`` in [0, 1] with latents sampled from their posteriors.

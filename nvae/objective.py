@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metrics.elbo import terms
 from nvae.batch_norm import batch_norm_penalty, num_ranks
+from nvae.convolution import DataInitConv2d, use_weights
 from nvae.model import NVAE
 from nvae.spectral import SpectralRegulariser
 
@@ -139,6 +140,7 @@ class NVAEObjective(nn.Module):
         self.spectral = SpectralRegulariser(model, config.num_power_iterations, seed)
         alpha = kl_balance_alpha(model.config.groups).to(model.output_conv.weight.device)
         self.register_buffer("alpha", alpha, persistent=False)
+        self._sets_weights_itself = any(isinstance(module, DataInitConv2d) for module in model.modules())
         self._model = (model,)  # in a tuple, so that its weights are none of this module's
 
     @property
@@ -149,20 +151,30 @@ class NVAEObjective(nn.Module):
     def after_step(self, skipped: bool) -> None:
         """Nothing of this objective moves with the optimiser."""
 
+    def _shares_weights(self) -> bool:
+        """Whether the model convolves with the weights that were stacked for the penalty.
+
+        Between ranks each layer computes its own instead: the stacks' gradients come last in the backward pass, and
+        nothing of their exchange would overlap with it. So does a model that sets its weights from the first batch.
+        """
+        return num_ranks() == 1 and not self._sets_weights_itself
+
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` at an optimiser step.
 
         ``model`` is what to call, perhaps wrapped in DDP. In training mode the KL is balanced while its coefficient is
         below 1 and the penalties are added; in evaluation mode they are left out.
         """
-        elbo_terms = terms(model(x, noise), x)
         coefficient = kl_coefficient(step, self.total_steps, self.config)
+        weight = spectral_weight(coefficient, self.config) if model.training else 0.0
+        matrices = self.spectral.matrices() if weight > 0.0 and self._shares_weights() else None
+        with use_weights({} if matrices is None else self.spectral.weights(matrices)):
+            elbo_terms = terms(model(x, noise), x)
         kl = elbo_terms.kl  # [B, L]
         if self.config.kl_balance and model.training and coefficient < 1.0:
             magnitude = _mean_over_ranks(kl.detach().abs().mean(0))
             kl = kl * kl_balance_coefficients(magnitude, self.alpha)
         total = (elbo_terms.distortion + coefficient * kl.sum(1)).mean()
-        weight = spectral_weight(coefficient, self.config) if model.training else 0.0
         named = {
             "elbo": elbo_terms.elbo.detach().mean(),
             "rate": elbo_terms.rate.detach().mean(),
@@ -171,7 +183,7 @@ class NVAEObjective(nn.Module):
             "spectral_weight": total.new_tensor(weight),
         }
         if weight > 0.0:
-            spectral, batch_norm = self.spectral(), batch_norm_penalty(self._model[0])
+            spectral, batch_norm = self.spectral(matrices), batch_norm_penalty(self._model[0])
             total = total + weight * (spectral + batch_norm)
             named |= {"spectral": spectral.detach(), "batch_norm": batch_norm.detach()}
         return Loss(total, named, elbo_terms.kl.detach().mean(0))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvae.convolution import effective_weight
+from nvae.convolution import NORM_EPS, WeightNormConv2d
 
 FIRST_CALL_FACTOR = 10
 MIN_NORM = 1e-3
@@ -42,21 +42,49 @@ class SpectralRegulariser(nn.Module):
         for shape, layers in self._layers.items():
             u = torch.randn(len(layers), layers[0].weight.shape[0], generator=generator)
             self.register_buffer(f"u_{shape}", F.normalize(u, dim=1, eps=MIN_NORM).to(layers[0].weight.device))
+            normalised = torch.tensor([isinstance(layer, WeightNormConv2d) for layer in layers]).view(-1, 1, 1)
+            self.register_buffer(f"normalised_{shape}", normalised.to(layers[0].weight.device), persistent=False)
         self.register_buffer("started", torch.tensor(False))
         self._settled = False  # spares reading the buffer, which would wait for the device, in every call
 
-    def forward(self) -> Tensor:
-        """The penalty, a scalar in float32 with gradients to the weights; advances the vectors."""
+    def matrices(self) -> list[Tensor]:
+        """The effective weights of all convolutions in few operations: stacks ``[N, R, C]``, one for each shape.
+
+        Columns are in the order (row, column, input channel), which singular values do not mind.
+        """
+        with torch.autocast(self.started.device.type, enabled=False):
+            return [
+                _effective_matrices(layers, getattr(self, f"normalised_{shape}"))
+                for shape, layers in self._layers.items()
+            ]
+
+    def weights(self, matrices: list[Tensor]) -> dict[nn.Module, Tensor]:
+        """What the weight-normalised convolutions may convolve with: views of ``matrices``, in autocast's precision."""
+        device_type = self.started.device.type
+        found: dict[nn.Module, Tensor] = {}
+        for stack, layers in zip(matrices, self._layers.values(), strict=True):
+            if torch.is_autocast_enabled(device_type):
+                stack = stack.to(torch.get_autocast_dtype(device_type))
+            for layer, matrix in zip(layers, stack.unbind(0), strict=True):
+                if isinstance(layer, WeightNormConv2d):
+                    out_channels, in_channels, height, width = layer.weight.shape
+                    found[layer] = matrix.view(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
+        return found
+
+    def forward(self, matrices: list[Tensor] | None = None) -> Tensor:
+        """The penalty, a scalar in float32 with gradients to the weights; advances the vectors.
+
+        ``matrices``: of :meth:`matrices`, where they were computed already.
+        """
         iterations = self.num_iterations
         if not self._settled:
             iterations *= 1 if bool(self.started) else FIRST_CALL_FACTOR
             self.started.fill_(True)
             self._settled = True
         total: Tensor | None = None
-        for shape, layers in self._layers.items():
-            weight = torch.stack([effective_weight(layer).flatten(1) for layer in layers])  # [N, R, C]
-            with torch.autocast(weight.device.type, enabled=False):
-                sigma = _sum_of_singular_values(weight, getattr(self, f"u_{shape}"), iterations)
+        for shape, stack in zip(self._layers, self.matrices() if matrices is None else matrices, strict=True):
+            with torch.autocast(stack.device.type, enabled=False):
+                sigma = _sum_of_singular_values(stack, getattr(self, f"u_{shape}"), iterations)
             total = sigma if total is None else total + sigma
         assert total is not None
         return total
@@ -64,6 +92,22 @@ class SpectralRegulariser(nn.Module):
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._settled = False
+
+
+def _raw_matrix(layer: nn.Conv2d) -> Tensor:
+    """[R, C]: the weight before normalisation, masked where it is; a view where its layout is channels_last."""
+    weight = layer.raw_weight() if isinstance(layer, WeightNormConv2d) else layer.weight
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _effective_matrices(layers: list[nn.Conv2d], normalised: Tensor) -> Tensor:
+    """Weights of convolutions of one matrix shape, [N, R, C]; those that are not ``normalised`` [N, 1, 1] as they are."""
+    raw = torch.stack([_raw_matrix(layer) for layer in layers])
+    norm: Tensor = torch.linalg.vector_norm(raw, dim=2, keepdim=True)  # [N, R, 1]
+    none = raw.new_zeros(raw.shape[1], 1)
+    logs = [layer.log_weight_norm.flatten(1) if isinstance(layer, WeightNormConv2d) else none for layer in layers]
+    scale = torch.where(normalised, torch.stack(logs).exp() / (norm + NORM_EPS), 1.0)
+    return raw * scale
 
 
 def _sum_of_singular_values(weight: Tensor, u: Tensor, iterations: int) -> Tensor:

@@ -32,7 +32,10 @@ class DecoderCombiner(nn.Module):
 
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
         """``[B, C, H, W]``, ``[B, Z, H, W]`` -> ``[B, C, H, W]``."""
-        output: Tensor = self.conv(torch.cat([state, z.to(state.dtype)], dim=1))
+        z = z.to(
+            dtype=state.dtype, memory_format=torch.channels_last
+        )  # else the two would be joined in neither's layout
+        output: Tensor = self.conv(torch.cat([state, z], dim=1))
         return output
 
 

@@ -138,14 +138,15 @@ def test_one_bottom_up_pass_serves_all_draws() -> None:
     assert one == ten == [*without, 3]
 
 
-def test_layout_is_channels_last_throughout() -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_layout_is_the_same_throughout(layout: torch.memory_format) -> None:
+    """Channels_last in ours, contiguous in the plain port."""
     model = small().train()
+    model = model if layout is torch.channels_last else plain_model(model)
     layouts: list[bool] = []
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            module.register_forward_hook(
-                lambda module, args, y: layouts.append(y.is_contiguous(memory_format=torch.channels_last))
-            )
+            module.register_forward_hook(lambda module, args, y: layouts.append(y.is_contiguous(memory_format=layout)))
     model(images(model))
     assert len(layouts) > 0
     assert all(layouts)

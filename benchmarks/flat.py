@@ -1,0 +1,142 @@
+"""Training steps of the flat VAE on dSprites, beside another project's trainer on the same network and images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+from benchmarks import counting, harness
+from benchmarks.harness import Case, Row
+from benchmarks.steps import trainer_of, with_rates
+from datasets.arrays import ArrayDataset
+from datasets.dsprites import FACTOR_SIZES, render
+from launch.config import RunConfig
+from launch.families import FlatTrainConfig
+from launch.flat_presets import FLAT_PRESETS
+from launch.trainer import Trainer
+
+STEPS_PER_ROUND = 20
+
+
+class Worker:
+    """pythae in a process of its own: trains an epoch when told to."""
+
+    def __init__(self, python: str, images: Path, batch_size: int) -> None:
+        script = Path(__file__).with_name("pythae_worker.py")
+        command = [python, str(script), str(images), str(batch_size), str(torch.get_num_threads())]
+        quiet = os.environ | {"TQDM_DISABLE": "1"}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
+        self.losses: list[float] = []
+        self._answer()
+
+    def _answer(self) -> Row:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer: Row = json.loads(line)
+                return answer
+        raise ValueError("the pythae worker ended early; run benchmarks/pythae_worker.py by hand to see why")
+
+    def epoch(self) -> None:
+        """Train one epoch."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.losses.append(float(self._answer()["loss"]))
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def sprites(num: int) -> Tensor:
+    """Random dSprites drawn by rule, uint8 {0, 1} [N, 1, 64, 64]."""
+    random = np.random.default_rng(0)
+    classes = np.stack([random.integers(0, size, num) for size in FACTOR_SIZES], axis=1)
+    return torch.from_numpy(render(classes)[:, None])
+
+
+class Ours:
+    """Our trainer fed by our loader, an epoch at a time."""
+
+    def __init__(self, images: Tensor, batch_size: int, precision: str, device: torch.device) -> None:
+        preset: FlatTrainConfig = FLAT_PRESETS["burgess"].build()
+        run = RunConfig(batch_size=batch_size, precision=precision)  # type: ignore[arg-type]
+        config = FlatTrainConfig(model=preset.model, objective=preset.objective, run=run)
+        self.data = ArrayDataset(
+            name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
+        )
+        self.trainer: Trainer = trainer_of(config, _spec(), device, len(images))
+        self.order = datasets.Batches(len(images), batch_size)
+        self.images = images[:batch_size]
+        self.losses: list[float] = []
+        self.trainer.state.step = 0
+
+    def step(self) -> object:
+        """One step on the first batch."""
+        return self.trainer.train_step(self.images)
+
+    def forward(self) -> object:
+        """The forward pass on the first batch."""
+        return self.trainer.forward(self.images.to(self.trainer.ranks.device).float())
+
+    def epoch(self) -> None:
+        """Train one epoch."""
+        losses = []
+        with datasets.Loader(self.data, self.order, self.trainer.state.step, STEPS_PER_ROUND) as loader:
+            for batch in loader:
+                losses.append(self.trainer.train_step(batch.images).terms["loss"])
+        self.losses.append(float(torch.stack(losses).mean()))
+
+
+def _spec() -> datasets.ImageSpec:
+    return datasets.ImageSpec(channels=1, height=64, width=64, num_bits=1)
+
+
+def flat_step(options: argparse.Namespace, device: torch.device) -> list[Row]:
+    """Epochs of a few batches, data loading included; images already decoded on both sides."""
+    images = sprites(STEPS_PER_ROUND * options.batch_size)
+    ours = {precision: Ours(images, options.batch_size, precision, device) for precision in options.precision}
+    cases = []
+    for precision, each in ours.items():
+        each.step()
+        counts = {
+            "gflop": counting.step_flops(each.forward) * STEPS_PER_ROUND / 1e9,
+            "operations": counting.count(each.step).operations,
+        }
+        each.trainer.state.step = 0
+        cases.append(Case(precision, each.epoch, len(images), counts))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npy"
+        np.save(path, images.numpy())
+        if options.pythae_python is None:
+            seconds = harness.interleave(cases, options.rounds, device)
+            return with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], *_peaks(device))
+        with Worker(options.pythae_python, path, options.batch_size) as worker:
+            cases.append(Case("pythae", worker.epoch, len(images)))
+            seconds = harness.interleave(cases, options.rounds, device)
+            losses: dict[str, list[float]] = {p: o.losses for p, o in ours.items()} | {"pythae": worker.losses}
+    for case in cases:
+        case.counts |= {"batch": options.batch_size, "loss_last_epoch": losses[case.variant][-1]}
+    rows = with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], *_peaks(device))
+    return rows + [harness.ratio_row("flat-step", p, "pythae", seconds) for p in ours]
+
+
+def _peaks(device: torch.device) -> tuple[float, float]:
+    return harness.matrix_rate(device), harness.copy_bandwidth(device)

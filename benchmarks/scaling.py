@@ -1,0 +1,85 @@
+"""How time and memory of an NVAE step grow, one quantity varied at a time, and a cost model fitted to the table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from benchmarks import counting, harness
+from benchmarks.harness import Case, Row
+from benchmarks.steps import nvae_config, random_images, trainer_of
+from datasets import ImageSpec
+from launch import memory
+from launch.evaluation import to_float
+from launch.families import NVAETrainConfig
+from nvae import NVAEConfig
+
+BASE = NVAEConfig(
+    groups_per_scale=(2, 1, 1), channels_enc=16, channels_dec=16, cells_per_group_enc=1, cells_per_group_dec=1
+)
+
+
+def variations() -> Iterator[tuple[str, NVAEConfig, int, int]]:
+    """(what, model, side of the image, batch)."""
+    yield "base", BASE, 64, 4
+    for groups in ((4, 2, 2), (8, 4, 4)):
+        yield f"groups {sum(groups)}", replace(BASE, groups_per_scale=groups), 64, 4
+    yield "scales 2", replace(BASE, num_scales=2, groups_per_scale=(2, 1)), 64, 4
+    yield "scales 4", replace(BASE, num_scales=4, groups_per_scale=(2, 1, 1, 1)), 64, 4
+    for channels in (32, 64):
+        yield f"channels {channels}", replace(BASE, channels_enc=channels, channels_dec=channels), 64, 4
+    for side in (32, 128):
+        yield f"side {side}", BASE, side, 4
+    for batch in (1, 16):
+        yield f"batch {batch}", BASE, 64, batch
+
+
+def scaling(options: argparse.Namespace, device: torch.device) -> list[Row]:
+    """The table and the fit: seconds = a * operations + b * GFLOP + c * GB touched, none negative."""
+    rows: list[Row] = []
+    for name, model, side, batch in variations():
+        spec = ImageSpec(channels=3, height=side, width=side, num_bits=8)
+        case = _case(name, nvae_config(model, batch, options.precision[0]), spec, device)
+        rows.append(harness.timing_row("scaling", case, harness.interleave([case], options.rounds, device)[name]))
+    return [*rows, fit(rows)]
+
+
+def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.device) -> Case:
+    trainer, images = trainer_of(config, spec, device), random_images(spec, config.run.batch_size)
+    x = to_float(images, spec, device)
+
+    def step() -> object:
+        return trainer.train_step(images)
+
+    step()
+    seen, needs = counting.count(step), memory.count(config, spec)
+    counts: Row = {
+        "operations": seen.operations,
+        "gflop": counting.step_flops(lambda: trainer.forward(x)) / 1e9,
+        "gb_touched": seen.bytes / 1e9,
+        "parameters_m": needs.num_parameters / 1e6,
+        "saved_mib_per_image": needs.activation_bytes_per_image / harness.MIB,
+    }
+    return Case(name, step, len(images), counts)
+
+
+def fit(rows: list[Row]) -> Row:
+    """Coefficients by least squares of the relative error, and the error that is left."""
+    terms = ("operations", "gflop", "gb_touched")
+    seconds = np.array([row["median_s"] for row in rows])
+    table = np.array([[float(row[term]) for term in terms] for row in rows])
+    weights, _ = nnls(table / seconds[:, None], np.ones(len(rows)))
+    relative = np.abs(table @ weights / seconds - 1.0)
+    named = dict(zip(("seconds_per_operation", "seconds_per_gflop", "seconds_per_gb"), weights.tolist(), strict=True))
+    return {
+        "benchmark": "scaling",
+        "variant": "cost model",
+        **named,
+        "median_error": float(np.median(relative)),
+        "largest_error": float(relative.max()),
+    }
