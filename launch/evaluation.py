@@ -18,7 +18,7 @@ from launch.model import VAE
 from metrics import elbo
 from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
 
-DRAWS_PER_PASS = 128
+DRAWS_PER_PASS = {"cuda": 128, "cpu": 16}  # images; on CPU larger batches lose more to fresh pages than they gain
 
 
 class ImageSet(Protocol):
@@ -139,7 +139,7 @@ def _log_weights(
     One bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images.
     """
     features = model.bottom_up(x)
-    at_once = max(1, DRAWS_PER_PASS // len(x))
+    at_once = max(1, DRAWS_PER_PASS.get(x.device.type, 128) // len(x))
     weights: list[Tensor] = []
     others: list[Tensor] = []
     for done in range(0, num_draws, at_once):

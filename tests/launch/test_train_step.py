@@ -192,6 +192,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_without_a_trace(bad: float) ->
     assert (subject.state.step, subject.state.num_skipped, subject.state.num_bad_in_a_row) == (3, 2, 2)
     assert subject.state.objective.skipped == [False, True, True]  # type: ignore[attr-defined]
     assert (before.pop("num_skipped"), after.pop("num_skipped")) == (0, 2)
+    assert (before.pop("num_bad_in_a_row"), after.pop("num_bad_in_a_row")) == (0, 2)
     assert_same(after, before)
     subject.train_step(images(3))
     assert subject.state.num_bad_in_a_row == 0
@@ -208,6 +209,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     assert torch.isfinite(report.terms["loss"])
     after = snapshot(subject)
     assert (before.pop("num_skipped"), after.pop("num_skipped")) == (0, 1)
+    assert (before.pop("num_bad_in_a_row"), after.pop("num_bad_in_a_row")) == (0, 1)
     assert_same(after, before)
 
 
@@ -225,6 +227,7 @@ def test_a_spoilt_forward_pass_leaves_no_trace_in_batch_norm() -> None:
     after = snapshot(subject)
     del before["objective"], after["objective"]  # power iteration depends on the weights alone, and goes on
     assert (before.pop("num_skipped"), after.pop("num_skipped")) == (0, 1)
+    assert (before.pop("num_bad_in_a_row"), after.pop("num_bad_in_a_row")) == (0, 1)
     assert_same(after, before)
     assert not subject.train_step(images(2, 4, spec)).skipped
     assert all(torch.isfinite(v).all() for v in snapshot(subject)["model"].values())
