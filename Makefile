@@ -7,13 +7,15 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.strata-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test check soak lock
+.PHONY: help install quickstart test check soak lock frey-study grouped-study
 
 help:
-	@echo "make quickstart   train a tiny NVAE on dSprites drawn by rule (about three minutes on two cores)"
+	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about five minutes on two cores)"
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
 	@echo "make soak         long reliability runs"
+	@echo "make frey-study   beta sweep on Frey Faces with a report (FREY=folder with frey_rawface.mat; resumable)"
+	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full wants a GPU)"
 
 install: $(STAMP)
 
@@ -41,3 +43,11 @@ soak: $(STAMP)
 # Names and versions only: no address of any index.
 lock:
 	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)|@' > requirements.lock
+
+# Both go on where they were stopped. Reports: docs/studies/.
+frey-study: $(STAMP)
+	$(RUN) launch/studies/frey.py $(if $(FREY),--data-root $(FREY))
+
+PROTOCOL ?= full
+grouped-study: $(STAMP)
+	$(RUN) launch/studies/grouped.py --protocol $(PROTOCOL)

@@ -2,7 +2,7 @@
 
 Examples:
   python launch/evaluate.py --run runs/celeba-tiny-seed0
-  torchrun --standalone --nproc-per-node=gpu launch/evaluate.py --run runs/celeba-celeba64-seed0 --split test --iw-samples 1000
+  torchrun --standalone --nproc-per-node=gpu -- launch/evaluate.py --run runs/celeba-celeba64-seed0 --split test --iw-samples 1000
 """
 
 from __future__ import annotations

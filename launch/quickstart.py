@@ -1,4 +1,4 @@
-"""A first result in minutes: train a tiny NVAE on dSprites drawn by rule, look at pictures, know what to type next.
+"""A first result in minutes: a tiny NVAE and a flat beta-VAE on dSprites drawn by rule, scored, compared in a report.
 
 Example:
   python launch/quickstart.py --out runs/quickstart
@@ -24,25 +24,48 @@ class QuickstartConfig:
 
     out: Path = Path("runs/quickstart")
     """Folder of everything that this makes."""
-    steps: int = 300
-    """Training steps; 300 take about two minutes on two cores."""
+    steps: int = 250
+    """Training steps of the NVAE, of 16 images."""
+    flat_steps: int = 600
+    """Training steps of the flat VAE, of 32 images."""
+    images: int = 1000
+    """Images that the scores are computed from."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.flat_steps) < 1 or self.images < 8:
+            raise ValueError("--steps and --flat-steps must be 1 or more and --images 8 or more; change them")
 
 
 def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
     """What a person would type, with a line that says why."""
-    nvae = str(config.out / "nvae")
-    train = "launch/train_nvae.py --dataset dsprites --dsprites-source rendered --preset tiny --resume auto"
+    nvae, flat = str(config.out / "nvae"), str(config.out / "flat")
+    data = ["--dataset", "dsprites", "--dsprites-source", "rendered", "--preset", "tiny", "--resume", "auto"]
+    quick = ["--final-eval-images", "256", "--iw-samples", "5"]
+    scored = ["--images", str(config.images), "--elbo-images", "256", "--untrained"]
     return [
         (
             "Train a tiny NVAE on dSprites, drawn by rule (the first time: half a minute to draw all 737,280 images)",
-            [*train.split(), "--max-steps", str(config.steps), "--run-dir", nvae],
+            ["launch/train_nvae.py", *data, *quick, *_length(config.steps), "--run-dir", nvae],
         ),
         (
-            "Evaluate it on held-out images, beside a baseline without latents",
-            ["launch/evaluate.py", "--run", nvae, "--images", "1000"],
+            "Train a flat beta-VAE on the same images; both have a Bernoulli likelihood",
+            [
+                *("launch/train_flat_vae.py", *data, *quick, "--objective", "beta", "--beta", "4"),
+                *(*_length(config.flat_steps), "--run-dir", flat),
+            ],
         ),
-        ("Draw samples from its prior", ["launch/sample.py", "--run", nvae, "--temperature", "0.8"]),
+        ("Score the NVAE's code: where in the hierarchy are the factors?", ["launch/score.py", "--run", nvae, *scored]),
+        ("Score the flat code by the same reductions", ["launch/score.py", "--run", flat, *scored]),
+        (
+            "Compare them in one report",
+            ["launch/compare.py", "--runs", nvae, flat, "--out", str(config.out / "report")],
+        ),
     ]
+
+
+def _length(steps: int) -> list[str]:
+    """So many steps, evaluated half way and at the end."""
+    return ["--max-steps", str(steps), "--eval-every", str(max(1, -(-steps // 2)))]
 
 
 def main(arguments: list[str]) -> int:
@@ -54,14 +77,13 @@ def main(arguments: list[str]) -> int:
         code = subprocess.run([sys.executable, *command], cwd=cli.ROOT, check=False).returncode
         if code:
             return code
-    figures = config.out / "nvae" / "figures"
     print(f"""
-What to look at
-  {figures}/reconstruction.png      originals above their reconstructions
-  {figures}/kl_per_group.png        where in the hierarchy the information is
-  {figures}/samples_t0.8_seed0.png  from the prior; after minutes of training do not expect much
+What to look at (minutes of training: this shows that it works and what a report looks like, and no result)
+  {config.out / "report" / "report.html"}   open it in a browser; the same as Markdown: report.md
+  {config.out / "nvae" / "figures"}   reconstructions, samples, KL per group
   {Path(sys.executable).parent}/tensorboard --logdir {config.out}
 What to type next
+  python launch/sample.py --run {config.out / "nvae"} --temperature 0.8
   torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py --dataset celeba --data-root FOLDER
   python launch/train_nvae.py --help""")
     return 0

@@ -24,9 +24,10 @@ CONFIDENCE = 0.95
 # What a data set's recipe says about the split that a run was trained on, not about the images.
 OF_THE_SPLIT = ("split", "split_rule", "count")
 # What a comparison reads of scores.json.
-NEEDED = frozenset(
-    ["scores", "untrained", "protocol", "held_out", "data", "num_images", "code", "step", "weights", "num_parameters", "factor_names", "group_shapes", "kl_of_units", "checkpoint_sha256"]
-)
+NEEDED = {
+    *("scores", "untrained", "protocol", "held_out", "data", "num_images", "code", "step", "weights", "num_parameters"),
+    *("factor_names", "group_shapes", "kl_of_units", "checkpoint_sha256"),
+}
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,13 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
     return _labelled(runs), skipped
 
 
+def _objective_of(run: ScoredRun) -> str:
+    """A flat VAE by preset and objective, with its beta where one was chosen."""
+    beta = run.config.get("objective.beta")
+    name = f"{run.config['objective.objective']}{f' {beta:g}' if beta is not None else ''}"
+    return f"flat VAE {run.saved.config.preset}, {name}"
+
+
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
     """Each configuration gets a name: family, preset, and the settings in which it differs from others of its family."""
     named = []
@@ -149,8 +157,9 @@ def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
         family = [other for other in runs if other.saved.family.name == run.saved.family.name]
         keys = sorted(set().union(*(other.config for other in family)))
         differing = [k for k in keys if len({json.dumps(other.config.get(k)) for other in family}) > 1]
-        shown = [f"{k.rsplit('.', 1)[-1]} {run.config.get(k)}" for k in differing if not k.startswith("data.")]
-        base = f"{'flat VAE' if run.is_flat else 'NVAE'} {run.saved.config.preset}".strip()
+        told = ("data.", "objective.objective", "objective.beta") if run.is_flat else ("data.",)
+        shown = [f"{k.rsplit('.', 1)[-1]} {run.config.get(k)}" for k in differing if not k.startswith(told)]
+        base = _objective_of(run) if run.is_flat else f"NVAE {run.saved.config.preset}".strip()
         more = ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
         named.append(replace(run, label=f"{base} ({more})" if more else base))
     return named

@@ -128,7 +128,7 @@ def heat_map(configuration: Configuration) -> str:
             parts.append(f"{name} is known to {len(known)} {word}s, most to {units[best]} ({share[best, column]:.0%})")
     most = int(kl.argmax())
     return (
-        "; ".join(parts).capitalize()
+        sentence("; ".join(parts))
         + f". Most of the KL is in {word} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
         f"{_seeds(configuration)} Shares are lower bounds from linear probes on held-out images: a low share does not prove that "
         "the information is absent, and KL is not information about these factors."
@@ -214,15 +214,15 @@ def scatter(compared: Comparable, dim: int) -> str:
 
 
 WORDS = (
-    "Rate: KL of the posteriors from the priors, what the latents say about an image. Distortion: -log p(x|z), what they leave open. "
-    "ELBO = -(rate + distortion), a lower bound of log p(x): higher is better.",
+    "Rate: KL of the posteriors from the priors, what the latents say about an image. Distortion: -log p(x|z), what they leave "
+    "open. ELBO = -(rate + distortion), a lower bound of log p(x): higher is better.",
     "Group: latents that are drawn together; a hierarchical VAE (NVAE) has many, the top one coarsest; a flat VAE has one.",
-    "Factor: what is known about how an image was made, such as position. MIG: for each factor, how much more the best latent knows "
-    "than the second best, as a share of the factor's entropy; 0 to 1, and 1 is out of reach with 20 bins.",
+    "Factor: what is known about how an image was made, such as position. MIG: for each factor, how much more the best latent "
+    "knows than the second best, as a share of the factor's entropy; 0 to 1, and 1 is out of reach with 20 bins.",
     "Reductions make codes of equal size without looking at factors: pool is the mean of each channel, moments adds its centroid, "
     "pca is linear. group-MIG compares whole groups (latents of a flat VAE) by held-out probes.",
-    "Each value with ± is a mean and standard deviation over seeds; an interval is at 95 %. Where an interval contains 0, or where there "
-    "is none, nothing is claimed.",
+    "Each value with ± is a mean and standard deviation over seeds; an interval is at 95 %. Where an interval contains 0, or where "
+    "there is none, nothing is claimed.",
 )
 
 PICTURES = {

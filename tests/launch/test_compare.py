@@ -1,0 +1,379 @@
+"""Reports: what stands together, what the text may claim, and what many or broken runs do to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from launch import report_text, score
+from launch.report_data import Difference, comparable_sets, over_images, over_seeds, read_runs
+from launch.report_figures import draw
+from launch.report_page import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
+from tests.launch import running, toy
+from tests.launch.running import assert_one_error, call
+
+QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        toy.register(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(_toy: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two seeds of an NVAE and one flat VAE, scored."""
+    root = tmp_path_factory.mktemp("compared")
+    made = {
+        "nvae0": toy.train("nvae", root / "nvae0"),
+        "nvae1": toy.train("nvae", root / "nvae1", "--seed", "1"),
+        "flat": toy.train("flat_vae", root / "flat"),
+    }
+    for run in made.values():
+        result = call("score", "--run", run, *QUICK, "--untrained")
+        assert result.code == 0, result.err
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[running.Result, Path]:
+    out = tmp_path_factory.mktemp("report") / "out"
+    return call("compare", "--runs", *runs.values(), "--out", out), out
+
+
+class Page(HTMLParser):
+    """What a page refers to, and whether its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text())
+    assert not page.open
+    return page
+
+
+def test_a_report_of_both_families(report: tuple[running.Result, Path], runs: dict[str, Path]) -> None:
+    result, out = report
+    assert result.code == 0, result.err
+    assert str(out / "report.html") in result.out
+    page, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    for words in (
+        "ELBO",
+        "MIG against dimension",
+        "Where the factors are",
+        "group-MIG",
+        "Traversals",
+        "Top groups",
+        "Words",
+    ):
+        assert words in page
+        assert words in markdown
+    record = json.loads((out / "comparison.json").read_text())
+    (one_set,) = record["sets"]
+    assert sorted(len(paths) for paths in one_set["configurations"].values()) == [1, 2]  # seeds together
+    assert {d["quantity"].split("_")[0] for d in record["differences"]} == {"elbo", "mig"}
+    elbos = [json.loads((runs[n] / "scores.json").read_text())["held_out"]["elbo"] for n in ("nvae0", "nvae1")]
+    assert record["means"]["compare1/elbo/NVAE tiny"] == pytest.approx(np.mean(elbos))
+    named = set(re.findall(r"\(figures/([^)]+)\)", markdown))
+    assert named == {path.name for path in (out / "figures").iterdir()}
+
+
+def test_the_page_needs_nothing_but_itself(report: tuple[running.Result, Path]) -> None:
+    """No script, no request; ids that are referred to are there, once."""
+    page = parsed(report[1] / "report.html")
+    text = (report[1] / "report.html").read_text()
+    assert "script" not in page.tags
+    assert all(source.startswith(("data:", "#")) for source in page.sources), page.sources
+    assert "url(http" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    for reference in re.findall(r"url\(#([^)]+)\)", text) + [s[1:] for s in page.sources if s.startswith("#")]:
+        assert reference in ids
+    assert "currentColor" in text
+    assert "#010203" not in text
+
+
+def test_tensorboard_gets_the_same(report: tuple[running.Result, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(report[1]), size_guidance={"images": 0})
+    events.Reload()
+    means = json.loads((report[1] / "comparison.json").read_text())["means"]
+    assert set(events.Tags()["scalars"]) == set(means)
+    assert len(events.Tags()["images"]) == len(list((report[1] / "figures").iterdir()))
+
+
+def test_a_report_is_made_again_in_its_folder_but_in_no_other(
+    report: tuple[running.Result, Path], runs: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert_one_error(call("compare", "--runs", runs["flat"], "--out", tmp_path), "no earlier report")
+    again = call("compare", "--runs", runs["flat"], "--out", report[1], "--pictures", "0")
+    assert again.code == 0, again.err
+    names = [path.name for path in (report[1] / "figures").iterdir()]
+    assert not [name for name in names if name.startswith("samples")]
+    assert len(list(report[1].glob("events*"))) == 1
+
+
+def test_a_run_without_scores_is_scored_as_the_others_were(runs: dict[str, Path], tmp_path: Path) -> None:
+    bare = shutil.copytree(runs["flat"], tmp_path / "bare")
+    (bare / "scores.json").unlink()
+    kept = call(
+        "compare", "--runs", runs["nvae0"], bare, "--out", tmp_path / "a", "--no-score-missing", "--pictures", "0"
+    )
+    assert kept.code == 0
+    assert "no scores.json" in kept.err
+    done = call("compare", "--runs", runs["nvae0"], bare, "--out", tmp_path / "b", "--pictures", "0")
+    assert done.code == 0, done.err
+    one, other = (json.loads((run / "scores.json").read_text()) for run in (runs["nvae0"], bare))
+    assert one["protocol"] == other["protocol"]
+    assert len(json.loads((tmp_path / "b" / "comparison.json").read_text())["sets"]) == 1
+
+
+def test_scores_of_an_older_checkpoint_are_made_again(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs["flat"], tmp_path / "run")
+    record = json.loads((run / "scores.json").read_text())
+    (run / "scores.json").write_text(json.dumps(record | {"checkpoint_sha256": "0" * 64}))
+    done = call("compare", "--runs", run, "--out", tmp_path / "out", "--pictures", "0")
+    assert done.code == 0, done.err
+    assert json.loads((run / "scores.json").read_text())["checkpoint_sha256"] == record["checkpoint_sha256"]
+
+
+def damage(run: Path, name: str) -> None:
+    record = json.loads((run / "scores.json").read_text())
+    if name == "config":
+        (run / "config.json").write_text("{")
+    elif name == "json":
+        (run / "scores.json").write_text("[1, 2")
+    elif name == "list":
+        (run / "scores.json").write_text("[]")
+    elif name == "keys":
+        del record["protocol"]
+        (run / "scores.json").write_text(json.dumps(record))
+    elif name == "arrays":
+        (run / "scores.npz").write_bytes(b"PK" + bytes(50))
+    else:
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("name", ["config", "json", "list", "keys", "arrays", "folder"])
+def test_a_broken_run_is_left_out_with_a_reason(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    broken = shutil.copytree(runs["nvae1"], tmp_path / "broken")
+    damage(broken, name)
+    result = call(
+        "compare", "--runs", runs["nvae0"], broken, runs["flat"],
+        *("--out", tmp_path / "out", "--no-score-missing", "--pictures", "0"),
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "left out" in result.err
+    assert "broken" in result.err
+    assert "broken" in (tmp_path / "out" / "report.md").read_text().replace("\\", "")
+    assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["skipped"]) == 1
+
+
+def test_no_usable_run_is_an_error(tmp_path: Path) -> None:
+    result = call("compare", "--runs", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    assert result.code == 2
+    assert "error: none of 2 runs can be compared" in result.err
+    assert not (tmp_path / "out").exists()
+    assert_one_error(call("compare", "--out", tmp_path / "out"), "--runs")
+
+
+def edited(source: Path, target: Path, **changes: Any) -> Path:
+    """A run folder without weights, its records changed: keys name a file and a path in it."""
+    target.mkdir(parents=True)
+    for name in ("config.json", "scores.json", "summary.json", "scores.npz"):
+        shutil.copy(source / name, target / name)
+    for key, value in changes.items():
+        file, *path = key.split("__")
+        record = json.loads((target / f"{file}.json").read_text())
+        place = record
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        (target / f"{file}.json").write_text(json.dumps(record))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (
+            {"config__data__recipe": {"name": "toy", "source": "official"}, "config__data__name": "toy (official)"},
+            "data",
+        ),
+        ({"config__spec__num_bits": 5}, "5 bit"),
+        ({"config__config__model__likelihood": "normal"}, "likelihood"),
+        ({"scores__protocol__seed": 7}, "seed 7"),
+        (
+            {"config__config__model__likelihood": "mixture", "config__config__model__likelihood_edges": "legacy"},
+            "legacy",
+        ),
+    ],
+)
+def test_runs_that_do_not_compare_stand_apart_and_are_named(
+    changes: dict[str, Any], named: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    other = edited(runs["nvae1"], tmp_path / "other", **changes)
+    result = call("compare", "--runs", runs["nvae0"], other, "--out", tmp_path / "out", "--pictures", "0")
+    assert result.code == 0, result.err
+    assert "not compared" in result.err
+    assert named in result.err
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert len(record["sets"]) == 2
+    assert record["differences"] == []  # nothing is subtracted across sets
+    assert "Set 2 against set 1" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_two_hundred_runs_stay_readable(runs: dict[str, Path], tmp_path: Path) -> None:
+    """40 configurations of 5 seeds."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(200):
+        source = runs["nvae0"] if i % 2 else runs["flat"]
+        changes = {
+            "config__config__run__seed": i // 40,
+            "config__config__optim__lr": 1e-3 * (1 + i % 40),
+            "scores__held_out__elbo": -50 - (i % 40) + float(rng.normal()),
+        }
+        paths.append(edited(source, tmp_path / f"run{i}", **changes))
+    result = call("compare", "--runs", *paths, "--out", tmp_path / "out", "--pictures", "0")
+    assert result.code == 0, result.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "200 runs of 40 configurations" in page
+    assert "20 more rows" in page  # folded away
+    assert len(page) < 4e6
+    assert len(list((tmp_path / "out" / "figures").iterdir())) <= 10
+    assert len(result.out.splitlines()) < 30
+    parsed(tmp_path / "out" / "report.html")
+
+
+# --- Intervals and sentences ----------------------------------------------------------------------------------------
+
+
+def test_an_interval_over_seeds_is_welchs() -> None:
+    rng = np.random.default_rng(3)
+    one, other = rng.normal(1.0, 2.0, 4), rng.normal(0.0, 0.5, 7)
+    found = over_seeds(one, other)
+    assert found is not None
+    expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert found.half_width is not None
+    assert found.mean - found.half_width == pytest.approx(expected.low)
+    assert found.mean + found.half_width == pytest.approx(expected.high)
+
+
+def test_intervals_cover_as_they_say() -> None:
+    """With three seeds each and no difference, about one in twenty excludes zero."""
+    rng = np.random.default_rng(0)
+    false = sum(
+        bool((d := over_seeds(rng.normal(size=3), rng.normal(size=3))) and d.excludes_zero) for _ in range(2000)
+    )
+    assert 0.02 < false / 2000 < 0.07
+
+
+def test_a_single_run_has_no_interval_over_seeds() -> None:
+    found = over_seeds(np.array([1.0]), np.array([0.0, 0.1]))
+    assert found is not None
+    assert found.half_width is None
+    assert not found.excludes_zero
+    assert "cannot be told" in report_text.verdict(found)
+    assert over_seeds(np.array([]), np.array([1.0])) is None
+
+
+def test_images_are_paired_by_row(runs: dict[str, Path]) -> None:
+    (one, other), skipped = read_runs([runs["nvae0"], runs["flat"]], None)
+    assert not skipped
+    found = over_images(one, other)
+    assert found is not None
+    paired = np.array([one.elbo[i] - other.elbo[i] for i in one.elbo])
+    assert found.mean == pytest.approx(paired.mean())
+    expected = stats.ttest_1samp(paired, 0.0).confidence_interval(0.95)
+    assert found.mean - (found.half_width or 0.0) == pytest.approx(expected.low)
+    assert found.over == "images"
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (Difference(1.0, 2.0), "within noise"),
+        (Difference(-3.0, 2.0), "differs: the 95 % interval over seeds excludes 0"),
+        (Difference(3.0, 2.0, "images"), "nothing about other seeds"),
+        (Difference(3.0, None), "cannot be told"),
+        (None, "not measured"),
+    ],
+)
+def test_the_text_claims_what_the_interval_allows(difference: Difference | None, said: str) -> None:
+    assert said in report_text.verdict(difference)
+
+
+def test_seeds_make_one_configuration_and_settings_name_it(runs: dict[str, Path], tmp_path: Path) -> None:
+    faster = edited(runs["nvae0"], tmp_path / "faster", config__config__optim__lr=0.5)
+    read, _ = read_runs([runs["nvae0"], runs["nvae1"], faster], None)
+    (compared,) = comparable_sets(read)
+    assert [(c.label, len(c.runs)) for c in compared.configurations] == [
+        ("NVAE tiny (lr 0.01)", 2),
+        ("NVAE tiny (lr 0.5)", 1),
+    ]
+
+
+def test_blocks_escape_what_users_name() -> None:
+    def build() -> Any:
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots()
+        axes.plot([0, 1], label="a<b>&c")
+        axes.legend()
+        return figure
+
+    bad = "<script>x</script> | *a*"
+    blocks = [
+        Heading(bad), Text(bad), Bullets([bad]), Table(["n", bad], [[bad, "1"]] * 30, bad),
+        Figure("f", '"quoted" <i>', draw(build, "f"), bad),
+    ]  # fmt: skip
+    page, markdown = to_html(bad, blocks), to_markdown(blocks)
+    assert "<script>" not in page
+    assert "10 more rows" in page
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    reader = Page()
+    reader.feed(page)
+    assert not reader.open
+
+
+def test_how_runs_are_scored_follows_the_first_that_has_scores(runs: dict[str, Path], tmp_path: Path) -> None:
+    from launch.compare import CompareConfig, _scoring
+
+    config = CompareConfig(runs=(tmp_path, runs["flat"]), out=tmp_path / "out")
+    chosen = _scoring(config)
+    assert isinstance(chosen, score.ScoreConfig)
+    assert (chosen.images, chosen.split) == (40, "test")

@@ -1,0 +1,44 @@
+"""The quickstart from its first command to the printed path of the report, on a toy in the place of dSprites."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datasets import registry
+from launch import quickstart
+from tests.launch import toy
+from tests.launch.running import assert_one_error, call
+
+
+def run_in_this_process(command: list[str], **_: Any) -> SimpleNamespace:
+    result = call(Path(command[1]).stem, *command[2:])
+    assert result.code == 0, result.err
+    return SimpleNamespace(returncode=result.code)
+
+
+def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(registry._OPENERS, "dsprites", toy.open_toy)
+    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=run_in_this_process))
+    short = ["--steps", "3", "--flat-steps", "4", "--images", "24"]
+    result = call("quickstart", "--out", tmp_path / "first", *short)
+    assert result.code == 0, result.err
+    assert str(tmp_path / "first" / "report" / "report.html") in result.out
+    record = json.loads((tmp_path / "first" / "report" / "comparison.json").read_text())
+    assert record["skipped"] == []
+    (one_set,) = record["sets"]  # they compare
+    assert "bernoulli" in one_set["terms"]["likelihood"]
+    assert len(one_set["configurations"]) == 2
+    page = (tmp_path / "first" / "report" / "report.html").read_text()
+    assert "Short training" in page or "Training:" in page
+    assert "cannot be told from the spread over seeds" in page
+
+
+def test_a_command_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=75)))
+    assert call("quickstart", "--out", tmp_path).code == 75
+    assert_one_error(call("quickstart", "--steps", "0"), "--steps")
