@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from matplotlib import pyplot
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 
 from launch import noise
 from launch.figures import Picture, render
@@ -119,23 +120,27 @@ def _panels(count: int, draw: Draw, *, columns: int = 4, size: float = 2.4) -> P
 def loss_curves(results: Results, split: str, latent_dim: int) -> Picture:
     """The loss as the thesis has it, a mean over pixels, after each epoch; a panel for each beta, a line for each seed.
 
-    Training frames: mean over the epoch's steps. Held-out frames (split "train"): after the epoch, dashed.
+    Training frames: mean over the epoch's steps. Held-out frames (split "train"): after the epoch, dashed. The scale is that
+    of the epochs after the first, whose losses can be many times larger.
     """
     betas = results.betas(split, latent_dim)
 
     def draw(axes: Any, i: int) -> None:
         for record in results.cell(split, latent_dim, betas[i]):
             curve = record["curve"]
-            epochs = range(1, len(curve) + 1)
-            axes.plot(epochs, [_loss(point, betas[i]) for point in curve], color=_colour(latent_dim), linewidth=0.9)
+            trained = [_loss(point, betas[i]) for point in curve]
+            axes.plot(range(1, len(curve) + 1), trained, color=_colour(latent_dim), linewidth=0.9)
             if "held_out" in curve[0]:
                 seen = [_loss(point["held_out"], betas[i]) for point in curve]
-                axes.plot(epochs, seen, "--", color="#333333", linewidth=0.9)
+                axes.plot(range(1, len(curve) + 1), seen, "--", color="#333333", linewidth=0.9)
+        lines = [np.asarray(line.get_ydata())[1:] for line in axes.get_lines()]
+        if all(len(line) for line in lines):
+            low, high = min(line.min() for line in lines), max(line.max() for line in lines)
+            margin = 0.1 * (high - low) + 1e-6
+            axes.set_ylim(low - margin, high + margin)
         axes.set_title(f"beta {betas[i]:g}", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=7)
-        axes.margins(y=0.1)
-        if betas[i] > 1e-2:
-            axes.set_yscale("log")
 
     return _panels(len(betas), draw)
 

@@ -271,7 +271,8 @@ def _pictures(results: Results, critical: Float64) -> Iterator[tuple[str, figure
 
 _CAPTIONS = {
     "kl": "KL against beta, points are seeds; dashed: linear theory; grey: critical betas.",
-    "loss": "Loss after each epoch, mean over pixels; a line for each seed; black, dashed: held-out frames.",
+    "loss": "Loss of each epoch, mean over pixels; a line for each seed; black, dashed: held-out frames. The first epoch may lie "
+    "above the panel.",
     "posterior": "10,000 draws from the prior, and from the aggregate posterior at each beta (first seed), each panel to its own "
     "scale; circles: 1, 2 and 3 standard deviations of the prior.",
     "covariance": "Covariance distance against beta; dotted: square root of z.",
