@@ -115,19 +115,23 @@ def _open(meta_path: Path, recipe: dict[str, Any], fingerprint: str, verify: boo
     """Open a cache that passes every check, or say why not."""
     try:
         meta = json.loads(meta_path.read_text())
+        if meta["meta_sha256"] != _meta_hash(meta):
+            return "the meta file of the old one does not match its checksum"
         path = meta_path.parent / meta["array"]
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         size = path.stat().st_size
     except FileNotFoundError:
         return "there is none yet"
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        return f"the old one cannot be read ({error})"
-    if meta.get("meta_sha256") != _meta_hash(meta):
-        return "the meta file of the old one does not match its checksum"
+    except Exception as error:  # damaged bytes can end numpy's reader with anything
+        return f"the old one cannot be read ({error!r})"
+    if not isinstance(array, np.memmap):
+        return "the array of the old one is none"
     if (meta["format"], meta["recipe"], meta["fingerprint"]) != (_FORMAT, recipe, fingerprint):
         return "the recipe or the source images changed"
     if array.dtype != np.uint8 or list(array.shape) != meta["shape"] or size != meta["file_bytes"]:
         return "the array of the old one has the wrong size"
+    if not array.flags.c_contiguous or array.offset + array.nbytes != size:
+        return "the header of the old one says another order or place of its values"
     if verify and sha256(array) != meta["sha256"]:
         return "the array of the old one does not match its checksum"
     return Cached(array=array, meta=meta)

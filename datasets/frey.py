@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ FILE_NAME = "frey_rawface.mat"
 URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 SHA256 = "2438ba4f0d2a6bd8bac43de756141eaa33c8d248dd613d464bdb1210d9b7af78"  # of the pixels, [1965, 560] in C order
 NUM_FRAMES, HEIGHT, WIDTH = 1965, 28, 20
+
+_MATRIX, _COMPRESSED, _UINT8_CLASS = 14, 15, b"\x09"  # of the MATLAB 5 format
+_MOST_BYTES = 2**22  # the pixels are a quarter of it
 
 # Five sections of 393 frames of video, each: 283 train, 10 dropped, 40 valid, 10 dropped, 40 test, 10 dropped.
 _SECTION = 393
@@ -39,18 +44,50 @@ def split_frames(split: str) -> Int64:
     return np.flatnonzero((start <= place) & (place < stop))
 
 
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and content of the elements of a MATLAB 5 file: content up to four bytes long stands in the tag itself."""
+    at = 0
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        if kind >> 16:
+            yield kind & 0xFFFF, data[at + 4 : at + 4 + min(kind >> 16, 4)]
+            at += 8
+        else:
+            yield kind, data[at + 8 : at + 8 + size]
+            at += 8 + size + (-size % 8 if kind != _COMPRESSED else 0)
+
+
+def _matrix(data: bytes, name: bytes) -> tuple[int, int, bytes]:
+    """Rows, columns and values, column after column, of a uint8 matrix in a little-endian MATLAB 5 file.
+
+    A few lines of our own: scipy's reader, fuzzed, crashes the interpreter and takes all memory.
+    """
+    if data[124:128] != b"\x00\x01IM":
+        raise ValueError("it is no MATLAB 5 file")
+    for kind, content in _elements(data[128:]):
+        if kind == _COMPRESSED:
+            content = zlib.decompressobj().decompress(content, _MOST_BYTES)
+            kind, content = next(_elements(content), (0, b""))
+        parts = [part for _, part in _elements(content)] if kind == _MATRIX else []
+        if len(parts) >= 4 and parts[2] == name:
+            if parts[0][:1] != _UINT8_CLASS or len(parts[1]) != 8:
+                raise ValueError(f"its {name.decode()} is no uint8 matrix")
+            rows, columns = struct.unpack("<ii", parts[1])
+            if len(parts[3]) != rows * columns:
+                raise ValueError(f"its {name.decode()} is cut short")
+            return rows, columns, parts[3]
+    raise ValueError(f"it has no matrix {name.decode()}")
+
+
 def _read(path: Path) -> UInt8:
     """Frames uint8 [1965, 1, 28, 20] of the public MATLAB file; DataError for anything else."""
-    import scipy.io  # half a second, and used nowhere else
-    from scipy.io.matlab import MatReadError
-
     try:
-        ff = scipy.io.loadmat(path, variable_names=["ff"])["ff"]
-    except (MatReadError, zlib.error, ValueError, LookupError, TypeError, NotImplementedError, OSError) as error:
-        raise DataError(f"{path} is not the Frey Faces file ({error!r}); download it from {URL}") from error
-    if ff.shape != (HEIGHT * WIDTH, NUM_FRAMES) or ff.dtype != np.uint8:
-        raise DataError(f"{path}: ff is {ff.dtype} {ff.shape}, not uint8 (560, 1965); download it from {URL}")
-    return np.ascontiguousarray(ff.T).reshape(NUM_FRAMES, 1, HEIGHT, WIDTH)
+        rows, columns, pixels = _matrix(path.read_bytes()[: 2 * _MOST_BYTES], b"ff")
+    except (struct.error, zlib.error, ValueError, OSError) as error:
+        raise DataError(f"{path} is not the Frey Faces file ({error}); download it from {URL}") from error
+    if (rows, columns) != (HEIGHT * WIDTH, NUM_FRAMES):
+        raise DataError(f"{path}: ff is uint8 ({rows}, {columns}), not uint8 (560, 1965); download it from {URL}")
+    return np.frombuffer(pixels, np.uint8).reshape(NUM_FRAMES, 1, HEIGHT, WIDTH)
 
 
 def _check(path: Path) -> UInt8:

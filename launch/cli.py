@@ -22,13 +22,17 @@ ROOT = Path(__file__).resolve().parents[1]
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
 EXIT_OUT_OF_MEMORY = 4
+EXIT_LOST_RANK = 5
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_INTERRUPTED = 130
 INSISTENCE_SECONDS = 3.0
 
 
-class Preempted(Exception):
-    """The run was asked to stop (SIGTERM), has saved a checkpoint, and may be resumed."""
+class Preempted(BaseException):
+    """The run was asked to stop (SIGTERM), has saved a checkpoint, and may be resumed.
+
+    No Exception, for a signal's handler raises it anywhere, also where a library (tqdm) catches and drops Exceptions.
+    """
 
 
 class StopRequest:
@@ -66,9 +70,12 @@ def refuse_foreign_packages() -> None:
             )
 
 
-def _report(error: BaseException, remedy: str | None = None) -> None:
-    """One line what is wrong, one what to do; messages are written as "what is wrong; what to do"."""
-    if os.environ.get("RANK", "0") != "0":
+def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | None = None) -> None:
+    """One line what is wrong, one what to do, from rank 0 or from the rank that ``speaks`` says.
+
+    Messages are written as "what is wrong; what to do".
+    """
+    if not (os.environ.get("RANK", "0") == "0" if speaks is None else speaks):
         return
     wrong, _, advice = str(error).partition("; ")
     print(f"error: {wrong}", file=sys.stderr)
@@ -79,9 +86,10 @@ def _report(error: BaseException, remedy: str | None = None) -> None:
 def main(body: Callable[[list[str]], int | None]) -> None:
     """Run a script's ``body(arguments)`` and leave with its exit code.
 
-    Exit codes: 0 done, 2 bad input, 3 not finite (diverged), 4 out of memory, 75 preempted (resume with
-    ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
+    Exit codes: 0 done, 2 bad input, 3 not finite (diverged), 4 out of memory, 5 another rank hangs or died,
+    75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
     """
+    abandon = False
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -102,6 +110,10 @@ def main(body: Callable[[list[str]], int | None]) -> None:
             ValueError(str(error).splitlines()[0].replace("; ", ", ")),
             "a smaller --batch-size with --accumulation, or --checkpointing",
         )
+    except distributed.LostRank as error:
+        _report_debug(debug)
+        _report(error, speaks=error.speaks)
+        code, abandon = EXIT_LOST_RANK, True
     except FloatingPointError as error:
         code = EXIT_DIVERGED
         _report_debug(debug)
@@ -110,7 +122,7 @@ def main(body: Callable[[list[str]], int | None]) -> None:
         code = EXIT_BAD_INPUT
         _report_debug(debug)
         _report(error, "run again with --debug to see where it was raised")
-    distributed.leave(code)
+    distributed.leave(code, abandon=abandon)
 
 
 def _report_debug(debug: bool) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,6 +18,24 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
+ROLL_CALL_SECONDS = 20.0
+_NETWORK_WORDS = ("gloo", "nccl", "timed out", "timeout", "connection", "broken pipe", "socket")
+
+
+class LostRank(Exception):
+    """Another process hangs, died, or cannot be reached; ``speaks`` is set on the one rank that should say so."""
+
+    def __init__(self, text: str, *, speaks: bool) -> None:
+        super().__init__(text)
+        self.speaks = speaks
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """Whether a collective ended with this: gloo raises plain RuntimeErrors."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _NETWORK_WORDS)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -23,6 +44,10 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    meeting: Any = field(default=None, repr=False, compare=False)
+    """The store that the ranks met at."""
+    patience: float = ROLL_CALL_SECONDS
+    """Seconds that a rank waits for the answer of others after something went wrong."""
 
     @property
     def is_main(self) -> bool:
@@ -33,6 +58,21 @@ class Ranks:
         """Wait until every rank is here."""
         if self.world_size > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block while the others wait; they follow also when it failed."""
+        if not self.is_main:
+            self.barrier()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the others may have been stopped before they came here
+                if self.is_main:
+                    self.barrier()
+            raise
+        if self.is_main:
+            self.barrier()
 
     def maximum(self, *values: float) -> list[float]:
         """The largest of each value over all ranks: how ranks agree on a stop or a fault."""
@@ -58,12 +98,43 @@ class Ranks:
         dist.all_gather_object(boxes, value)
         return [box for box in boxes if box is not None]
 
+    @contextlib.contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Turn a collective's time-out or broken connection into a LostRank that names who is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not _is_of_the_network(error):
+                raise
+            raise self._roll_call(error) from error
+
+    def _roll_call(self, error: RuntimeError) -> LostRank:
+        """Every rank that still runs its own code comes here, for all of them wait in the same collectives."""
+        absent = set(range(self.world_size)) - {self.rank}
+        deadline = time.monotonic() + self.patience
+        with contextlib.suppress(RuntimeError):  # the store dies with the rank that keeps it
+            self.meeting.set(f"lost/{self.rank}", "here")
+            while absent and time.monotonic() < deadline:
+                absent = {rank for rank in absent if not self.meeting.check([f"lost/{rank}"])}
+                time.sleep(0.1)
+        cause = str(error).splitlines()[0][:200].replace("; ", ", ")
+        if not absent:
+            who = f"the {self.world_size} processes lost each other though all of them run ({cause}); check the network"
+        else:
+            names = ", ".join(map(str, sorted(absent)))
+            who = (
+                f"rank {names} hangs, died or cannot be reached ({cause}); see that rank's own output "
+                "(torchrun --log-dir D --tee 3)"
+            )
+        first = min(set(range(self.world_size)) - absent)
+        return LostRank(f"{who}, then go on with --resume auto", speaks=self.rank == first)
+
 
 def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: float = 30.0) -> Ranks:
     """Join the other processes of this ``torchrun``, or be alone under plain ``python``.
 
     Raises:
-        ValueError: ``device="cuda"`` without a GPU, or more processes than GPUs.
+        ValueError: ``device="cuda"`` without a GPU, more processes than GPUs, or some that do not come in time.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -83,17 +154,25 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
     chosen = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
     if num_gpus:
         torch.cuda.set_device(chosen)
-    if world_size > 1:
-        timeout = datetime.timedelta(minutes=timeout_minutes)
+    if world_size == 1:
+        return Ranks(rank, world_size, chosen)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    try:
+        store = _store(rank, world_size, local_size, timeout)
         dist.init_process_group(
             "nccl" if num_gpus else "gloo",
-            store=_store(rank, world_size, local_size, timeout),
+            store=store,
             rank=rank,
             world_size=world_size,
             timeout=timeout,
             device_id=chosen if num_gpus else None,
         )
-    return Ranks(rank, world_size, chosen)
+    except dist.DistError as error:
+        raise ValueError(
+            f"rank {rank}: the {world_size} processes did not all come within {timeout_minutes:g} minutes "
+            f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
+        ) from error
+    return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
 
 
 def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> Any:
@@ -115,14 +194,15 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def leave(code: int) -> None:
-    """End this process with ``code``.
+def leave(code: int, *, abandon: bool = False) -> None:
+    """End this process with ``code``; ``abandon`` does not say good-bye to the other ranks, for one of them is gone.
 
     Several processes end without the interpreter's clean-up: gloo's threads sometimes abort in it after all work is
     done, and torchrun would report that as a failure.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    finish()
+    if not abandon:
+        finish()
     sys.stdout.flush()
     sys.stderr.flush()
     if several:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,9 +55,10 @@ class Monitor:
             return
         self._path = folder / "metrics.jsonl"
         self._first_step, self._total_steps = resume_step, total_steps
+        self._refused: set[str] = set()  # what could not be written the last time it was tried
         self._drop_lost_future()
         self._lines = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=resume_step + 1)
         if not resume_step:
             self._writer.add_custom_scalars(CURVES)
         self._start = time.monotonic()
@@ -82,30 +84,60 @@ class Monitor:
             kept.append(line + "\n")
         write_text(self._path, "".join(kept))
 
+    @contextlib.contextmanager
+    def best_effort(self, what: str) -> Iterator[None]:
+        """Write a record: a disk that refuses it does not end a run that goes on well; it is said once until it works again."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._refused:
+                self.say(
+                    f"warning: {what} could not be written ({error.strerror or error}); training goes on without it; "
+                    f"make room in {self._path.parent}"
+                )
+            self._refused.add(what)
+        else:
+            self._refused.discard(what)
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[SummaryWriter]:
+        """TensorBoard's writer; one whose thread a full disk has ended is replaced the next time."""
+        with self.best_effort("TensorBoard's events"):
+            writer = self._writer = self._writer or SummaryWriter(str(self._path.parent))
+            try:
+                yield writer
+            except OSError:
+                self._writer = None
+                raise
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One JSON line and one TensorBoard scalar per value."""
         if not self.active:
             return
         record = {"step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
-        self._lines.write(json.dumps(plain(record)) + "\n")
-        self._lines.flush()
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        with self.best_effort(self._path.name):
+            self._lines.write(json.dumps(plain(record)) + "\n")
+            self._lines.flush()
+        with self._events() as writer:
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:
         """An image [H, W, 3] uint8."""
         if self.active:
-            self._writer.add_image(tag, image, step, dataformats="HWC")
+            with self._events() as writer:
+                writer.add_image(tag, image, step, dataformats="HWC")
 
     def hparams(self, step: int, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """The run's settings and final scores for TensorBoard's HPARAMS tab, in the same run (``add_hparams`` makes another)."""
         if not self.active:
             return
         simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-        for summary in hparams_summaries(simple, dict(scores)):
-            self._writer._get_file_writer().add_summary(summary)
-        for tag, value in scores.items():
-            self._writer.add_scalar(tag, value, step)
+        with self._events() as writer:
+            for summary in hparams_summaries(simple, dict(scores)):
+                writer._get_file_writer().add_summary(summary)
+            for tag, value in scores.items():
+                writer.add_scalar(tag, value, step)
 
     def progress(self, step: int, text: Mapping[str, float]) -> None:
         """Move the bar to ``step``; where stderr is no terminal print a line."""
@@ -128,8 +160,10 @@ class Monitor:
     def flush(self) -> None:
         """Bring everything written so far onto the disk."""
         if self.active:
-            self._lines.flush()
-            self._writer.flush()
+            with self.best_effort(self._path.name):
+                self._lines.flush()
+            with self._events() as writer:
+                writer.flush()
 
     def __enter__(self) -> Monitor:
         return self
@@ -139,8 +173,10 @@ class Monitor:
     ) -> None:
         if self.active:
             self._bar.close()
-            self._lines.close()
-            self._writer.close()
+            with self.best_effort(self._path.name):
+                self._lines.close()
+            with self._events() as writer:
+                writer.close()
 
 
 def _duration(seconds: float) -> str:

@@ -42,7 +42,7 @@ def resume(
 
     Raises:
         ValueError: the settings that matter or the data differ from those of the run (named), or the ranks do not see
-            the same checkpoints.
+            the same checkpoints; a checkpoint that lacks a part.
     """
 
     def warn(text: str) -> None:
@@ -50,9 +50,18 @@ def resume(
             print(f"warning: {text}", file=sys.stderr)
 
     for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
-        _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
-        load_state(state.model, content["model"], str(path))
-        state.load_state_dict(content)
+        try:
+            _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
+            load_state(state.model, content["model"], str(path))
+            state.load_state_dict(content)
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:  # its bytes are as written, so another program wrote it
+            raise ValueError(
+                f"{path} is no whole checkpoint of a run ({error!r}); remove it to use an older one"
+            ) from error
         if ranks.is_main:
             print(f"resumed from {path} at step {state.step}", file=sys.stderr)
         break

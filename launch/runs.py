@@ -252,7 +252,7 @@ def open_run(path: Path) -> SavedRun:
         raise ValueError(f"there is no run folder {path}; see which runs exist with: ls runs")
     folder = RunFolder(path)
     record = folder.read_json("config.json")
-    if not isinstance(record, dict) or record.get("family") not in FAMILIES:
+    if not isinstance(record, dict) or str(record.get("family")) not in FAMILIES:
         raise ValueError(f"{folder.config_path} names no known model family; choose a run of {', '.join(FAMILIES)}")
     family = FAMILIES[record["family"]]
     config = from_json(family.config, record.get("config"), str(folder.config_path))

@@ -161,7 +161,8 @@ class Run:
         pictures |= family_of(self.config).figures(model, spread, self.config.run.seed)
         for name, picture in pictures.items():
             self.monitor.image(step, f"images/{name}", picture)
-            figures.save(picture, self.folder.figures / f"{name}.png")
+            with self.monitor.best_effort(f"figure {name}"):
+                figures.save(picture, self.folder.figures / f"{name}.png")
 
     def spread_images(self, count: int) -> torch.Tensor:
         """Up to ``count`` held-out images as floats, evenly spread over the split, fewer where they are large."""
@@ -216,7 +217,8 @@ class Run:
         if self.saved_step != step:
             self.save()
         if self.ranks.is_main:
-            checkpoint.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
+            with self.monitor.best_effort("marker preempted"):
+                checkpoint.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
         saved = "checkpoint saved" if self.saved_step == step else f"the last checkpoint is of step {self.saved_step}"
         raise cli.Preempted(f"stopped on request at step {step}, {saved}; go on with --resume auto")
 
@@ -226,17 +228,16 @@ class Run:
         newest = checkpoint.find(self.folder.checkpoints)
         rows = self.ranks.gather({"indices": batch.indices.tolist(), "loss": float(report.terms["loss"])})
         if self.ranks.is_main:
-            self.folder.write_json(
-                "diverged.json",
-                {
-                    "step": self.state.step,
-                    "epoch": batch.epoch,
-                    "ranks": rows,
-                    "terms": {k: float(v) for k, v in report.terms.items()},
-                    "kl_per_group": [float(v) for v in report.kl_per_group],
-                    "last_good_checkpoint": newest[0].name if newest else None,
-                },
-            )
+            diagnosis = {
+                "step": self.state.step,
+                "epoch": batch.epoch,
+                "ranks": rows,
+                "terms": {k: float(v) for k, v in report.terms.items()},
+                "kl_per_group": [float(v) for v in report.kl_per_group],
+                "last_good_checkpoint": newest[0].name if newest else None,
+            }
+            with self.monitor.best_effort("diagnosis diverged.json"):
+                self.folder.write_json("diverged.json", diagnosis)
         raise FloatingPointError(
             f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.state.step}; see "
             f"{self.folder.path / 'diverged.json'}, then resume with a lower --lr, or --grad-clip, or --precision fp32"
@@ -301,9 +302,14 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
         preset: what it was before the user's flags, for the list of what differs.
         dry_run: say what would happen, and stop.
     """
-    run = config.run
     stop = cli.StopRequest()
-    ranks = distributed.start(run.device, run.timeout_minutes)
+    ranks = distributed.start(config.run.device, config.run.timeout_minutes)
+    with ranks.naming_the_lost():
+        _train(config, preset, ranks, stop, dry_run=dry_run)
+
+
+def _train(config: SharedConfig, preset: SharedConfig, ranks: Ranks, stop: cli.StopRequest, *, dry_run: bool) -> None:
+    run = config.run
     torch.manual_seed(run.seed)
     train_data, valid_data = _open(config, ranks)
     if config.log.score_every and not valid_data.factor_names:
@@ -344,14 +350,8 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
 
 def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Training and held-out images; rank 0 builds the cache, the others find it."""
-    if not ranks.is_main:
-        ranks.barrier()
-    try:
-        data = config.data.open("train"), config.data.open("valid")
-    finally:
-        if ranks.is_main:
-            ranks.barrier()
-    return data
+    with ranks.main_first():
+        return config.data.open("train"), config.data.open("valid")
 
 
 def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
@@ -383,6 +383,11 @@ def _finish(run: Run, seconds: float) -> None:
         run.folder.write_json("summary.json", summary)
         path = run.folder.path
         print(f"done: {evaluation.describe(result)}")
+        if run.saved_step != run.state.step:
+            run.monitor.say(
+                f"warning: the weights of step {run.state.step} are on no disk, the newest checkpoint is of step "
+                f"{run.saved_step}; make room in {run.folder.checkpoints} and run this again with --resume auto"
+            )
         print(f"look at  {path / 'figures'}/reconstruction.png, samples_t0.8.png, kl_per_group.png")
         print(f"watch    tensorboard --logdir {path.parent}")
         print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")

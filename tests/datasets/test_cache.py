@@ -194,3 +194,23 @@ def test_a_killed_build_blocks_nobody(tmp_path: Path, other_builder: subprocess.
     assert list(tmp_path.glob("*.tmp"))
     np.testing.assert_array_equal(open_it(tmp_path, Builder()).array, ROWS)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("what", ["header", "meta", "order", "place"])
+def test_what_fuzzing_found_is_built_again(what: str, tmp_path: Path) -> None:
+    """Ends of numpy's and Python's readers that are neither OSError nor ValueError, and headers that lie about the rows."""
+    build = Builder()
+    open_it(tmp_path, build)
+    array, (meta,) = array_file(tmp_path), tmp_path.glob("*.json")
+    raw = array.read_bytes()
+    damaged = {
+        "header": raw.replace(b"}", b" ", 1).replace(b"{", b"(", 1),
+        "order": raw.replace(b"False", b"True ", 1),
+        "place": raw[:8] + b"\x66\x00" + raw[10:],  # a header shorter by its padding: the rows begin earlier
+    }
+    if what == "meta":
+        meta.write_text("[" * 100_000)
+    else:
+        array.write_bytes(damaged[what])
+    np.testing.assert_array_equal(open_it(tmp_path, build).array, ROWS)
+    assert build.calls == 2

@@ -39,6 +39,7 @@ def main(run_path: Path, out: Path) -> None:
     after = copy.deepcopy(trainer.state.state_dict())
     said["skipped"] = report.skipped
     said["num_skipped"] = after.pop("num_skipped") - before.pop("num_skipped")
+    said["num_bad_in_a_row"] = after.pop("num_bad_in_a_row") - before.pop("num_bad_in_a_row")
     for state in (before, after):
         del state["objective"]
         for group in state["optimizer"]["param_groups"]:

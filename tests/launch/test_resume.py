@@ -97,7 +97,7 @@ def test_sigterm_during_an_evaluation(
 ) -> None:
     """An evaluation may take longer than the 30 s that torchrun waits: it stops at the next block."""
     run, calls = tmp_path / "run", 0
-    real = evaluation._blocks
+    real = evaluation.blocks
 
     def blocks(*arguments: Any) -> Iterator[Any]:
         nonlocal calls
@@ -106,7 +106,7 @@ def test_sigterm_during_an_evaluation(
             os.kill(os.getpid(), signal.SIGTERM)
         yield from real(*arguments)
 
-    monkeypatch.setattr(evaluation, "_blocks", blocks)
+    monkeypatch.setattr(evaluation, "blocks", blocks)
     result = call("train_nvae", *flags(data, run))
     assert result.code == cli.EXIT_PREEMPTED, result.err
     assert (run / "preempted").read_text() == f"{8 * which}\n"

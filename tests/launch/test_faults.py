@@ -1,0 +1,325 @@
+"""Faults of disks, machines and schedulers, each with real processes: what is lost, who is named, how it ends."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from launch import checkpoint, cli
+from launch.runs import as_module, open_run
+from tests.conftest import ROOT
+from tests.launch import running
+from tests.launch.running import Result, assert_same_run, call, environment, flags, records, start, wait_for
+
+TRAIN = ROOT / "launch" / "train_nvae.py"
+ENDLESS = ["--max-steps", "100000", "--eval-every", "100000"]
+FIXTURE = ROOT / "tests" / "fixtures" / "run-format-1"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def two_ranks(script: Path, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes of one run without torchrun, so that nobody but they themselves ends them; killed at the end."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            env=environment() | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> Result:
+    _, words = process.communicate(timeout=seconds)
+    return Result(process.returncode, "", words)
+
+
+# --- Ranks that are lost ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, data: Path, tmp_path: Path) -> None:
+    """A stopped process stands for one that waits for a dead file system or card: it is there and does nothing."""
+    run = tmp_path / "run"
+    arguments = flags(data, run, *ENDLESS, "--timeout-minutes", "0.1", "--log-every", "100", batch=2)
+    with two_ranks(TRAIN, *arguments) as (first, second):
+        wait_for((run / "checkpoints" / "step-000000003.pt").exists, first)
+        second.send_signal(fault)
+        said = finish(first)
+        assert said.code == cli.EXIT_LOST_RANK, said.err
+        assert "error: rank 1 hangs, died or cannot be reached" in said.err
+        assert "go on with --resume auto" in said.err
+        assert "Traceback" not in said.err
+    assert next(checkpoint.newest_valid(run / "checkpoints", pytest.fail))[1]["step"] >= 3
+
+
+def test_a_rank_that_never_comes_is_said(data: Path, tmp_path: Path) -> None:
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
+    arguments = [sys.executable, str(TRAIN), *flags(data, tmp_path / "run", "--timeout-minutes", "0.03", batch=2)]
+    done = subprocess.run(
+        arguments, env=environment() | alone, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == cli.EXIT_BAD_INPUT, done.stderr
+    assert "the 2 processes did not all come within 0.03 minutes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nan_on_one_rank_for_too_long_stops_all_with_a_diagnosis(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    worker = ROOT / "tests" / "launch" / "faults_worker.py"
+    with two_ranks(worker, *flags(data, run, "--max-bad-steps", "3", batch=2)) as ranks:
+        said = [finish(rank) for rank in ranks]
+    assert [s.code for s in said] == [cli.EXIT_DIVERGED] * 2, said
+    assert "error: 3 steps in a row were not finite, up to step 8" in said[0].err
+    assert "Traceback" not in said[0].err + said[1].err
+    diagnosis = json.loads((run / "diverged.json").read_text())
+    assert [rank["loss"] is None for rank in diagnosis["ranks"]] == [False, True]
+    assert [len(rank["indices"]) for rank in diagnosis["ranks"]] == [2, 2]
+    assert diagnosis["last_good_checkpoint"] == "step-000000006.pt"
+    model = checkpoint.load(run / "checkpoints" / "step-000000006.pt")["model"]
+    assert all(bool(v.isfinite().all()) for v in model.values() if v.is_floating_point())
+
+
+def test_two_machines_are_two_agents(data: Path, trained: Path, tmp_path: Path) -> None:
+    """Two torchruns meet through c10d as on two machines; the steps are those of one process."""
+    run, meeting = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=strata"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--local-addr=127.0.0.1", str(TRAIN)]
+    command += flags(data, run, "--stop-at-step", "4", batch=2)
+    agents = [
+        subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    try:
+        said = [finish(agent, 200.0) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [s.code for s in said] == [0, 0], said
+    assert checkpoint.load(run / "checkpoints" / "step-000000004.pt")["world_size"] == 2
+    ours, theirs = (
+        [line["train/loss"] for line in records(path) if "train/loss" in line][:4] for path in (run, trained)
+    )
+    assert ours == pytest.approx(theirs, rel=5e-5)
+
+
+# --- SIGTERM at awkward moments --------------------------------------------------------------------------------------
+
+
+def copies(root: Path, counts: dict[str, int], height: int, width: int) -> Path:
+    """Many names for one image, whose size says how long decoding takes."""
+    root.mkdir()
+    one = root / "one"
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(one, format="png", compress_level=1)
+    for split, count in counts.items():
+        (root / split).mkdir()
+        for i in range(count):
+            os.link(one, root / split / f"{i}.png")
+    one.unlink()
+    return root
+
+
+def test_sigterm_to_both_ranks_in_an_evaluation(tmp_path: Path) -> None:
+    data = copies(tmp_path / "data", {"train": 8, "valid": 3000}, 12, 16)
+    run = tmp_path / "run"
+    more = ["--max-steps", "100", "--eval-every", "3", "--eval-images", "3000", "--eval-batch-size", "16"]
+    with two_ranks(TRAIN, *flags(data, run, *more, batch=2)) as ranks:
+        wait_for((run / "checkpoints" / "step-000000003.pt").exists, ranks[0])
+        time.sleep(0.2)
+        for rank in ranks:
+            rank.terminate()
+        said = [finish(rank) for rank in ranks]
+    assert [s.code for s in said] == [cli.EXIT_PREEMPTED] * 2, said
+    assert "stopped on request at step 3, checkpoint saved" in said[0].err
+    assert (run / "preempted").read_text() == "3\n"
+    assert not any("val/elbo" in line for line in records(run))
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
+    """Rank 0 decodes, rank 1 waits for it: both end at once, and no half-built cache is left."""
+    data, run = copies(tmp_path / "data", {"train": 400, "valid": 8}, 500, 600), tmp_path / "run"
+    arguments = flags(data, run, "--image-size", "12", "16", batch=2)
+    with two_ranks(TRAIN, *arguments) as ranks:
+        wait_for(lambda: any(data.rglob("*.npy.tmp")), ranks[0])
+        for rank in ranks:
+            rank.terminate()
+        said = [finish(rank) for rank in ranks]
+    assert [s.code for s in said] == [cli.EXIT_PREEMPTED] * 2, said
+    assert "stopped on request before the first step" in said[0].err
+    assert "Traceback" not in said[0].err + said[1].err
+    assert not list(data.rglob("*.npy*"))
+    assert not run.exists()
+
+
+def test_a_library_that_drops_exceptions_does_not_drop_the_stop() -> None:
+    """tqdm did, where the signal came while it started its thread: the data were decoded to the end."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        cli.StopRequest()
+        with pytest.raises(cli.Preempted), contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# --- Disks that refuse -----------------------------------------------------------------------------------------------
+
+
+def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp_path: Path) -> None:
+    """Every file of the process is limited to 2 KB for a while: checkpoints, figures, events, lines."""
+    run, reference = tmp_path / "run", tmp_path / "reference"
+    length = ["--max-steps", "60", "--eval-every", "20"]
+    assert call("train_nvae", *flags(data, reference, *length)).code == 0
+    process = start("train_nvae", *flags(data, run, *length))
+    wait_for((run / "checkpoints" / "step-000000015.pt").exists, process)
+    unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000, unlimited[1]))
+    newest = checkpoint.find(run / "checkpoints")[0]
+    assert process.stderr is not None
+    words = ""
+    while "warning: metrics.jsonl could not be written" not in words or "warning: the checkpoint of step" not in words:
+        line = process.stderr.readline()
+        assert line, words
+        words += line
+    assert checkpoint.load(newest)["step"] >= 15  # what was reported as saved is still good
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 0, words + rest
+    assert "(File too large); training goes on" in words + rest
+    assert not list(run.rglob("*.tmp"))
+    running.assert_same(running.newest(run), running.newest(reference))
+
+
+def test_a_folder_that_turns_read_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere, so the refusal is the file system's: EROFS for every write below the run folder."""
+    run = tmp_path / "run"
+    real = builtins.open
+
+    def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if set(mode) & set("wax+") and str(file).startswith(str(run)) and (run / "checkpoints").exists():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+        return real(file, mode, *more, **named)
+
+    assert call("train_nvae", *flags(data, run, "--stop-at-step", "6")).code == 0
+    before = {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "open", opened, raising=False)
+        result = call("train_nvae", *flags(data, run, "--resume", "auto"))
+    assert result.code == cli.EXIT_BAD_INPUT
+    assert "Traceback" not in result.err
+    assert "Read-only file system" in result.err
+    assert {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")} == before
+
+
+def test_a_run_whose_last_weights_are_on_no_disk_says_so(
+    data: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.save
+
+    def save(folder: Path, step: int, *arguments: Any, **named: Any) -> Path:
+        if step > 12:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return real(folder, step, *arguments, **named)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        result = call("train_nvae", *flags(data, run))
+    assert "the weights of step 16 are on no disk, the newest checkpoint is of step 12; make room" in result.err
+    again = call("train_nvae", *flags(data, run, "--resume", "auto"))
+    assert again.code == 0
+    assert "at step 12" in again.err
+    assert_same_run(run, trained)
+
+
+def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the checkpoint nor the marker can be written: the exit code still says that it may be tried again."""
+    real = checkpoint.write_atomically
+
+    def refuse(path: Path, write: Any) -> None:
+        if "step-000000005" in path.name:
+            os.kill(os.getpid(), signal.SIGTERM)  # asked to stop while the disk is full
+        if path.name == "preempted" or path.name >= "step-000000005":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, write)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(checkpoint, "write_atomically", refuse)
+    result = call("train_nvae", *flags(data, run, "--checkpoint-every", "5", "--stop-at-step", "9"))
+    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert "No space left on device" in result.err
+    assert "Traceback" not in result.err
+
+
+# --- Files of earlier versions ---------------------------------------------------------------------------------------
+
+
+def test_a_run_of_format_1_is_read_for_ever(tmp_path: Path) -> None:
+    """Written by the first version: its configuration, checkpoint and weights must load in all later ones."""
+    run = open_run(Path(shutil.copytree(FIXTURE, tmp_path / "run")))
+    said = json.loads((FIXTURE / "expected.json").read_text())
+    content = checkpoint.load(checkpoint.find(run.folder.checkpoints)[0])
+    assert content["format"] == 1
+    for weights in ("auto", "raw"):
+        model, step, _ = run.load_model(torch.device("cpu"), weights=weights)
+        assert step == said["step"]
+        total = sum(float(p.double().abs().sum()) for p in as_module(model).parameters())
+        assert total == pytest.approx(said["sum"][weights], rel=1e-12)
+
+
+@pytest.mark.parametrize("part", ["config", "model", "ema", "objective", "optimizer", "global_batch"])
+def test_a_checkpoint_that_lacks_a_part_is_named(part: str, copied: Path, data: Path) -> None:
+    """With a checksum that fits: another program's, or somebody's idea of one. Nothing is trained from half a state."""
+    for path in checkpoint.find(copied / "checkpoints"):
+        content = checkpoint.load(path)
+        del content[part]
+        checkpoint.save(copied / "checkpoints", content.pop("step"), content)
+    (copied / "summary.json").unlink()
+    result = call("train_nvae", *flags(data, copied, "--resume", "auto"))
+    running.assert_one_error(result, part, "step-000000016.pt", "remove it")
+
+
+@pytest.mark.parametrize("family", [{"a": 1}, [], None, 3])
+def test_a_family_of_no_name_is_refused(family: object, copied: Path) -> None:
+    """Found by fuzzing: a list or an object in its place ended in a traceback."""
+    record = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(record | {"family": family}))
+    running.assert_one_error(call("sample", "--run", copied), "names no known model family")
