@@ -26,6 +26,7 @@ EXIT_LOST_RANK = 5
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_INTERRUPTED = 130
 INSISTENCE_SECONDS = 3.0
+PRECEDENCE_SECONDS = 20.0
 
 
 class Preempted(BaseException):
@@ -75,12 +76,25 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
 
     Messages are written as "what is wrong; what to do".
     """
-    if not (os.environ.get("RANK", "0") == "0" if speaks is None else speaks):
+    if speaks is None:
+        _let_rank_0_speak_first()
+    elif not speaks:
         return
     wrong, _, advice = str(error).partition("; ")
     print(f"error: {wrong}", file=sys.stderr)
     if advice or remedy:
         print(f"  fix: {advice or remedy}", file=sys.stderr)
+
+
+def _let_rank_0_speak_first() -> None:
+    """Wait on the other ranks: torchrun ends all processes when the first one leaves, perhaps before rank 0 has spoken.
+
+    Rank 0 mostly meets the same error, and its end is then the end of this wait. A rank that outlives it met the error
+    alone and says so itself.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PRECEDENCE_SECONDS)
 
 
 def main(body: Callable[[list[str]], int | None]) -> None:
@@ -96,7 +110,7 @@ def main(body: Callable[[list[str]], int | None]) -> None:
         refuse_foreign_packages()
         code = body(arguments) or 0
     except Preempted as stop:
-        _report(stop)
+        _report(stop, speaks=os.environ.get("RANK", "0") == "0")
         code = EXIT_PREEMPTED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
