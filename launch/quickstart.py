@@ -44,7 +44,7 @@ def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
     scored = ["--images", str(config.images), "--elbo-images", "256", "--untrained"]
     return [
         (
-            "Train a tiny NVAE on dSprites, drawn by rule (the first time: half a minute to draw all 737,280 images)",
+            "Train a tiny NVAE on dSprites, drawn by rule (the first time, some seconds to draw all 737,280 images)",
             ["launch/train_nvae.py", *data, *quick, *_length(config.steps), "--run-dir", nvae],
         ),
         (
