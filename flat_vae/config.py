@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
 LikelihoodName = Literal["auto", "bernoulli", "normal", "mixture"]
-Initialisation = Literal["torch", "glorot"]
+Initialisation = Literal["torch", "glorot", "he"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class FlatVAEConfig:
     """Logistics in likelihood mixture."""
     conv_channels: int = 32
     """Channels of the first layer of network conv."""
-    init: Initialisation = "glorot"
-    """glorot: Glorot & Bengio's uniform weights, zero biases; torch: its smaller default, which sticks at the mean image."""
+    init: Initialisation = "he"
+    """he, glorot: uniform weights of He et al. (for ReLU) or of Glorot & Bengio, zero biases; torch: its own, smaller."""
 
     def __post_init__(self) -> None:
         """Refuse what builds no model."""

@@ -61,9 +61,13 @@ class FlatVAE(nn.Module):
         self.encoder, self.decoder = network.encoder, network.decoder
         self.mean = nn.Linear(network.num_features, config.latent_dim)
         self.log_variance = nn.Linear(network.num_features, config.latent_dim)
-        if config.init == "glorot":
-            networks.initialise_glorot(self)
+        networks.initialise(self, config.init)
         self.to(memory_format=torch.channels_last)  # of the kernels; activations follow: 12 % of a Frey step on a CPU
+
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Compile encoder and decoder in place, for training; names of parameters stay as they are."""
+        self.encoder.compile(dynamic=False, backend=backend)
+        self.decoder.compile(dynamic=False, backend=backend)
 
     @property
     def group_shapes(self) -> list[tuple[int]]:

@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flat_vae.config import FlatVAEConfig
+from flat_vae.config import FlatVAEConfig, Initialisation
 from metrics.likelihoods import ImageSpec
 
 SMALLEST_SIDE = 4  # the conv net halves the image until its shorter side is about this
@@ -169,10 +169,15 @@ def build(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
     return NETWORKS[name](config, spec, num_parameters)
 
 
-def initialise_glorot(module: nn.Module) -> None:
-    """Glorot & Bengio's uniform weights and zero biases in every layer."""
+def initialise(module: nn.Module, init: Initialisation) -> None:
+    """Draw the weights of every layer anew, with zero biases; "torch" leaves them as torch drew them."""
+    if init == "torch":
+        return
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.xavier_uniform_(layer.weight)
+            if init == "he":
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
