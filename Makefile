@@ -7,13 +7,15 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.strata-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test check soak lock frey-study grouped-study
+.PHONY: help install quickstart test check soak lock study scaling-study frey-study grouped-study
 
 help:
 	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about five minutes on two cores)"
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
 	@echo "make soak         long reliability runs"
+	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
+	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable; shares runs with study)"
 	@echo "make frey-study   beta sweep on Frey Faces with a report (FREY=folder with frey_rawface.mat; resumable)"
 	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full wants a GPU)"
 
@@ -44,7 +46,13 @@ soak: $(STAMP)
 lock:
 	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)|@' > requirements.lock
 
-# Both go on where they were stopped. Reports: docs/studies/.
+# All go on where they were stopped. Reports: docs/studies/. STUDY_FLAGS: more of the script's own, such as --seeds 5.
+study: $(STAMP)
+	$(RUN) launch/studies/hierarchy.py $(if $(CELEBA),--celeba-root $(CELEBA)) $(STUDY_FLAGS)
+
+scaling-study: $(STAMP)
+	$(RUN) launch/studies/scaling.py $(if $(CELEBA),--celeba-root $(CELEBA)) $(STUDY_FLAGS)
+
 frey-study: $(STAMP)
 	$(RUN) launch/studies/frey.py $(if $(FREY),--data-root $(FREY))
 

@@ -69,5 +69,7 @@ def with_checkpointing(config: Any) -> Any:
 
 
 def without_checkpointing(config: Any) -> Any:
-    """The same configuration, all activations kept."""
+    """The same configuration, all activations kept; flat models always keep theirs."""
+    if not hasattr(config.model, "checkpointing"):
+        return config
     return replace(config, model=replace(config.model, checkpointing=False))

@@ -5,21 +5,19 @@ so the same command goes on, with more values or seeds too. What follows -- goes
 
 Examples:
   python launch/sweep.py --values 1 2 4 8 -- --dataset dsprites --preset burgess --objective beta --max-steps 20000
+  python launch/sweep.py --values 1 2 4 8 --by latent-dim --by-values 5 10 -- --dataset dsprites --objective beta
   python launch/sweep.py --flag latent-dim --values 2 5 10 --seeds 5 --out runs/sizes -- --dataset frey
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
-import queue
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -28,10 +26,12 @@ import torch
 
 import metrics
 from flat_vae import FlatVAE
+from flat_vae.weights import DEFAULTS, betas
 from launch import cli, config, evaluation, flat_presets, latent_figures, presets, sweep_report
 from launch.config import SharedConfig
 from launch.runs import RunFolder, open_run
-from launch.studies import jobs
+from launch.studies import jobs, scripts
+from launch.studies.scripts import Script, ScriptRun
 
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
@@ -44,11 +44,15 @@ class SweepConfig:
     """Values of the flag; several numbers for one value are joined by commas (latent-groups: 3,3 2,4)."""
     flag: str = "beta"
     """Flag of the training script, without its dashes."""
+    by: str | None = None
+    """A second flag, each of whose values gets a curve of its own: latent-dim, say."""
+    by_values: tuple[str, ...] = ()
+    """Its values."""
     seeds: int = 3
     """Seeds 0, 1, ... of each value."""
     out: Path = Path("runs/sweep")
     """Folder of the runs, their logs, and the report: table.md, sweep.png, results.json."""
-    script: Literal["train_flat_vae", "train_nvae"] = "train_flat_vae"
+    script: Script = "train_flat_vae"
     """Training script."""
     workers: int | None = None
     """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
@@ -61,42 +65,31 @@ class SweepConfig:
                 raise ValueError(f"--{name} {getattr(self, name)}; give 1 or more")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}; give 1 or more")
-        if not self.values or len(set(self.values)) < len(self.values):
+        if not self.values or any(len(set(v)) < len(v) for v in (self.values, self.by_values)):
             raise ValueError(f"--values {' '.join(self.values)}; give each value once, at least one")
-        if self.flag in OWN_FLAGS:
-            raise ValueError(f"--flag {self.flag} is set by the sweep itself; choose another flag, or --seeds")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the sweep."""
-
-    out: Path
-    flag: str
-    value: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.flag}-{self.value}-seed{self.seed}"
+        if (self.by is None) != (not self.by_values) or self.by == self.flag:
+            raise ValueError("--by and --by-values belong together, of another flag than --flag; give both or neither")
+        for flag in self.flags:
+            if flag in OWN_FLAGS:
+                raise ValueError(f"--flag {flag} is set by the sweep itself; choose another flag, or --seeds")
 
     @property
-    def folder(self) -> Path:
-        """Its run folder."""
-        return self.out / str(self)
+    def flags(self) -> tuple[str, ...]:
+        """What varies."""
+        return (self.flag,) if self.by is None else (self.flag, self.by)
 
     @property
-    def log(self) -> Path:
-        """What the script said."""
-        return self.out / "logs" / f"{self}.txt"
+    def settings(self) -> list[tuple[str, ...]]:
+        """Values of those flags, every combination."""
+        return list(itertools.product(self.values, *([self.by_values] if self.by else [])))
 
-    def flags(self) -> list[str]:
-        """What this run adds to the arguments that all share."""
-        own = ["--seed", str(self.seed), "--run-dir", str(self.folder), "--resume", "auto"]
-        return [f"--{self.flag}", *self.value.split(","), *own]
 
-    def is_done(self) -> bool:
-        """Whether its training is complete."""
-        return (self.folder / "summary.json").exists()
+def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...], seed: int) -> ScriptRun:
+    """The run of one setting and seed; what all share comes first."""
+    named = list(zip(sweep.flags, setting, strict=True))
+    own = [word for flag, value in named for word in (f"--{flag}", *value.split(","))]
+    name = "-".join(word for pair in named for word in pair)
+    return ScriptRun(sweep.script, (*arguments, *own, "--seed", str(seed)), sweep.out / f"{name}-seed{seed}")
 
 
 def _defaults(script: str, typed: list[str]) -> SharedConfig:
@@ -108,62 +101,13 @@ def _defaults(script: str, typed: list[str]) -> SharedConfig:
 
 def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
     """Refuse, before anything is trained, arguments that the training script would refuse."""
-    for name in (*OWN_FLAGS, sweep.flag):
+    for name in (*OWN_FLAGS, *sweep.flags):
         if config.typed_value(name, list(arguments)) is not None:
             raise ValueError(f"--{name} stands behind -- and is set by the sweep; leave it out there")
-    for value in sweep.values:
-        typed = [*arguments, *Job(sweep.out, sweep.flag, value, 0).flags()]
+    for setting in sweep.settings:
+        typed = list(_run(sweep, arguments, setting, 0).all_arguments)
         default = _defaults(sweep.script, typed)
         config.parse(type(default), default, typed, prog=f"{sweep.script}.py", description="")
-
-
-def _claim(sweep: SweepConfig, arguments: Sequence[str]) -> None:
-    """Note what all runs share; refuse a folder of another sweep."""
-    record = {"script": sweep.script, "flag": sweep.flag, "arguments": list(arguments)}
-    path = sweep.out / "sweep.json"
-    if not path.exists():
-        jobs.write_record(path, record)
-    elif jobs.read_record(path) != record:
-        there = jobs.read_record(path)
-        raise ValueError(
-            f"{sweep.out} holds another sweep (--flag {there.get('flag')} -- {shlex.join(there.get('arguments', []))}); "
-            "repeat its arguments to go on with it, or choose another --out"
-        )
-
-
-class Devices:
-    """GPUs handed out to runs, each to the run that has waited longest; without GPUs, one core each."""
-
-    def __init__(self, workers: int | None) -> None:
-        typed = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = torch.cuda.device_count()
-        names = typed.split(",")[:count] if typed else [str(i) for i in range(count)]
-        self.workers = workers or len(names) or os.cpu_count() or 1
-        self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for i in range(self.workers if names else 0):
-            self._free.put(names[i % len(names)])
-        self._has_gpus = bool(names)
-
-    def run(self, command: list[str], log: Path) -> int:
-        """Run a command on the next free device with its words in ``log``; its exit code."""
-        gpu = self._free.get() if self._has_gpus else None
-        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-        log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with log.open("w") as said:
-                done = subprocess.run(command, env=environment, stdout=said, stderr=said, check=False)
-        finally:
-            if gpu is not None:
-                self._free.put(gpu)
-        return done.returncode
-
-
-def _fault(code: int, log: Path) -> str | None:
-    """What a run that ended with ``code`` said last, in a line."""
-    if code == 0:
-        return None
-    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-    return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (all of it: {log})"
 
 
 def measure(run: Path, num_images: int) -> dict[str, Any]:
@@ -180,9 +124,18 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
     valid = summary["valid"]
     scores = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
     scores["active_units"] = float(valid["active_units"])
-    scores |= _representation(run, num_images)
+    scores |= _normalised_beta(run) | _representation(run, num_images)
     folder.write_json(path.name, {"of": key, "scores": scores})
     return scores
+
+
+def _normalised_beta(run: Path) -> dict[str, float]:
+    """Of a flat VAE whose objective has a beta."""
+    saved = open_run(run)
+    chosen: Any = saved.config
+    if saved.family.name != "flat_vae" or "beta" not in DEFAULTS[chosen.objective.objective]:
+        return {}
+    return {"beta_norm": betas(chosen.objective, saved.spec, chosen.model.latent_dim).beta_norm}
 
 
 @torch.no_grad()
@@ -211,19 +164,18 @@ def main(arguments: list[str]) -> None:
     own, shared = arguments[:end], arguments[end + 1 :]
     sweep = config.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
     _check(sweep, shared)
-    _claim(sweep, shared)
-    runs = [Job(sweep.out, sweep.flag, value, seed) for seed in range(sweep.seeds) for value in sweep.values]
-    devices = Devices(sweep.workers)
-    script = str(Path(__file__).with_name(f"{sweep.script}.py"))
-
-    def work(job: Job) -> str | None:
-        return _fault(devices.run([sys.executable, script, *shared, *job.flags()], job.log), job.log)
-
-    faults = jobs.run_all(runs, work, Job.is_done, devices.workers, threads=True)
-    results = {v: [measure(j.folder, sweep.images) for j in runs if j.value == v and j.is_done()] for v in sweep.values}
-    results = {value: found for value, found in results.items() if found}
-    if results:
-        print("\n" + sweep_report.write(sweep.out, sweep.flag, results))
+    scripts.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
+    runs = {
+        (setting, seed): _run(sweep, shared, setting, seed) for seed in range(sweep.seeds) for setting in sweep.settings
+    }
+    faults = scripts.train_all(list(runs.values()), sweep.workers)
+    series: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
+        if run.is_done():
+            title = f"{sweep.by} {setting[1]}" if sweep.by else ""
+            series.setdefault(title, {}).setdefault(setting[0], []).append(measure(run.folder, sweep.images))
+    if series:
+        print("\n" + sweep_report.write(sweep.out, sweep.flag, series))
     if faults:
         raise ValueError(
             f"{len(faults)} of {len(runs)} runs failed ({faults[0]}); mend it and give the same command again"

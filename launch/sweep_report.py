@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib import pyplot
 
+from flat_vae import BETA_FORMS
 from launch import checkpoint, figures
 from launch.studies import jobs
 from launch.studies.tables import Spread, markdown
 
 Scores = Mapping[str, float]
+Series = Mapping[str, Mapping[str, Sequence[Scores]]]
 COLUMNS = {  # name in the results: (heading, digits)
     "distortion": ("reconstruction, nats", 1),
     "rate": ("KL, nats", 2),
@@ -22,6 +25,7 @@ COLUMNS = {  # name in the results: (heading, digits)
     "covariance_distance": ("covariance distance", 3),
 }
 PLOTTED = ("distortion", "rate", "mig", "covariance_distance")
+COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8")
 
 
 @dataclass(frozen=True)
@@ -71,51 +75,72 @@ def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:
     return [name for name in COLUMNS if all(name in run for runs in results.values() for run in runs)]
 
 
-def _positions(values: Sequence[str]) -> tuple[list[float], bool]:
-    """Where values stand on the axis, and whether it is logarithmic; values that are no numbers stand in a row."""
+def _positions(flag: str, results: Mapping[str, Sequence[Scores]]) -> tuple[list[float], bool]:
+    """Where values stand on the axis, and whether it is logarithmic; values that are no numbers stand in a row.
+
+    Forms of beta stand at the normalised beta, at which latent sizes and image sizes compare (Higgins et al. 2017).
+    """
+    if _is_beta(flag, results):
+        return [runs[0]["beta_norm"] for runs in results.values()], True
     try:
-        numbers = [float(value) for value in values]
+        numbers = [float(value) for value in results]
     except ValueError:
-        return [float(i) for i in range(len(values))], False
+        return [float(i) for i in range(len(results))], False
     return numbers, min(numbers) > 0 and max(numbers) / min(numbers) > 10
 
 
-def plot(flag: str, results: Mapping[str, Sequence[Scores]]) -> figures.Picture:
-    """Each number against the flag: every seed a point, means joined by a line."""
-    names = [name for name in _common(results) if name in PLOTTED]
-    positions, logarithmic = _positions(list(results))
+def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
+    runs = [run for of in results.values() for run in of]
+    return flag.replace("-", "_") in BETA_FORMS and all(run.get("beta_norm", 0.0) > 0.0 for run in runs)
+
+
+def plot(flag: str, series: Series) -> figures.Picture:
+    """Each number against the flag: every seed a point, means joined by a line, a colour for each series."""
+    every = flat(series)
+    names = [name for name in _common(every) if name in PLOTTED]
     figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
     for axes, name in zip(panels[0], names, strict=True):
-        means = [
-            (x, Spread.of([run[name] for run in runs]).mean)
-            for x, runs in zip(positions, results.values(), strict=True)
-        ]
-        axes.plot(*zip(*sorted(means), strict=True), color="#4472a8")
-        for x, runs in zip(positions, results.values(), strict=True):
-            axes.plot([x] * len(runs), [run[name] for run in runs], "o", markersize=4, color="#4472a8", alpha=0.6)
-        axes.set_xlabel(flag)
+        for colour, (title, results) in zip(cycle(COLOURS), series.items(), strict=False):
+            positions, logarithmic = _positions(flag, results)
+            values = [[run[name] for run in runs] for runs in results.values()]
+            means = sorted(zip(positions, [Spread.of(of).mean for of in values], strict=True))
+            axes.plot(*zip(*means, strict=True), color=colour, label=title)
+            for x, of in zip(positions, values, strict=True):
+                axes.plot([x] * len(of), of, "o", markersize=4, color=colour, alpha=0.6)
+        axes.set_xlabel("normalised beta (beta x latents / pixels)" if _is_beta(flag, every) else flag)
         axes.set_ylabel(COLUMNS[name][0])
         if logarithmic:
             axes.set_xscale("log")
         else:
             axes.set_xticks(positions, list(results))
+    if len(series) > 1:
+        panels[0][0].legend(fontsize=8)
     figure.tight_layout()
     return figures.render(figure)
 
 
-def write(out: Path, flag: str, results: Mapping[str, Sequence[Scores]]) -> str:
+def flat(series: Series) -> dict[str, Sequence[Scores]]:
+    """All settings in a row, named by their value and series."""
+    return {
+        f"{value} ({title})" if title else value: runs for title, of in series.items() for value, runs in of.items()
+    }
+
+
+def write(out: Path, flag: str, series: Series) -> str:
     """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; the table's text.
 
     Args:
         out: the sweep's folder.
         flag: what varied.
-        results: for each value the numbers of its runs, one mapping for each seed.
+        series: for each value of a second flag (an empty name where there is none) and each value of the first the
+            numbers of its runs, one mapping for each seed.
     """
+    results = flat(series)
     chosen = recommend(results)
     text = f"{table(flag, results)}\n\nMean ± standard deviation over seeds; held-out images.\n\n"
     text += f"Recommended {flag}: **{chosen.value}** ({chosen.reason}).\n"
     checkpoint.write_text(out / "table.md", text)
-    figures.save(plot(flag, results), out / "sweep.png")
+    figures.save(plot(flag, series), out / "sweep.png")
     recommended = {"value": chosen.value, "reason": chosen.reason}
     jobs.write_record(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
     return text

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launch import sweep, sweep_report
-from launch.studies import jobs
+from launch.studies import jobs, scripts
 from tests.launch import running
 
 SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
@@ -43,6 +43,7 @@ def test_sweep_leaves_runs_table_plot_and_results(swept: Path) -> None:
     assert (swept / "sweep.png").stat().st_size > 1000
     results = json.loads((swept / "results.json").read_text())["results"]
     assert results.keys() == {"1", "40"}
+    assert results["40"][0]["beta_norm"] == pytest.approx(40 * 3 / (12 * 16 * 3))
     summary = json.loads((swept / "beta-1-seed0" / "summary.json").read_text())["valid"]
     assert results["1"][0]["distortion"] == summary["distortion"]
 
@@ -50,13 +51,13 @@ def test_sweep_leaves_runs_table_plot_and_results(swept: Path) -> None:
 def test_sweep_goes_on_where_it_was(swept: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 
-    def run(self: sweep.Devices, command: list[str], log: Path) -> int:
+    def run(self: scripts.Devices, command: list[str], log: Path) -> int:
         started.append(log.stem)
         log.parent.mkdir(exist_ok=True)
         log.write_text("error: it broke; mend it\n")
         return 3
 
-    monkeypatch.setattr(sweep.Devices, "run", run)
+    monkeypatch.setattr(scripts.Devices, "run", run)
     assert running.call("sweep", *flags(data, swept, "--values", "1", "40")).code == 0
     assert started == []
     result = running.call("sweep", *flags(data, swept, "--values", "1", "40", "80"))
@@ -67,7 +68,7 @@ def test_sweep_goes_on_where_it_was(swept: Path, data: Path, monkeypatch: pytest
 
 def test_sweep_refuses_the_folder_of_another(swept: Path, data: Path) -> None:
     changed = [*flags(data, swept, "--values", "1"), "--lr", "1e-4"]
-    running.assert_one_error(running.call("sweep", *changed), "holds another sweep", "--out")
+    running.assert_one_error(running.call("sweep", *changed), "was made with", "--out")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,8 @@ def test_sweep_refuses_the_folder_of_another(swept: Path, data: Path) -> None:
         (["--values", "1"], ["--beta", "2"], "behind --"),
         (["--values", "1"], ["--seed", "2"], "behind --"),
         (["--values", "1", "--seeds", "0"], [], "--seeds 0"),
+        (["--values", "1", "--by", "latent-dim"], [], "give both or neither"),
+        (["--values", "1", "--by", "beta", "--by-values", "2"], [], "another flag"),
         ([], [], "--values"),
     ],
 )
@@ -93,15 +96,16 @@ def test_sweep_refuses_before_it_trains(
 
 
 def test_values_of_several_numbers() -> None:
-    job = sweep.Job(Path("out"), "latent-groups", "3,3", 1)
-    assert job.flags()[:3] == ["--latent-groups", "3", "3"]
-    assert "--seed 1 --run-dir out/latent-groups-3,3-seed1" in " ".join(job.flags())
+    chosen = sweep.SweepConfig(values=("3,3",), flag="latent-groups", out=Path("out"))
+    run = sweep._run(chosen, ["--lr", "1"], ("3,3",), 1)
+    assert run.arguments == ("--lr", "1", "--latent-groups", "3", "3", "--seed", "1")
+    assert run.all_arguments[-4:] == ("--run-dir", "out/latent-groups-3,3-seed1", "--resume", "auto")
 
 
 def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    devices = sweep.Devices(None)
+    devices = scripts.Devices(None)
     assert devices.workers == 2
     command = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
     seen = []
@@ -114,7 +118,7 @@ def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.
 def test_without_gpus_a_run_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    devices = sweep.Devices(None)
+    devices = scripts.Devices(None)
     assert devices.workers == os.cpu_count()
     command = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(5)"]
     assert devices.run(command, tmp_path / "log.txt") == 5
@@ -168,8 +172,31 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
 
 @pytest.mark.parametrize("values", [("1", "10", "100"), ("burgess", "conv"), ("0", "1")])
 def test_plot_of_numbers_and_names(values: tuple[str, ...]) -> None:
-    picture = sweep_report.plot("flag", {value: [scores(mig=0.1)] for value in values})
+    picture = sweep_report.plot("flag", {"": {value: [scores(mig=0.1)] for value in values}})
     assert picture.ndim == 3
+
+
+def test_betas_of_latent_sizes_stand_at_their_normalised_values() -> None:
+    sizes = {"latent-dim 5": 5, "latent-dim 10": 10}
+    series = {
+        title: {beta: [scores(mig=0.1, beta_norm=float(beta) * size / 4096)] for beta in ("1", "16")}
+        for title, size in sizes.items()
+    }
+    positions, logarithmic = sweep_report._positions("beta", series["latent-dim 5"])
+    assert logarithmic
+    assert positions == [5 / 4096, 16 * 5 / 4096]
+    assert list(sweep_report.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
+    assert sweep_report.plot("beta", series).ndim == 3
+    # a run without a beta, or another flag, stands at the value itself
+    assert sweep_report._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
+
+
+def test_two_flags_give_every_combination(tmp_path: Path) -> None:
+    chosen = sweep.SweepConfig(values=("1", "4"), by="latent-dim", by_values=("5", "10"), out=tmp_path)
+    assert chosen.settings == [("1", "5"), ("1", "10"), ("4", "5"), ("4", "10")]
+    run = sweep._run(chosen, [], chosen.settings[1], 0)
+    assert run.arguments == ("--beta", "1", "--latent-dim", "10", "--seed", "0")
+    assert run.folder.name == "beta-1-latent-dim-10-seed0"
 
 
 def test_measured_scores_are_kept_with_their_step(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

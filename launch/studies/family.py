@@ -1,0 +1,126 @@
+"""The models that the studies of hierarchies train: small NVAEs of some depth, width and number of scales, and flat VAEs.
+
+NVAEs of one scale share ``CELLS`` cells and ``CHANNELS`` latent channels among their groups, so that depth changes neither
+the number of parameters (by more than a tenth) nor the work of a step nor the number of latents: only how these are
+factorised. All are as small as two CPU cores need them; the spec of their sizes is the command line of a training script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launch.studies.scripts import Script, ScriptRun
+
+DataName = Literal["dsprites", "celeba"]
+CELLS = 8  # encoder cells of the towers, shared by the groups
+CHANNELS = 16  # latent channels, likewise
+MIXTURES = ("--num-mixtures", "3")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set as flags of the training scripts."""
+
+    name: DataName
+    root: Path | None
+    cache_dir: Path | None
+
+    def arguments(self) -> tuple[str, ...]:
+        """dSprites is always drawn by rule: every reader has the same."""
+        found = ["--dataset", self.name]
+        if self.name == "dsprites":
+            found += ["--dsprites-source", "rendered"]
+        for flag, value in (("--data-root", self.root), ("--cache-dir", self.cache_dir)):
+            found += [] if value is None else [flag, str(value)]
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long each kind of model trains, in steps."""
+
+    nvae_steps: int
+    flat_steps: int
+
+    @property
+    def points(self) -> int:
+        """How often a run is measured on held-out images, evenly spread."""
+        return 4
+
+    def arguments(self, script: Script) -> tuple[str, ...]:
+        """The learning rate stays constant after its warm-up, so that a point on the way is as good as an end."""
+        steps = self.nvae_steps if script == "train_nvae" else self.flat_steps
+        return (
+            *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points)), "--eval-images", "256"),
+            *("--final-eval-images", "512", "--iw-samples", "2", "--figure-images", "8", "--lr-schedule", "constant"),
+        )
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the family: a name that tells what it is, and the flags that make it."""
+
+    name: str
+    script: Script
+    flags: tuple[str, ...]
+
+    def run(self, data: Data, length: Length, seed: int, out: Path) -> ScriptRun:
+        """Its training on ``data`` with ``seed``, in ``out / data / name-seed``."""
+        arguments = (*data.arguments(), *self.flags, *length.arguments(self.script), "--seed", str(seed))
+        return ScriptRun(self.script, arguments, out / data.name / f"{self.name}-seed{seed}")
+
+
+def _nvae(name: str, groups: Sequence[int], width: int, cells: tuple[int, int], latent_channels: int) -> Member:
+    flags = {
+        "--num-scales": [len(groups)],
+        "--groups-per-scale": groups,
+        "--latent-channels": [latent_channels],
+        "--channels-enc": [width],
+        "--channels-dec": [width],
+        "--preprocess-blocks": [2],
+        "--postprocess-blocks": [2],
+        "--preprocess-cells": [1],
+        "--postprocess-cells": [1],
+        "--cells-per-group-enc": [cells[0]],
+        "--cells-per-group-dec": [cells[1]],
+    }
+    typed = [word for flag, values in flags.items() for word in (flag, *map(str, values))]
+    return Member(name, "train_nvae", ("--preset", "tiny", *MIXTURES, "--precision", "bf16", *typed))
+
+
+def deep(depth: int, width: int) -> Member:
+    """An NVAE of one scale (16x16 for 64x64 images) with ``depth`` groups and channels ``width`` at full resolution.
+
+    Raises:
+        ValueError: the depth does not divide the cells, or is 1: the decoder's tower begins after the first group.
+    """
+    if depth < 2 or CELLS % depth:
+        raise ValueError(f"depth {depth}; choose 2, 4 or 8 groups, which share {CELLS} cells evenly")
+    cells = (CELLS // depth, round((CELLS - 1) / (depth - 1)))
+    return _nvae(f"nvae-groups{depth}-width{width}", (depth,), width, cells, CHANNELS // depth)
+
+
+def scaled(num_scales: int, width: int) -> Member:
+    """An NVAE of four groups on 1, 2 or 3 scales; with one scale it is ``deep(4, width)``.
+
+    Raises:
+        ValueError: another number of scales.
+    """
+    split = {1: (4,), 2: (2, 2), 3: (2, 1, 1)}
+    if num_scales not in split:
+        raise ValueError(f"{num_scales} scales; choose 1, 2 or 3")
+    if num_scales == 1:
+        return deep(4, width)
+    cells = (CELLS // 4, round((CELLS - 1) / 3))
+    return _nvae(f"nvae-scales{num_scales}-width{width}", split[num_scales], width, cells, CHANNELS // 4)
+
+
+def flat(data: DataName, objective: Literal["vae", "beta", "tc"], beta: float | None = None) -> Member:
+    """A flat VAE: Burgess' network with ten latents on dSprites, the conv net with 32 elsewhere; batch 64, lr 5e-4."""
+    preset = ("--preset", "burgess") if data == "dsprites" else ("--preset", "small", *MIXTURES)
+    weight = () if beta is None else ("--beta", f"{beta:g}")
+    name = f"flat-{objective}" + ("" if beta is None else f"{beta:g}")
+    return Member(name, "train_flat_vae", (*preset, "--objective", objective, *weight, "--log-every", "20"))

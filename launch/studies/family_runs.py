@@ -1,0 +1,102 @@
+"""What both studies of hierarchies do: train members of the family on data sets, score them, and store the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.studies import scripts, stored
+from launch.studies.family import Data, DataName, Length, Member
+from launch.studies.scripts import ScriptRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """Which runs, how long, and where to: the part that both studies of this family share."""
+
+    datasets: tuple[DataName, ...] = ("dsprites", "celeba")
+    """dsprites is drawn by rule; celeba needs its files."""
+    celeba_root: Path | None = None
+    """Folder of CelebA, whole or a part of it; default data/celeba."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept; default beside the data."""
+    seeds: int = 3
+    """Seeds 0, 1, ... of each model."""
+    nvae_steps: int = 400
+    """Steps of 16 images of each NVAE: a minute of one CPU core."""
+    flat_steps: int = 700
+    """Steps of 64 images of each flat VAE: about as long."""
+    images: int = 3000
+    """Test images that codes are scored on."""
+    out: Path = Path("studies/family")
+    """Folder of the runs."""
+    store: Path = Path("docs/studies/family")
+    """Folder of their scores, which the reports are made from."""
+    workers: int | None = None
+    """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
+    report_only: bool = False
+    """Write the report from the stored scores; train nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "nvae_steps", "flat_steps", "images", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        if not self.datasets:
+            raise ValueError("--datasets is empty; give dsprites, celeba or both")
+
+    @property
+    def length(self) -> Length:
+        """How long each kind of model trains."""
+        return Length(self.nvae_steps, self.flat_steps)
+
+    @property
+    def scoring(self) -> stored.Scoring:
+        """How runs are scored."""
+        return stored.Scoring(self.images, 500)
+
+    def data(self, name: DataName) -> Data:
+        """A data set's flags."""
+        return Data(name, self.celeba_root if name == "celeba" else None, self.cache_dir)
+
+    def claim(self) -> None:
+        """Refuse to mix runs of another length in one folder."""
+        lengths = {"nvae_steps": self.nvae_steps, "flat_steps": self.flat_steps}
+        scripts.claim(self.out, "family.json", lengths)
+
+    def runs(self, name: DataName, members: list[Member]) -> list[ScriptRun]:
+        """Every member with every seed; seed after seed, so that a stopped study has all members."""
+        data = self.data(name)
+        return [member.run(data, self.length, seed, self.out) for seed in range(self.seeds) for member in members]
+
+    def train_and_score(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> list[str]:
+        """Train, score and store what is missing; what went wrong, a line for each run."""
+        faults: list[str] = []
+        if self.report_only:
+            return faults
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.claim()
+        for name, runs in wanted.items():
+            faults += scripts.train_all(runs, self.workers)
+            faults += stored.score_all(runs, self.scoring, self.workers)
+            stored.store(runs, self.store / name)
+        return faults
+
+    def stored(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> dict[DataName, list[Path]]:
+        """Folders of the stored scores of those runs, where there are any.
+
+        Raises:
+            ValueError: there are none at all.
+        """
+        found = {name: stored.of_runs(runs, self.store / name) for name, runs in wanted.items()}
+        found = {name: paths for name, paths in found.items() if paths}
+        if not found:
+            raise ValueError(f"no scores are stored in {self.store}; start the study without --report-only")
+        return found
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """End with what went wrong, after everything else was done."""
+    if faults:
+        raise ValueError(f"{len(faults)} runs failed ({faults[0]}); mend it and give the same command again")

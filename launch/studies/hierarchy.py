@@ -1,0 +1,58 @@
+"""Does a hierarchy disentangle? NVAEs of 1, 2 and 3 scales against flat beta-VAEs, on dSprites and on CelebA's attributes.
+
+Trains what is missing, scores it, stores the scores beside the report and writes the report from them; stopped at any time,
+the same command goes on. The runs are shared with the scaling study (launch/studies/scaling.py).
+
+Examples:
+  python launch/studies/hierarchy.py --celeba-root FOLDER
+  python launch/studies/hierarchy.py --datasets dsprites --seeds 5 --nvae-steps 20000 --flat-steps 100000
+  python launch/studies/hierarchy.py --report-only
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
+
+from launch import cli, config
+from launch.studies import family, hierarchy_report
+from launch.studies.family import DataName, Member
+from launch.studies.family_runs import FamilyConfig, refuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchyConfig(FamilyConfig):
+    """Which runs, and where to."""
+
+    width: int = 4
+    """Channels of the NVAEs at full resolution; a GPU has time for 16 or more."""
+    report: Path = Path("docs/studies/hierarchy")
+    """Folder of the report."""
+
+
+def members(data: DataName, width: int) -> list[Member]:
+    """The models of the study; the plain flat VAE, first, is what the others are compared with."""
+    return [
+        family.flat(data, "vae"),
+        *(family.scaled(num_scales, width) for num_scales in (1, 2, 3)),
+        family.flat(data, "beta", 4.0),
+        family.flat(data, "tc", 4.0),
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    """Train and score what is missing, then report."""
+    chosen = config.parse(
+        HierarchyConfig, HierarchyConfig(), arguments, prog="studies/hierarchy.py", description=__doc__ or ""
+    )
+    wanted = {name: chosen.runs(name, members(name, chosen.width)) for name in chosen.datasets}
+    faults = chosen.train_and_score(wanted)
+    print(f"report {hierarchy_report.write(chosen.report, chosen.stored(wanted))}")
+    refuse(faults)
+
+
+if __name__ == "__main__":
+    cli.main(main)

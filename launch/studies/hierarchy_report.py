@@ -1,0 +1,117 @@
+"""The hierarchy study's report: one comparison for each data set and a page that sums them up, from stored scores alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launch import checkpoint, compare, report_text
+from launch.report_data import Comparable, Configuration, comparable_sets, read_runs
+from launch.report_tables import headline_dim
+from launch.studies.family import DataName
+from launch.studies.tables import markdown
+
+PARAGRAPH = "\n\n"
+ORDER = ("flat-vae", "nvae-groups", "nvae-scales", "flat-")  # the first is the reference
+TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
+
+OPENING = (
+    "Written by `python launch/studies/hierarchy.py` (`make study`) from the scores stored beside it; "
+    "`python launch/studies/hierarchy.py --report-only` writes it and its figures again. NVAEs of four latent groups on 1, 2 "
+    "and 3 scales stand against flat VAEs (plain, beta 4, beta-TCVAE with beta 4) that were trained for about the same "
+    "CPU time, not on the same number of images. Codes of equal dimension are made of both by the same reductions "
+    "without labels (docs/metrics). **Read the training column first: minutes of training say how the tool works and how "
+    "these small models differ, not what the architectures can reach.**"
+)
+
+
+def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
+    """Write ``index.md`` and a comparison with its figures for each data set; the path of the first.
+
+    Args:
+        folder: of the report.
+        stored: folders of the scored runs of each data set.
+    """
+    parts = ["# Does a hierarchy disentangle?", OPENING]
+    for name, paths in stored.items():
+        parts += _of_data(folder, name, sorted(paths, key=_rank))
+    checkpoint.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
+    return folder / "index.md"
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    return next(i for i, start in enumerate(ORDER) if path.name.startswith(start)), path.name
+
+
+def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
+    """Heading, sentences and table of one data set; its full comparison is written beside."""
+    out = folder / name
+    arguments = ["--runs", *map(str, paths), "--out", str(out), "--no-score-missing", "--pictures", "0"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        compare.main(arguments)
+    for for_users in (*out.glob("events.out.tfevents.*"), out / "report.html"):  # too large to publish
+        for_users.unlink()
+    (compared,) = comparable_sets(read_runs(paths, None)[0])
+    return [
+        f"## {TITLES[name]}",
+        _cost(compared),
+        "\n".join(f"* {item}" for item in report_text.what_it_says(compared, headline_dim(compared))),
+        _table(compared),
+        *_where(compared),
+        f"All tables and figures: [{name}/report.md]({name}/report.md).",
+    ]
+
+
+def _cost(compared: Comparable) -> str:
+    seconds = [float(run.summary["seconds"]) for run in compared.runs if "seconds" in run.summary]
+    return (
+        f"{len(compared.runs)} runs, {sum(seconds) / 60:.0f} minutes of training in all (one thread each, on a machine that did "
+        f"other work too, so minutes are no measurement of speed)."
+    )
+
+
+def _table(compared: Comparable) -> str:
+    """The figures that the sentences and the README draw on."""
+    dim = headline_dim(compared)
+    rows = [
+        [
+            c.label,
+            str(len(c.runs)),
+            f"{c.first.record['num_parameters'] / 1e6:.2f} M",
+            report_text.spread(c.values(lambda run: run.summary.get("images_seen")), 0),
+            report_text.spread(c.held_out("elbo"), 1),
+            report_text.spread(c.held_out("bits_per_dim"), 4),
+            report_text.spread(c.reduced("moments", dim)),
+            report_text.spread(c.reduced("moments", dim, untrained=True)),
+            report_text.spread(c.score("groups")),
+        ]
+        for c in compared.configurations
+    ]
+    head = [
+        "model",
+        "seeds",
+        "parameters",
+        "images seen",
+        "ELBO, nats",
+        "bits/dim",
+        f"MIG, d = {dim}",
+        "untrained",
+        "group-MIG",
+    ]
+    return markdown(head, rows)
+
+
+def _where(compared: Comparable) -> list[str]:
+    """Where in the deepest hierarchy the factors are."""
+    deepest: Configuration = max(compared.configurations, key=lambda c: len(c.first.record["group_shapes"]))
+    scales = [c for c in compared.configurations if len({s[-1] for s in c.first.record["group_shapes"]}) > 1]
+    chosen = scales[-1] if scales else deepest
+    if not all("groups" in run.record["scores"] for run in chosen.runs):
+        return []
+    shapes = ", ".join("x".join(map(str, shape)) for shape in chosen.first.record["group_shapes"])
+    return [
+        f"**Where the factors are in {chosen.label}** (groups from the top: {shapes}). {report_text.heat_map(chosen)}",
+        report_text.gains(chosen),
+    ]

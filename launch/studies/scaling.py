@@ -1,0 +1,67 @@
+"""What depth, width, scales and data buy: a family of NVAEs and flat VAEs on dSprites and CelebA, and power laws fitted to it.
+
+Depth is varied at equal parameters, work and number of latents. Trains what is missing, scores it and writes the report;
+stopped at any time, the same command goes on. The runs are shared with the hierarchy study (launch/studies/hierarchy.py).
+
+Examples:
+  python launch/studies/scaling.py --celeba-root FOLDER
+  python launch/studies/scaling.py --widths 16 32 64 --nvae-steps 20000 --flat-steps 100000 --out studies/gpu
+  python launch/studies/scaling.py --report-only
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
+
+from launch import cli, config
+from launch.studies import family, scaling_report
+from launch.studies.family import DataName, Member
+from launch.studies.family_runs import FamilyConfig, refuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(FamilyConfig):
+    """Which runs, and where to."""
+
+    depths: tuple[int, ...] = (2, 4, 8)
+    """Groups of NVAEs of one scale, which share their cells, channels and latents."""
+    widths: tuple[int, ...] = (4, 6)
+    """Channels at full resolution; every depth is trained with each."""
+    scales: tuple[int, ...] = (1, 2, 3)
+    """Scales of NVAEs of four groups with the first width."""
+    report: Path = Path("docs/studies/scaling")
+    """Folder of the report."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.depths or not self.widths:
+            raise ValueError("--depths or --widths is empty; give at least one of each")
+        self.members("dsprites")  # refuses what it can't build
+
+    def members(self, data: DataName) -> list[Member]:
+        """The flat VAE as the end of depth 1, all depths with all widths, and the scales; none twice."""
+        found = [
+            family.flat(data, "vae"),
+            *(family.deep(depth, width) for width in self.widths for depth in self.depths),
+            *(family.scaled(num_scales, self.widths[0]) for num_scales in self.scales),
+        ]
+        return list({member.name: member for member in found}.values())
+
+
+def main(arguments: list[str]) -> None:
+    """Train and score what is missing, then report."""
+    chosen = config.parse(
+        ScalingConfig, ScalingConfig(), arguments, prog="studies/scaling.py", description=__doc__ or ""
+    )
+    wanted = {name: chosen.runs(name, chosen.members(name)) for name in chosen.datasets}
+    faults = chosen.train_and_score(wanted)
+    print(f"report {scaling_report.write(chosen.report, chosen.stored(wanted))}")
+    refuse(faults)
+
+
+if __name__ == "__main__":
+    cli.main(main)

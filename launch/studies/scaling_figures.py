@@ -1,0 +1,124 @@
+"""Plots of the scaling study; every run is a point, flat VAEs are squares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot
+
+from launch.figures import Picture, render
+from launch.studies.scaling_fit import PowerLaw
+from launch.studies.scaling_points import Measured
+
+COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8", "#a84453", "#777777")
+Label = Callable[[Measured], str]
+
+
+def _families(runs: Sequence[Measured], label: Label) -> dict[str, tuple[str, list[Measured]]]:
+    """Runs by label, each with a colour."""
+    found: dict[str, list[Measured]] = {}
+    for run in runs:
+        found.setdefault(label(run), []).append(run)
+    return {name: (COLOURS[i % len(COLOURS)], of) for i, (name, of) in enumerate(found.items())}
+
+
+def _axes(width: float = 5.2, height: float = 3.8) -> tuple[Any, Any]:
+    return pyplot.subplots(figsize=(width, height))
+
+
+def kind(run: Measured) -> str:
+    """'flat', or depth and scales of an NVAE."""
+    if run.is_flat:
+        return "flat VAE"
+    scales = f", {run.num_scales} scales" if run.num_scales > 1 else ""
+    return f"{run.depth} groups{scales}"
+
+
+def against(
+    runs: Sequence[Measured],
+    coordinates: Callable[[Measured], Sequence[tuple[float, float]]],
+    xlabel: str,
+    law: PowerLaw | None,
+) -> Picture:
+    """bits/dim against a size on logarithmic axes, with the power law's median over the range of the data."""
+    figure, axes = _axes()
+    for name, (colour, of) in _families(runs, kind).items():
+        for i, run in enumerate(of):
+            x, y = zip(*coordinates(run), strict=True)
+            style = "s-" if run.is_flat else "o-"
+            axes.plot(x, y, style, color=colour, alpha=0.6, markersize=4, linewidth=0.8, label=name if i == 0 else None)
+    if law is not None:
+        low, high = axes.get_xlim()
+        grid = np.geomspace(max(low, 1e-9) if low > 0 else law.largest / 100, high, 50)
+        predicted = np.array([law.at(x) for x in grid])
+        axes.plot(grid, predicted[:, 0], color="black", linewidth=1, label=f"NVAE: x^-{law.exponent.mean:.3f}")
+        axes.fill_between(grid, predicted[:, 1], predicted[:, 2], color="black", alpha=0.12)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("held-out bits/dim")
+    axes.legend(fontsize=7)
+    return render(figure)
+
+
+def depth(runs: Sequence[Measured]) -> Picture:
+    """ELBO against the number of groups at equal parameters; a line for each width, joining the means."""
+    figure, axes = _axes()
+    one_scale = [run for run in runs if run.num_scales == 1]
+    for name, (colour, of) in _families(
+        one_scale, lambda run: "flat VAE" if run.is_flat else f"width {run.width}"
+    ).items():
+        depths = sorted({run.depth for run in of})
+        axes.plot([run.depth for run in of], [run.elbo for run in of], "o", color=colour, alpha=0.6, markersize=4)
+        means = [np.mean([run.elbo for run in of if run.depth == d]) for d in depths]
+        axes.plot(depths, means, color=colour, label=name, marker="s" if len(depths) == 1 else None)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("groups of latents")
+    axes.set_ylabel("held-out ELBO, nats (higher is better)")
+    axes.legend(fontsize=7)
+    return render(figure)
+
+
+def scores(runs: Sequence[Measured]) -> Picture:
+    """MIG of codes of ten dimensions, and group-MIG, against the number of groups."""
+    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
+    for axes, name, title in zip(panels, ("mig", "group_mig"), ("MIG, d = 10", "group-MIG"), strict=True):
+        for label, (colour, of) in _families(runs, kind).items():
+            points = [(run.depth, getattr(run, name)) for run in of if getattr(run, name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.6, markersize=4, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("groups of latents")
+        axes.set_ylabel(title)
+    panels[0].legend(fontsize=7)
+    figure.tight_layout()
+    return render(figure)
+
+
+def _ms_per_image(run: Measured) -> float:
+    return 1e3 / run.images_per_s
+
+
+def _memory(run: Measured) -> float:
+    return run.memory_mib
+
+
+def cost(runs: Sequence[Measured]) -> Picture:
+    """Training time and memory of an image against work."""
+    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
+    for axes, y, label in (
+        (panels[0], _ms_per_image, "ms of training per image, all included"),
+        (panels[1], _memory, "activations, MiB per image (counted)"),
+    ):
+        for name, (colour, of) in _families(runs, kind).items():
+            points = [(run.gflop_per_image, y(run)) for run in of]
+            axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.6, markersize=4, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("GFLOP of training per image")
+        axes.set_ylabel(label)
+    panels[0].legend(fontsize=7)
+    figure.tight_layout()
+    return render(figure)

@@ -1,0 +1,87 @@
+"""Scored runs of a study, and the part of them that a report is made of: small enough to publish, without weights or places."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import checkpoint
+from launch.runs import RunFolder
+from launch.studies import jobs
+from launch.studies.scripts import LAUNCH, Devices, ScriptRun, fault
+
+PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How every run of a study is scored."""
+
+    images: int
+    elbo_images: int
+
+    def arguments(self) -> tuple[str, ...]:
+        """Flags of score.py; the same architecture untrained is the control."""
+        return ("--images", str(self.images), "--elbo-images", str(self.elbo_images), "--untrained")
+
+
+@dataclass(frozen=True)
+class _ScoreRun:
+    run: ScriptRun
+    how: Scoring
+
+    def __str__(self) -> str:
+        return f"score {self.run}"
+
+    def is_done(self) -> bool:
+        return (self.run.folder / "scores.json").exists()
+
+
+def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> list[str]:
+    """Score what is trained and has no scores, several at once; what went wrong, a line for each run."""
+    devices = Devices(workers)
+
+    def work(job: _ScoreRun) -> str | None:
+        folder = job.run.folder
+        log = job.run.log.with_suffix(".scores.txt")
+        command = [sys.executable, str(LAUNCH / "score.py"), "--run", str(folder), *how.arguments()]
+        problem = fault(devices.run(command, log), log)
+        shutil.rmtree(folder / "codes", ignore_errors=True)  # encoded images: large, and quickly made again
+        return problem
+
+    trained = [_ScoreRun(run, how) for run in runs if run.is_done()]
+    return jobs.run_all(trained, work, _ScoreRun.is_done, devices.workers, threads=True)
+
+
+def store(runs: Sequence[ScriptRun], folder: Path) -> None:
+    """Copy what a report needs of each scored run to ``folder / name``, without the places that it was made in."""
+    for run in runs:
+        if not (run.folder / "scores.json").exists():
+            continue
+        target = RunFolder(folder / run.folder.name)
+        target.path.mkdir(parents=True, exist_ok=True)
+        record = RunFolder(run.folder).read_json("config.json")
+        for part, names in PLACES.items():
+            record["config"][part] |= dict.fromkeys(names)
+        record.pop("argv", None)
+        target.write_json("config.json", record)
+        for name in ("scores.json", "summary.json"):
+            content = json.loads((run.folder / name).read_text(encoding="utf-8"))
+            checkpoint.write_text(target.path / name, json.dumps(content, separators=(",", ":")) + "\n")
+        checkpoint.write_text(target.path / "metrics.jsonl", "".join(_held_out(run.folder)))
+
+
+def _held_out(folder: Path) -> list[str]:
+    """The lines of a run's metrics that hold an evaluation."""
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [line for line in file if '"val/' in line]
+
+
+def of_runs(runs: Sequence[ScriptRun], folder: Path) -> list[Path]:
+    """The stored folders of those runs that are there, in their order."""
+    paths = (folder / run.folder.name for run in runs)
+    return [path for path in paths if (path / "scores.json").is_file()]
