@@ -69,6 +69,17 @@ def _uniform_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generat
     return noise.clamp(UNIFORM_MARGIN, 1.0 - UNIFORM_MARGIN)
 
 
+def _check_targets(x: Tensor) -> None:
+    """Refuse values that are no probability, where looking at them is free and possible (not inside vmap or a graph)."""
+    if not x.is_cpu or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return
+    low, high = (float(bound) for bound in x.detach().aminmax())
+    if low < 0.0 or high > 1.0:  # NaN passes: a step that is not finite is the trainer's to skip
+        raise ValueError(
+            f"Bernoulli targets run from {low:g} to {high:g}; give values in [0, 1] (bytes: divide them by 255)"
+        )
+
+
 @dataclass(frozen=True)
 class Bernoulli:
     """Independent Bernoulli pixels from logits [B, C, H, W].
@@ -84,7 +95,12 @@ class Bernoulli:
         return torch.sigmoid(_at_least_float32(self.logits))
 
     def log_prob_map(self, x: Tensor) -> Tensor:
-        """Nats per pixel and channel, [B, C, H, W]."""
+        """Nats per pixel and channel, [B, C, H, W].
+
+        Raises:
+            ValueError: targets outside [0, 1], on a CPU (on a GPU the look at them would hold up every step).
+        """
+        _check_targets(x)
         return -F.binary_cross_entropy_with_logits(_at_least_float32(self.logits), x, reduction="none")
 
     def log_prob(self, x: Tensor) -> Tensor:

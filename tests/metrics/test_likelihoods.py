@@ -150,6 +150,17 @@ def test_gradients_are_finite_at_extreme_parameters() -> None:
     assert torch.isfinite(parameters.grad).all()
 
 
+@pytest.mark.parametrize("value", [1.5, -0.1, 255.0])
+def test_bernoulli_refuses_targets_outside_0_1(value: float) -> None:
+    belief = Bernoulli(torch.zeros(2, 1, 3, 3))
+    x = torch.zeros(2, 1, 3, 3)
+    x[1, 0, 2, 1] = value
+    with pytest.raises(ValueError, match=rf"{value:g}.*give values in \[0, 1\]"):
+        belief.log_prob(x)
+    batched = torch.vmap(lambda logits, target: Bernoulli(logits).log_prob(target))  # where values can't be looked at
+    assert batched(belief.logits[None], x[None].clamp(0, 1)).shape == (1, 2)
+
+
 def test_bernoulli_equals_torch_and_computes_in_float32() -> None:
     logits, x = torch.randn(2, 1, 4, 4) * 4, torch.randint(0, 2, (2, 1, 4, 4)).float()
     reference = torch.distributions.Bernoulli(logits=logits.double()).log_prob(x.double()).flatten(1).sum(1)
