@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,8 +146,11 @@ def _render_grid(begin: Begin) -> dict[str, Any]:
 
 def check_official(path: Path) -> None:
     """Refuse a file that is not the official one, by its git blob id."""
-    data = path.read_bytes()
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    blob = digest.hexdigest()
     if blob != BLOB_ID:
         raise DataError(
             f"{path} is not the official dSprites file (git blob id {blob}, expected {BLOB_ID}); "
@@ -154,28 +158,46 @@ def check_official(path: Path) -> None:
         )
 
 
-def _npy_rows(path: Path, member: str, rows: int) -> Iterator[npt.NDArray[Any]]:
-    """Stream an array out of an npz in blocks of rows: never all of its 3 GB in RAM, and nothing is unpickled."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran_order, dtype = read_header[np.lib.format.read_magic(file)](file)
-        assert not fortran_order
-        assert not dtype.hasobject  # else it would have to be unpickled
-        row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-        for start in range(0, shape[0], rows):
-            count = min(rows, shape[0] - start)
-            yield np.frombuffer(file.read(count * row_bytes), dtype).reshape(count, *shape[1:])
+def _npy_rows(
+    path: Path, member: str, shape: tuple[int, ...], dtype: npt.DTypeLike, rows: int
+) -> Iterator[npt.NDArray[Any]]:
+    """Stream an array of this shape and type out of an npz in blocks of rows: never all of its 3 GB in RAM.
+
+    Nothing is unpickled. DataError for any other content; zipfile checks a CRC where the array ends.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(f"{member}.npy")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("of a compression that NumPy does not write")
+            with archive.open(entry) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError("of another version of the npy format")
+                found = np.lib.format.read_array_header_1_0(file)
+                if found != (shape, False, np.dtype(dtype)):
+                    raise ValueError(f"it is {found[2]} {found[0]}, not {np.dtype(dtype)} {shape}")
+                row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+                for start in range(0, shape[0], rows):
+                    count = min(rows, shape[0] - start)
+                    yield np.frombuffer(file.read(count * row_bytes), dtype).reshape(count, *shape[1:])
+                if file.read(1):
+                    raise ValueError("it goes on where it should end")
+    except Exception as error:  # damaged bytes can end the readers of zip and npy with anything
+        raise DataError(
+            f"{path}: {member} cannot be read ({str(error)[:100]!r}); download it again from {URL}"
+        ) from error
 
 
 def pack_official(path: Path, begin: Begin) -> dict[str, Any]:
     """Bit-pack the images of the official file, after checking that they are in official order."""
-    with np.load(path, allow_pickle=False) as arrays:
-        classes = arrays["latents_classes"][:, 1:]
-    if not np.array_equal(index_of(classes), np.arange(len(classes))):
+    wanted = np.stack(np.unravel_index(np.arange(NUM_IMAGES), FACTOR_SIZES), axis=1)
+    columns = (NUM_IMAGES, 1 + len(FACTOR_NAMES))  # the first is the constant colour
+    (classes,) = _npy_rows(path, "latents_classes", columns, np.int64, rows=NUM_IMAGES)
+    if not np.array_equal(classes[:, 1:], wanted):
         raise DataError(f"{path}: its images are not in official order; download it again from {URL}")
-    write = begin((len(classes), 512))
-    with progress(len(classes), "packing dSprites", "img") as bar:
-        for images in _npy_rows(path, "imgs", rows=_POSITIONS):
+    write = begin((NUM_IMAGES, 512))
+    with progress(NUM_IMAGES, "packing dSprites", "img") as bar:
+        for images in _npy_rows(path, "imgs", (NUM_IMAGES, 64, 64), np.uint8, rows=_POSITIONS):
             write(np.packbits(images.reshape(len(images), -1), axis=1))
             bar.update(len(images))
     return {}

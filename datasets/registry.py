@@ -10,11 +10,12 @@ from typing import Any
 
 from datasets.arrays import SPLITS, Dataset
 from datasets.celeba import open_celeba
+from datasets.cifar import open_cifar10
 from datasets.dsprites import open_dsprites
 from datasets.folder import open_folder
 from datasets.frey import open_frey
+from datasets.mnist import open_mnist
 from datasets.spec import DataError
-from datasets.torchvision_sets import open_cifar10, open_mnist
 
 _OPENERS: dict[str, Callable[..., Dataset]] = {
     "celeba": open_celeba,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +29,8 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command may be tried 
 EXIT_INTERRUPTED = 130
 INSISTENCE_SECONDS = 3.0
 PRECEDENCE_SECONDS = 20.0
+
+DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Preempted(BaseException):
@@ -80,10 +84,31 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
         _let_rank_0_speak_first()
     elif not speaks:
         return
-    wrong, _, advice = str(error).partition("; ")
+    wrong, _, advice = one_line(str(error)).partition("; ")
     print(f"error: {wrong}", file=sys.stderr)
     if advice or remedy:
         print(f"  fix: {advice or remedy}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """``text`` with line ends, control characters and whatever else no terminal shows as Python writes them in a string.
+
+    Messages quote names out of files that others made.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where a message does not say it."""
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+        return "make room there or let it be written, then run this again; training goes on with --resume auto"
+    return "run again with --debug to see where it was raised"
+
+
+def _note_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread that writes hands a full disk's refusal to whoever writes next, who says it in one line."""
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(ended)
 
 
 def _let_rank_0_speak_first() -> None:
@@ -100,12 +125,13 @@ def _let_rank_0_speak_first() -> None:
 def main(body: Callable[[list[str]], int | None]) -> None:
     """Run a script's ``body(arguments)`` and leave with its exit code.
 
-    Exit codes: 0 done, 2 bad input, 3 not finite (diverged), 4 out of memory, 5 another rank hangs or died,
-    75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
+    Exit codes: 0 done, 2 bad input or a disk that refuses, 3 not finite (diverged), 4 out of memory, 5 another rank
+    hangs or died, 75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
     """
     abandon = False
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    threading.excepthook = _note_end_of_thread
     try:
         refuse_foreign_packages()
         code = body(arguments) or 0
@@ -135,7 +161,7 @@ def main(body: Callable[[list[str]], int | None]) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         code = EXIT_BAD_INPUT
         _report_debug(debug)
-        _report(error, "run again with --debug to see where it was raised")
+        _report(error, _remedy(error))
     distributed.leave(code, abandon=abandon)
 
 

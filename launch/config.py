@@ -113,6 +113,12 @@ class OptimConfig:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or a positive number")
 
 
+def check_timeout(minutes: float) -> None:
+    """Refuse a time that nothing can be waited for: 0 and less, NaN, and what no clock counts."""
+    if not 0.0 < minutes <= 1e6:
+        raise ValueError(f"--timeout-minutes {minutes}; give a positive number, up to 1e6")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long, where, on what."""
@@ -135,6 +141,8 @@ class RunConfig:
     """Of convolutions: auto is bf16 on GPUs that have it and fp32 on CPUs. Likelihoods and statistics are always fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
+    compile: bool = False
+    """torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default a twentieth of the run, at most 1,000."""
     keep_checkpoints: int = 3
@@ -152,8 +160,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
-        if not self.timeout_minutes > 0:
-            raise ValueError(f"--timeout-minutes {self.timeout_minutes}; give a positive number")
+        check_timeout(self.timeout_minutes)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
 

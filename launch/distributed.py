@@ -99,16 +99,16 @@ class Ranks:
         return [box for box in boxes if box is not None]
 
     @contextlib.contextmanager
-    def naming_the_lost(self) -> Iterator[None]:
+    def naming_the_lost(self, remedy: str) -> Iterator[None]:
         """Turn a collective's time-out or broken connection into a LostRank that names who is missing."""
         try:
             yield
         except RuntimeError as error:
             if self.world_size == 1 or not _is_of_the_network(error):
                 raise
-            raise self._roll_call(error) from error
+            raise self._roll_call(error, remedy) from error
 
-    def _roll_call(self, error: RuntimeError) -> LostRank:
+    def _roll_call(self, error: RuntimeError, remedy: str) -> LostRank:
         """Every rank that still runs its own code comes here, for all of them wait in the same collectives."""
         absent = set(range(self.world_size)) - {self.rank}
         deadline = time.monotonic() + self.patience
@@ -127,7 +127,7 @@ class Ranks:
                 "(torchrun --log-dir D --tee 3)"
             )
         first = min(set(range(self.world_size)) - absent)
-        return LostRank(f"{who}, then go on with --resume auto", speaks=self.rank == first)
+        return LostRank(f"{who}, then {remedy}", speaks=self.rank == first)
 
 
 def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: float = 30.0) -> Ranks:
@@ -173,6 +173,25 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
             f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
         ) from error
     return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
+
+
+@contextlib.contextmanager
+def joined(
+    device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: float = 30.0, *, remedy: str = "start it again"
+) -> Iterator[Ranks]:
+    """`start`, and whoever is lost in the block is named.
+
+    Args:
+        device: where to compute.
+        timeout_minutes: how long a rank waits for another, here and in every collective.
+        remedy: what to do once the lost one has been looked at.
+
+    Raises:
+        LostRank: another rank hangs or died.
+    """
+    ranks = start(device, timeout_minutes)
+    with ranks.naming_the_lost(remedy):
+        yield ranks
 
 
 def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> Any:

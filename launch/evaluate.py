@@ -15,7 +15,8 @@ from typing import Any, Literal
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch import baseline, cli, distributed, evaluation
-from launch.config import parse
+from launch.config import check_timeout, parse
+from launch.distributed import Ranks
 from launch.runs import SavedRun, open_run
 
 
@@ -43,10 +44,13 @@ class EvaluateConfig:
     """Of the latent draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for another before it is named and all end."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.iw_samples < 0 or (self.images is not None and self.images < 1):
             raise ValueError("--batch-size and --images must be 1 or more and --iw-samples 0 or more; change them")
+        check_timeout(self.timeout_minutes)
 
 
 def open_data(run: SavedRun, split: str, data_root: Path | None) -> Any:
@@ -94,7 +98,11 @@ def main(arguments: list[str]) -> None:
     """Parse, evaluate, print, and leave evaluation-<split>.json in the run folder."""
     config = parse(EvaluateConfig, None, arguments, prog="evaluate.py", description=__doc__ or "")
     run = open_run(config.run)
-    ranks = distributed.start(config.device)
+    with distributed.joined(config.device, config.timeout_minutes) as ranks:
+        _evaluate(config, run, ranks)
+
+
+def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
     data = open_data(run, config.split, config.data_root)
     model, step, path = run.load_model(ranks.device, weights=config.weights)
     result = evaluation.evaluate(

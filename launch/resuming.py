@@ -15,6 +15,11 @@ from launch.trainer import TrainState
 def _refuse_another_run(
     content: dict[str, Any], folder: RunFolder, config: SharedConfig, ranks: Ranks, num_images: int, global_batch: int
 ) -> None:
+    if not content["global_batch"]:  # written by import_official.py
+        raise ValueError(
+            f"{folder.path} holds imported weights without an optimiser's state, so training cannot go on from them; "
+            "evaluate, sample and score read it as it is; choose another --run-dir to train"
+        )
     changed = changed_keys(content["config"], to_json(config))
     if changed:
         raise ValueError(
@@ -34,9 +39,16 @@ def _refuse_another_run(
 
 
 def resume(
-    state: TrainState, folder: RunFolder, config: SharedConfig, ranks: Ranks, *, num_images: int, global_batch: int
+    state: TrainState,
+    folder: RunFolder,
+    config: SharedConfig,
+    ranks: Ranks,
+    *,
+    num_images: int,
+    global_batch: int,
+    until: int | None = None,
 ) -> int:
-    """Load the newest valid checkpoint into ``state``, if there is one; its step, or 0.
+    """Load the newest valid checkpoint (of step ``until`` or before) into ``state``, if there is one; its step, or 0.
 
     Nothing is written before a run that does not fit is refused.
 
@@ -51,6 +63,8 @@ def resume(
 
     for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
         try:
+            if until is not None and int(content["step"]) > until:
+                continue
             _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
             load_state(state.model, content["model"], str(path))
             state.load_state_dict(content)

@@ -27,7 +27,7 @@ import datasets
 import metrics
 from launch import checkpoint, cli, distributed, encoding, evaluation, scoring
 from launch.codes_file import grid_of, read_codes
-from launch.config import parse
+from launch.config import check_timeout, parse
 from launch.distributed import Ranks
 from launch.encoding import Encoded, Int64, Protocol
 from launch.evaluate import open_data
@@ -81,6 +81,8 @@ class ScoreConfig:
     """JSON file; default scores.json in the run folder, or beside the codes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for another before it is named and all end."""
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 8:
@@ -92,6 +94,7 @@ class ScoreConfig:
             raise ValueError("--shuffles, --batch-size and --max-gib must be positive; change them")
         if not self.dims or min(self.dims) < 1:
             raise ValueError(f"--dims {self.dims}; give numbers from 1, e.g. 5 10 20 50")
+        check_timeout(self.timeout_minutes)
 
     @property
     def protocol(self) -> Protocol:
@@ -339,7 +342,8 @@ def main(arguments: list[str]) -> None:
         print(describe(score_codes(config.codes, config)))
         return
     assert config.run is not None
-    record = score_run(config.run, config, distributed.start(config.device))
+    with distributed.joined(config.device, config.timeout_minutes) as ranks:
+        record = score_run(config.run, config, ranks)
     if record is None:
         return
     print(f"{config.run}, step {record['step']:,}, {config.protocol.open_split()} split of {record['data']['name']}")

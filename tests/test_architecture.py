@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -36,23 +37,67 @@ def test_imports_flow_one_way(package: str) -> None:
         assert ours - {package} <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {sorted(ours - {package})}"
 
 
+UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+FROM_TORCHVISION = {"MNIST", "CelebA", "inception_v3", "make_grid"}  # none unpickles; CIFAR10 and its kin do
+
+
+def loads_code(node: ast.AST) -> bool:
+    """Whether this piece of a program can execute what a file holds, or writes where an archive says."""
+    if isinstance(node, ast.ImportFrom):
+        module, names = (node.module or "").split(".")[0], {alias.name for alias in node.names}
+        readers = {"load", "loads", "Unpickler", "open"}
+        return bool(
+            (module in UNPICKLERS | {"torch", "numpy"} and names & readers)
+            or (module == "torchvision" and not names <= FROM_TORCHVISION)
+        )
+    if isinstance(node, ast.Import):
+        return any(alias.name.split(".")[0] == "torchvision" for alias in node.names)
+    if isinstance(node, ast.Attribute):
+        owner = getattr(node.value, "id", "")
+        return node.attr in {"extractall", "loadmat", "Unpickler"} or (
+            owner in UNPICKLERS and node.attr in {"load", "loads", "open"}
+        )
+    if not isinstance(node, ast.Call):
+        return False
+    owner, name = getattr(getattr(node.func, "value", None), "id", ""), getattr(node.func, "attr", "")
+    given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+    return (
+        ((owner, name) == ("torch", "load") and given.get("weights_only") is not True)
+        or ((owner, name) == ("np", "load") and given.get("allow_pickle") is not False)
+        or getattr(node.func, "id", "") in {"eval", "exec"}
+    )
+
+
 def test_nothing_unpickles() -> None:
     """No file that a user downloads can execute code: every torch.load is weights_only, every np.load refuses pickles."""
     for package in (*MAY_IMPORT, "benchmarks"):
         for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                    continue
-                owner = getattr(node.func.value, "id", "")
-                given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-                where = f"{file.relative_to(ROOT)}:{node.lineno}"
-                if (owner, node.func.attr) == ("torch", "load"):
-                    assert given.get("weights_only") is True, where
-                if (owner, node.func.attr) == ("np", "load"):
-                    assert given.get("allow_pickle") is False, where
-                assert (owner, node.func.attr) not in {("pickle", "load"), ("pickle", "loads"), ("joblib", "load")}, (
-                    where
-                )
+            found = [getattr(node, "lineno", 0) for node in ast.walk(ast.parse(file.read_text())) if loads_code(node)]
+            assert not found, f"{file.relative_to(ROOT)}:{found}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "pickle.load(file)",
+        "read = pickle.loads",
+        "joblib.load(path)",
+        "shelve.open(path)",
+        "from pickle import load",
+        "from torch import load",
+        "from torchvision.datasets import CIFAR10",
+        "from torchvision import datasets",
+        "import torchvision",
+        "archive.extractall(folder)",
+        "eval(text)",
+    ],
+)
+def test_what_unpickles_is_seen(line: str) -> None:
+    assert any(loads_code(node) for node in ast.walk(ast.parse(line)))
 
 
 def test_nothing_names_this_machine_or_an_index() -> None:
@@ -64,3 +109,16 @@ def test_nothing_names_this_machine_or_an_index() -> None:
         if path.suffix in {".py", ".md", ".toml", ".lock", ".txt", ""} and path.is_file():
             text = path.read_text(errors="ignore")
             assert not [host for host in hosts if host in text], name
+
+
+def test_the_reliability_page_names_tests_that_exist() -> None:
+    """Its table says which test shows what, file by file: `test_x`: `name`, `name`; each name is a test's beginning."""
+    sources = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = [
+        (module, name)
+        for module, names in re.findall(r"`(?:\w+/)?(test_\w+)`: ((?:`\w+`(?:, )?)+)", page)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    assert len(named) > 40, "the table is there"
+    assert not [(m, n) for m, n in named if f"def test_{n}" not in sources.get(m, "")]

@@ -28,7 +28,8 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch  # noqa: E402
 
-from tests.fuzz.targets import TARGETS, Target  # noqa: E402
+from tests.fuzz.ends import Target  # noqa: E402
+from tests.fuzz.targets import TARGETS  # noqa: E402
 
 MEMORY_GIB = 1.0  # beyond what the process has when it starts
 SECONDS = 20  # of one case

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def call(script: str, *arguments: object) -> Result:
     said, warned = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
         patch.setattr(sys, "argv", [f"launch/{script}.py", *map(str, arguments)])
+        patch.setattr(threading, "excepthook", threading.excepthook)  # put back too
         try:
             with pytest.raises(SystemExit) as left:
                 cli.main(module.main)

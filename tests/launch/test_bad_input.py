@@ -167,6 +167,18 @@ class TestReaders:
         (copied / "config.json").write_text(json.dumps(record))
         assert_one_error(call(script, "--run", copied), "config.json", field)
 
+    @pytest.mark.parametrize("odd", ["a\nb", "a\r\n  fix: rm -rf", "\x1b[2J\u2028\x00", "\ud800"])
+    def test_names_that_would_break_the_line(self, odd: str, script: str, copied: Path) -> None:
+        """Found by fuzzing: a key with a line end made two lines, and a terminal obeys control characters."""
+        record = json.loads((copied / "config.json").read_text())
+        for place in ({odd: 4}, {"channels_enc": odd}):
+            changed = {**record, "config": {**record["config"], "model": {**record["config"]["model"], **place}}}
+            (copied / "config.json").write_text(json.dumps(changed))
+            result = call(script, "--run", copied)
+            assert_one_error(result, "config.json")
+            assert all(line.isprintable() for line in result.err.splitlines()), repr(result.err)
+            assert len(result.err.splitlines()) == 2, repr(result.err)
+
     @pytest.mark.parametrize(
         "spec", [None, [], {"channels": 3}, {"channels": 3, "height": "x", "width": 4, "num_bits": 8}]
     )

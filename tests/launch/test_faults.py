@@ -1,13 +1,10 @@
-"""Faults of disks, machines and schedulers, each with real processes: what is lost, who is named, how it ends."""
+"""Faults of machines and schedulers, each with real processes: what is lost, who is named, how it ends."""
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -23,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from launch import checkpoint, cli
+from launch import checkpoint, cli, trainer
 from launch.runs import as_module, open_run
 from tests.conftest import ROOT
 from tests.launch import running
@@ -87,6 +84,19 @@ def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, da
         assert "go on with --resume auto" in said.err
         assert "Traceback" not in said.err
     assert next(checkpoint.newest_valid(run / "checkpoints", pytest.fail))[1]["step"] >= 3
+
+
+@pytest.mark.parametrize(("script", "more"), [("evaluate", ["--images", "4"]), ("score", ["--images", "8"])])
+def test_the_readers_of_runs_name_a_lost_rank_too(script: str, more: list[str], copied: Path) -> None:
+    worker = ROOT / "tests" / "launch" / "stopped_worker.py"
+    arguments = [script, "--run", copied, *more, "--split", "train", "--timeout-minutes", "0.1"]
+    with two_ranks(worker, *arguments) as (first, _):
+        said = finish(first)
+    assert said.code == cli.EXIT_LOST_RANK, said.err
+    assert "error: rank 1 hangs, died or cannot be reached" in said.err
+    assert "start it again" in said.err
+    assert "--resume" not in said.err
+    assert "Traceback" not in said.err
 
 
 def test_a_rank_that_never_comes_is_said(data: Path, tmp_path: Path) -> None:
@@ -188,6 +198,26 @@ def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
     assert not run.exists()
 
 
+def test_sigterm_in_the_first_step(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels are chosen and models are compiled, which takes long: the step is done, then all is saved."""
+    real = trainer.Trainer._accumulate
+
+    def accumulate(self: trainer.Trainer, x: torch.Tensor) -> Any:
+        if self.state.step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, x)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_accumulate", accumulate)
+        result = call("train_nvae", *flags(data, run))
+    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert "checkpoint saved" in result.err
+    assert int((run / "preempted").read_text()) <= 2, "the ranks agree in the step that follows"
+    assert call("train_nvae", *flags(data, run, "--resume", "auto")).code == 0
+    assert_same_run(run, trained)
+
+
 def test_a_library_that_drops_exceptions_does_not_drop_the_stop() -> None:
     """tqdm did, where the signal came while it started its thread: the data were decoded to the end."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -200,93 +230,32 @@ def test_a_library_that_drops_exceptions_does_not_drop_the_stop() -> None:
             signal.signal(number, handler)
 
 
-# --- Disks that refuse -----------------------------------------------------------------------------------------------
+# --- Two at once -----------------------------------------------------------------------------------------------------
 
 
-def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp_path: Path) -> None:
-    """Every file of the process is limited to 2 KB for a while: checkpoints, figures, events, lines."""
-    run, reference = tmp_path / "run", tmp_path / "reference"
-    length = ["--max-steps", "60", "--eval-every", "20"]
-    assert call("train_nvae", *flags(data, reference, *length)).code == 0
-    process = start("train_nvae", *flags(data, run, *length))
-    wait_for((run / "checkpoints" / "step-000000015.pt").exists, process)
-    unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000, unlimited[1]))
-    newest = checkpoint.find(run / "checkpoints")[0]
-    assert process.stderr is not None
-    words = ""
-    while "warning: metrics.jsonl could not be written" not in words or "warning: the checkpoint of step" not in words:
-        line = process.stderr.readline()
-        assert line, words
-        words += line
-    assert checkpoint.load(newest)["step"] >= 15  # what was reported as saved is still good
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 0, words + rest
-    assert "(File too large); training goes on" in words + rest
-    assert not list(run.rglob("*.tmp"))
-    running.assert_same(running.newest(run), running.newest(reference))
-
-
-def test_a_folder_that_turns_read_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write everywhere, so the refusal is the file system's: EROFS for every write below the run folder."""
+def test_of_two_runs_on_one_folder_one_wins_and_its_lock_dies_with_it(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    real = builtins.open
-
-    def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-        if set(mode) & set("wax+") and str(file).startswith(str(run)) and (run / "checkpoints").exists():
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
-        return real(file, mode, *more, **named)
-
-    assert call("train_nvae", *flags(data, run, "--stop-at-step", "6")).code == 0
-    before = {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")}
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open", opened, raising=False)
-        result = call("train_nvae", *flags(data, run, "--resume", "auto"))
-    assert result.code == cli.EXIT_BAD_INPUT
-    assert "Traceback" not in result.err
-    assert "Read-only file system" in result.err
-    assert {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")} == before
-
-
-def test_a_run_whose_last_weights_are_on_no_disk_says_so(
-    data: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = checkpoint.save
-
-    def save(folder: Path, step: int, *arguments: Any, **named: Any) -> Path:
-        if step > 12:
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        return real(folder, step, *arguments, **named)
-
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        result = call("train_nvae", *flags(data, run))
-    assert "the weights of step 16 are on no disk, the newest checkpoint is of step 12; make room" in result.err
-    again = call("train_nvae", *flags(data, run, "--resume", "auto"))
-    assert again.code == 0
-    assert "at step 12" in again.err
-    assert_same_run(run, trained)
-
-
-def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the checkpoint nor the marker can be written: the exit code still says that it may be tried again."""
-    real = checkpoint.write_atomically
-
-    def refuse(path: Path, write: Any) -> None:
-        if "step-000000005" in path.name:
-            os.kill(os.getpid(), signal.SIGTERM)  # asked to stop while the disk is full
-        if path.name == "preempted" or path.name >= "step-000000005":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, write)
-
-    run = tmp_path / "run"
-    monkeypatch.setattr(checkpoint, "write_atomically", refuse)
-    result = call("train_nvae", *flags(data, run, "--checkpoint-every", "5", "--stop-at-step", "9"))
-    assert result.code == cli.EXIT_PREEMPTED, result.err
-    assert "No space left on device" in result.err
-    assert "Traceback" not in result.err
+    both = [start("train_nvae", *flags(data, run, *ENDLESS, "--resume", "auto")) for _ in range(2)]
+    try:
+        wait_for((run / "checkpoints" / "step-000000003.pt").exists, both[0] if both[0].poll() is None else both[1])
+        deadline = time.monotonic() + 60.0
+        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (winner,) = [process for process in both if process.poll() is None]
+        (loser,) = [process for process in both if process is not winner]
+        said = finish(loser)
+        running.assert_one_error(said, "another process is training", "choose another --run-dir")
+        winner.kill()
+        winner.communicate()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    newest = int(checkpoint.find(run / "checkpoints")[0].stem[5:])
+    more = ["--max-steps", "100000", "--eval-every", "100000", "--stop-at-step", str(newest + 1)]
+    again = call("train_nvae", *flags(data, run, *more, "--resume", "auto"))
+    assert again.code == 0, again.err
+    assert f"at step {newest}" in again.err
 
 
 # --- Files of earlier versions ---------------------------------------------------------------------------------------

@@ -82,6 +82,18 @@ def test_command_line_imports_and_samples(tmp_path: Path, checkpoint: Path) -> N
     assert list((run / "figures").glob("samples*.png"))
 
 
+def test_training_does_not_go_on_from_an_imported_run(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    """It has no optimiser's state: said so, instead of naming every setting that a published run has otherwise."""
+    run = tmp_path / "run"
+    import_checkpoint(checkpoint, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused = running.call("train_nvae", *running.flags(data, run, "--resume", "auto"))
+    running.assert_one_error(refused, "imported weights without an optimiser's state", "choose another --run-dir")
+    running.assert_one_error(running.call("train_nvae", *running.flags(data, run)), "already holds a run")
+    (run / ".lock").unlink()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("case", ["a_mnist", "b_celeba64", "c_celeba64_nf1", "d_bnelu"])
 def test_golden_case_imports_with_its_numbers(tmp_path: Path, shared: Path, case: str) -> None:
     golden = torch.load(shared / "golden" / "nvae" / f"{case}.pt", weights_only=True)

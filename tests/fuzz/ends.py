@@ -1,0 +1,30 @@
+"""How a fuzzed case may end.
+
+A target damages a genuine input and reads it as the project does. It returns True where the damaged input was read as
+something, False where it was refused with a ValueError whose message, as a script prints it, is a line that a terminal
+shows; every other end is a finding. Where the right result is known, a wrong one is a finding too.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+from launch import cli
+
+Target = Callable[[random.Random], bool]
+
+
+def refused(read: Callable[[], object]) -> bool:
+    """Whether ``read`` refuses in one line; lets every other exception through."""
+    try:
+        read()
+    except ValueError as error:
+        text = cli.one_line(str(error))
+        if not text or not text.isprintable() or len(text) > 20_000:
+            raise AssertionError(f"a message of {len(text)} characters, printable: {text.isprintable()}") from error
+        if type(error) in (UnicodeDecodeError, UnicodeEncodeError, json.JSONDecodeError):
+            raise AssertionError(f"a {type(error).__name__} of Python's own: {text[:80]}") from error
+        return True
+    return False
