@@ -4,6 +4,7 @@ from flat_vae.build import build_objective
 from flat_vae.config import FlatVAEConfig
 from flat_vae.model import Features, FlatVAE
 from flat_vae.objectives import Loss
+from flat_vae.replicas import Replicas
 from flat_vae.weights import BETA_FORMS, Betas, ObjectiveConfig, betas, describe
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FlatVAEConfig",
     "Loss",
     "ObjectiveConfig",
+    "Replicas",
     "betas",
     "build_objective",
     "describe",

@@ -89,7 +89,7 @@ class FactorVAE(FlatObjective):
         self._num_batches += 1
 
     @torch.no_grad()
-    def after_step(self, skipped: bool) -> None:
+    def after_step(self, skipped: bool | Tensor) -> None:
         """Step the discriminator on the mean gradient of the step's batches of all processes; forget it where skipped."""
         if not skipped and self._num_batches:
             world_size = dist.get_world_size() if dist.is_initialized() else 1

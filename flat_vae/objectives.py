@@ -33,11 +33,15 @@ class Loss:
     kl_per_group: Tensor
 
 
-def loss_of(total: Tensor, distortion: Tensor, rate: Tensor, **added: Tensor) -> Loss:
+def loss_of(total: Tensor, distortion: Tensor, rate: Tensor, **added: Tensor | float) -> Loss:
     """A loss from ``distortion`` and ``rate`` [B] and scalars worth watching."""
     distortion, rate = distortion.detach().mean(), rate.detach().mean()
     named = {"elbo": -(distortion + rate), "rate": rate, "distortion": distortion}
-    return Loss(total, named | {name: value.detach() for name, value in added.items()}, rate.unsqueeze(0))
+    scalars = {  # filled on the device: a copy from the host would wait for it
+        name: value if isinstance(value, Tensor) else torch.full((), value, dtype=total.dtype, device=total.device)
+        for name, value in added.items()
+    }
+    return Loss(total, named | {name: value.detach() for name, value in scalars.items()}, rate.unsqueeze(0))
 
 
 def ramp(step: int, num_steps: float) -> float:
@@ -65,7 +69,7 @@ class FlatObjective(nn.Module):
             raise ValueError(f"{len(noise)} noise tensors; give {len(self.noise_shapes)}, shapes {self.noise_shapes}")
         return list(noise)
 
-    def after_step(self, skipped: bool) -> None:
+    def after_step(self, skipped: bool | Tensor) -> None:
         """Nothing here moves with the optimiser."""
 
 
@@ -132,7 +136,7 @@ class BetaVAE(FlatObjective):
         beta = self.beta * ramp(step, self.warmup_steps)
         parts = terms(model(x, self.drawn(x, noise)), x)
         total = (parts.distortion + beta * parts.rate).mean()
-        return loss_of(total, parts.distortion, parts.rate, beta=total.new_tensor(beta))
+        return loss_of(total, parts.distortion, parts.rate, beta=beta)
 
 
 class CapacityVAE(FlatObjective):
@@ -154,7 +158,7 @@ class CapacityVAE(FlatObjective):
         capacity = self.capacity * ramp(step, self.warmup_steps)
         parts = terms(model(x, self.drawn(x, noise)), x)
         total = parts.distortion.mean() + self.gamma * (parts.rate.mean() - capacity).abs()
-        return loss_of(total, parts.distortion, parts.rate, capacity=total.new_tensor(capacity))
+        return loss_of(total, parts.distortion, parts.rate, capacity=capacity)
 
 
 def batch_covariance(posterior: Normal, kind: str) -> Tensor:
@@ -241,4 +245,4 @@ class GroupedVAE(FlatObjective):
         rate = sum_over_event(output.groups[0].kl())
         total = (distortions.sum(0) + beta * rate).mean()
         each = {f"distortion_groups_to_{i + 1}": value for i, value in enumerate(distortions.mean(1))}
-        return loss_of(total, distortions[-1], rate, beta=total.new_tensor(beta), **each)
+        return loss_of(total, distortions[-1], rate, beta=beta, **each)

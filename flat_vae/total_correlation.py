@@ -22,7 +22,7 @@ class RateTerms:
     dim_kl: Tensor
 
 
-def log_stratified_weights(batch_size: int, num_images: int) -> Tensor:
+def log_stratified_weights(batch_size: int, num_images: int, device: torch.device | None = None) -> Tensor:
     """Logarithms of the weights of minibatch stratified sampling, [B, B]; each row's weights add up to 1.
 
     Row i: 1/N for the image that z_i came from, (N - M) / (N M) for the next one, 1/M for the others, with M = B - 1 and
@@ -38,17 +38,16 @@ def log_stratified_weights(batch_size: int, num_images: int) -> Tensor:
             f"objective tc estimates from pairs of images: {batch_size} in the batch, {num_images} in the data; "
             "give a --batch-size from 2 to the number of images"
         )
-    weights = torch.full((batch_size, batch_size), 1.0 / others, dtype=torch.float64)
-    row = torch.arange(batch_size)
-    weights[row, (row + 1) % batch_size] = (num_images - others) / (num_images * others)
-    weights[row, row] = 1.0 / num_images
-    return weights.log()
+    weights = torch.full((batch_size, batch_size), 1.0 / others, dtype=torch.float64, device=device)
+    same = torch.eye(batch_size, dtype=torch.bool, device=device)
+    weights.masked_fill_(same.roll(1, dims=1), (num_images - others) / (num_images * others))
+    return weights.masked_fill_(same, 1.0 / num_images).log()
 
 
 def decompose(group: Group, num_images: int) -> RateTerms:
     """Split the one-sample rate of a group's latents ``[B, D]`` by minibatch stratified sampling over the batch."""
     posterior, z = group.posterior, group.z
-    log_weights = log_stratified_weights(len(z), num_images).to(z)
+    log_weights = log_stratified_weights(len(z), num_images, z.device).to(z)
     log_q_given_x = group.log_q().sum(1)
     every = type(posterior)(posterior.mean.unsqueeze(0), posterior.std.unsqueeze(0)).log_prob(
         z.unsqueeze(1)
@@ -96,6 +95,6 @@ class BetaTCVAE(FlatObjective):
             total,
             parts.distortion,
             parts.rate,
-            beta=total.new_tensor(beta),
+            beta=beta,
             **{name: value.mean() for name, value in vars(split).items()},
         )

@@ -3,6 +3,7 @@
 Examples:
   python launch/train_flat_vae.py --dataset dsprites --dsprites-source rendered --objective beta --beta 4
   python launch/train_flat_vae.py --dataset frey --data-root data/frey --max-steps 900
+  python launch/train_flat_vae.py --preset burgess --replicas 10        # ten seeds at once, a run folder for each
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from pathlib import Path
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from dataclasses import replace
+from typing import TypeVar
 
+from flat_vae import BETA_FORMS
 from launch import cli, config, flat_presets, train
 from launch.families import FlatTrainConfig
+from launch.replicas import ReplicatedTrainConfig, train_replicas
+
+C = TypeVar("C", bound=FlatTrainConfig)
 
 
 def main(arguments: list[str]) -> None:
@@ -27,11 +33,17 @@ def main(arguments: list[str]) -> None:
     described = (
         f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
     )
-    chosen = config.parse(FlatTrainConfig, defaults, arguments, prog="train_flat_vae.py", description=described)
-    train.train(_resolved(chosen), _resolved(preset), dry_run=dry_run)
+    shown = ReplicatedTrainConfig(**vars(defaults))
+    chosen = config.parse(ReplicatedTrainConfig, shown, arguments, prog="train_flat_vae.py", description=described)
+    if not chosen.is_batched:
+        return train.train(_resolved(chosen.single), _resolved(preset), dry_run=dry_run)
+    for flag in [form.replace("_", "-") for form in BETA_FORMS]:
+        if chosen.replica_betas and config.typed_value(flag, arguments) is not None:
+            raise ValueError(f"--{flag} and --replica-betas are forms of one weight; give one of them")
+    train_replicas(_resolved(chosen), _resolved(preset), dry_run=dry_run)
 
 
-def _resolved(config: FlatTrainConfig) -> FlatTrainConfig:
+def _resolved(config: C) -> C:
     """Every weight filled in, so that the record of a run says them all."""
     return replace(config, objective=config.objective.resolved())
 
