@@ -150,16 +150,20 @@ def _objective_of(run: ScoredRun) -> str:
     return f"flat VAE {run.saved.config.preset}, {name}"
 
 
+def _base(run: ScoredRun) -> str:
+    """Family, preset and objective."""
+    return _objective_of(run) if run.is_flat else f"NVAE {run.saved.config.preset}".strip()
+
+
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Each configuration gets a name: family, preset, and the settings in which it differs from others of its family."""
+    """Each configuration gets a name: family, preset, objective, and the settings that tell it from others called so."""
     named = []
     for run in runs:
-        family = [other for other in runs if other.saved.family.name == run.saved.family.name]
-        keys = sorted(set().union(*(other.config for other in family)))
-        differing = [k for k in keys if len({json.dumps(other.config.get(k)) for other in family}) > 1]
-        told = ("data.", "objective.objective", "objective.beta") if run.is_flat else ("data.",)
-        shown = [f"{k.rsplit('.', 1)[-1]} {run.config.get(k)}" for k in differing if not k.startswith(told)]
-        base = _objective_of(run) if run.is_flat else f"NVAE {run.saved.config.preset}".strip()
+        base = _base(run)
+        alike = [other for other in runs if _base(other) == base]
+        keys = sorted(set().union(*(other.config for other in alike)))
+        differing = [k for k in keys if len({json.dumps(other.config.get(k)) for other in alike}) > 1]
+        shown = [f"{k.rsplit('.', 1)[-1]} {run.config.get(k)}" for k in differing if not k.startswith("data.")]
         more = ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
         named.append(replace(run, label=f"{base} ({more})" if more else base))
     return named

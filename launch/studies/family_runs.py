@@ -54,7 +54,7 @@ class FamilyConfig:
     @property
     def scoring(self) -> stored.Scoring:
         """How runs are scored."""
-        return stored.Scoring(self.images, 500)
+        return stored.Scoring(self.images, elbo_images=500, untrained=True)
 
     def data(self, name: DataName) -> Data:
         """A data set's flags."""

@@ -12,13 +12,13 @@ Examples:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 from launch import cli, config
-from launch.studies import family, scaling_report
+from launch.studies import family, scaling_report, stored
 from launch.studies.family import DataName, Member
 from launch.studies.family_runs import FamilyConfig, refuse
 
@@ -41,6 +41,11 @@ class ScalingConfig(FamilyConfig):
         if not self.depths or not self.widths:
             raise ValueError("--depths or --widths is empty; give at least one of each")
         self.members("dsprites")  # refuses what it can't build
+
+    @property
+    def scoring(self) -> stored.Scoring:
+        """Sizes are compared with each other: no untrained weights, which would take as long again."""
+        return replace(super().scoring, untrained=False)
 
     def members(self, data: DataName) -> list[Member]:
         """The flat VAE as the end of depth 1, all depths with all widths, and the scales; none twice."""

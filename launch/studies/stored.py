@@ -23,10 +23,12 @@ class Scoring:
 
     images: int
     elbo_images: int
+    untrained: bool
 
     def arguments(self) -> tuple[str, ...]:
-        """Flags of score.py; the same architecture untrained is the control."""
-        return ("--images", str(self.images), "--elbo-images", str(self.elbo_images), "--untrained")
+        """Flags of score.py; the same architecture untrained is a control."""
+        control = ("--untrained",) if self.untrained else ()
+        return ("--images", str(self.images), "--elbo-images", str(self.elbo_images), *control)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class _ScoreRun:
         return f"score {self.run}"
 
     def is_done(self) -> bool:
-        return (self.run.folder / "scores.json").exists()
+        folder = RunFolder(self.run.folder)
+        if not (folder.path / "scores.json").exists():
+            return False
+        return not self.how.untrained or folder.read_json("scores.json")["untrained"] is not None
 
 
 def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> list[str]:
