@@ -1,12 +1,14 @@
-"""Training steps of the flat VAE on dSprites, beside another project's trainer on the same network and images."""
+"""Training steps of the flat VAE on dSprites: alone, many at once, beside another project's trainer on the same images."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +25,7 @@ from datasets.dsprites import FACTOR_SIZES, render
 from launch.config import RunConfig
 from launch.families import FlatTrainConfig
 from launch.flat_presets import FLAT_PRESETS
+from launch.replica_trainer import Orders, ReplicaTrainer
 from launch.trainer import Trainer
 
 STEPS_PER_ROUND = 20
@@ -75,15 +78,15 @@ def sprites(num: int) -> Tensor:
 class Ours:
     """Our trainer fed by our loader, an epoch at a time."""
 
-    def __init__(self, images: Tensor, batch_size: int, precision: str, device: torch.device) -> None:
+    def __init__(self, images: Tensor, batch_size: int, precision: str, device: torch.device, seed: int = 0) -> None:
         preset: FlatTrainConfig = FLAT_PRESETS["burgess"].build()
-        run = RunConfig(batch_size=batch_size, precision=precision)  # type: ignore[arg-type]
+        run = RunConfig(batch_size=batch_size, precision=precision, seed=seed)  # type: ignore[arg-type]
         config = FlatTrainConfig(model=preset.model, objective=preset.objective, run=run)
         self.data = ArrayDataset(
             name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
         )
         self.trainer: Trainer = trainer_of(config, _spec(), device, len(images))
-        self.order = datasets.Batches(len(images), batch_size)
+        self.order = datasets.Batches(len(images), batch_size, seed)
         self.images = images[:batch_size]
         self.losses: list[float] = []
         self.trainer.state.step = 0
@@ -105,37 +108,69 @@ class Ours:
         self.losses.append(float(torch.stack(losses).mean()))
 
 
+class Together:
+    """Several of ours, other seeds, as one batched model."""
+
+    def __init__(self, ours: Sequence[Ours]) -> None:
+        self.trainer = ReplicaTrainer([each.trainer for each in ours])
+        self.order = Orders([each.order for each in ours])
+        self.data = ours[0].data
+        self.images = torch.cat([each.images for each in ours])
+
+    def step(self) -> object:
+        """One step on the first batch of each."""
+        return self.trainer.train_step(self.images)
+
+    def epoch(self) -> None:
+        """Train one epoch of each."""
+        with datasets.Loader(self.data, self.order, self.trainer.states[0].step, STEPS_PER_ROUND) as loader:
+            for batch in loader:
+                self.trainer.train_step(batch.images)
+
+
 def _spec() -> datasets.ImageSpec:
     return datasets.ImageSpec(channels=1, height=64, width=64, num_bits=1)
+
+
+def _together(images: Tensor, precision: str, device: torch.device, options: argparse.Namespace) -> Case:
+    """All replicas at once, an epoch of each."""
+    ours = [Ours(images, options.batch_size, precision, device, seed) for seed in range(options.replicas)]
+    together = Together(ours)
+    together.step()
+    counts = {"operations": counting.count(together.step).operations, "batch": options.batch_size}
+    return Case(f"{precision}, {options.replicas} at once", together.epoch, options.replicas * len(images), counts)
 
 
 def flat_step(options: argparse.Namespace, device: torch.device) -> list[Row]:
     """Epochs of a few batches, data loading included; images already decoded on both sides."""
     images = sprites(STEPS_PER_ROUND * options.batch_size)
     ours = {precision: Ours(images, options.batch_size, precision, device) for precision in options.precision}
-    cases = []
+    cases, losses = [], {precision: each.losses for precision, each in ours.items()}
     for precision, each in ours.items():
         each.step()
         counts = {
             "gflop": counting.step_flops(each.forward) * STEPS_PER_ROUND / 1e9,
             "operations": counting.count(each.step).operations,
+            "batch": options.batch_size,
         }
         each.trainer.state.step = 0
         cases.append(Case(precision, each.epoch, len(images), counts))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.npy"
-        np.save(path, images.numpy())
-        if options.pythae_python is None:
-            seconds = harness.interleave(cases, options.rounds, device)
-            return with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], *_peaks(device))
-        with Worker(options.pythae_python, path, options.batch_size) as worker:
-            cases.append(Case("pythae", worker.epoch, len(images)))
-            seconds = harness.interleave(cases, options.rounds, device)
-            losses: dict[str, list[float]] = {p: o.losses for p, o in ours.items()} | {"pythae": worker.losses}
+    together = {p: _together(images, p, device, options) for p in ours} if options.replicas > 1 else {}
+    cases += together.values()
+    with contextlib.ExitStack() as stack:
+        if options.pythae_python is not None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "images.npy"
+            np.save(path, images.numpy())
+            worker = stack.enter_context(Worker(options.pythae_python, path, options.batch_size))
+            losses["pythae"] = worker.losses
+            cases.append(Case("pythae", worker.epoch, len(images), {"batch": options.batch_size}))
+        seconds = harness.interleave(cases, options.rounds, device)
     for case in cases:
-        case.counts |= {"batch": options.batch_size, "loss_last_epoch": losses[case.variant][-1]}
+        if case.variant in losses:
+            case.counts["loss_last_epoch"] = losses[case.variant][-1]
     rows = with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], *_peaks(device))
-    return rows + [harness.ratio_row("flat-step", p, "pythae", seconds) for p in ours]
+    rows += [harness.ratio_row("flat-step", p, case.variant, seconds) for p, case in together.items()]
+    return rows + [harness.ratio_row("flat-step", p, "pythae", seconds) for p in ours if "pythae" in seconds]
 
 
 def _peaks(device: torch.device) -> tuple[float, float]:

@@ -52,16 +52,20 @@ def data(options: argparse.Namespace, device: torch.device) -> list[Row]:
             for step in range(BATCHES):
                 dataset.images(order.indices(step % order.steps_per_epoch)[1])
 
-        def load(dataset: datasets.Dataset) -> None:
-            with datasets.Loader(dataset, order, 0, BATCHES) as loader:
-                for _ in loader:
-                    pass
+        def load(dataset: datasets.Dataset, *, mirror: bool = False) -> None:
+            pin = device.type == "cuda"
+            with datasets.Loader(dataset, order, 0, BATCHES, pin_memory=pin) as loader:
+                for batch in loader:
+                    if mirror:
+                        batch.on(device)
 
         count = BATCHES * options.batch_size
         cases = [
             Case("cache", lambda: read(plain), count, {"start_up_s": start_up}),
-            Case("cache, flipped", lambda: read(flipped), count),
-            Case("cache, loader thread", lambda: load(plain), count),
+            Case("cache, mirrored by the CPU", lambda: read(flipped), count),
+            Case("loader", lambda: load(plain), count),
+            Case("loader, to be mirrored", lambda: load(flipped), count),
+            Case(f"loader, mirrored on {device.type}", lambda: load(flipped, mirror=True), count),
             Case("dSprites, bits unpacked", lambda: read(packed), count),
         ]
         seconds = harness.interleave(cases, options.rounds, device)

@@ -17,16 +17,20 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # in place of this folde
 
 import torch
 
-from benchmarks import flat, harness, pipeline, scaling, steps
+from benchmarks import curves, flat, harness, pipeline, scaling, steps
 from benchmarks.harness import Row
 from launch.presets import NVAE_PRESETS
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, torch.device], list[Row]], str]] = {
     "nvae-step": (steps.nvae_step, "training steps of NVAE; --baseline plain: beside a straightforward port"),
-    "flat-step": (flat.flat_step, "training epochs of the flat VAE; --pythae-python: beside pythae's trainer"),
+    "flat-step": (
+        flat.flat_step,
+        "training epochs of the flat VAE; --replicas 10: ten at once; --pythae-python: beside pythae",
+    ),
     "data": (pipeline.data, "batches read from a cache"),
     "sample": (pipeline.sample, "images drawn from the prior"),
     "evaluate": (pipeline.evaluate, "importance weights, the bottom-up pass shared or not"),
+    "curve": (curves.curve, "loss curves in reduced precision beside fp32, several seeds"),
     "scaling": (scaling.scaling, "growth with groups, scales, channels, resolution and batch"),
 }
 
@@ -44,15 +48,23 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, help="file to append JSON lines to")
         if name in ("nvae-step", "sample", "evaluate"):
             command.add_argument("--preset", choices=sorted(NVAE_PRESETS), help="a recipe; default a 7.65 M shape")
-        if name in ("nvae-step", "flat-step", "scaling"):
+        if name in ("nvae-step", "flat-step", "scaling", "curve"):
             command.add_argument("--precision", nargs="+", choices=("fp32", "bf16", "fp16"), default=["fp32"])
         if name == "nvae-step":
             command.add_argument("--baseline", choices=("none", "plain"), default="none")
             command.add_argument("--checkpointing", action="store_true", help="also with cells recomputed")
+            command.add_argument("--compile", action="store_true", help="also with compiled cells")
         if name == "flat-step":
             command.add_argument("--pythae-python", help="python of an environment that has pythae")
+            command.add_argument("--replicas", type=int, default=1, help="also that many seeds as one batched model")
         if name == "evaluate":
             command.add_argument("--draws", type=int, default=10, help="K (default 10)")
+        if name == "curve":
+            command.add_argument("--steps", type=int, default=1000, help="of each run, a multiple of 10 (default 1000)")
+            command.add_argument("--seeds", type=int, default=3, help="runs in each precision (default 3)")
+            command.add_argument("--dataset", choices=("dsprites", "celeba", "folder"), default="dsprites")
+            command.add_argument("--data-root", type=Path, help="where celeba or the folder is")
+            command.add_argument("--image-size", type=int, default=32, help="of celeba or the folder (default 32)")
         if name == "data":
             command.add_argument("--images", type=int, default=16384, help="images in the cache (default 16384)")
     return parser

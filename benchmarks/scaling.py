@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from benchmarks import counting, harness
+from benchmarks import harness
 from benchmarks.harness import Case, Row
 from benchmarks.steps import nvae_config, random_images, trainer_of
 from datasets import ImageSpec
 from launch import memory
-from launch.evaluation import to_float
+from launch.cost import count_work
 from launch.families import NVAETrainConfig
 from nvae import NVAEConfig
 
@@ -51,17 +51,16 @@ def scaling(options: argparse.Namespace, device: torch.device) -> list[Row]:
 
 def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.device) -> Case:
     trainer, images = trainer_of(config, spec, device), random_images(spec, config.run.batch_size)
-    x = to_float(images, spec, device)
 
     def step() -> object:
         return trainer.train_step(images)
 
     step()
-    seen, needs = counting.count(step), memory.count(config, spec)
+    work, needs = count_work(config, spec, len(images)), memory.count(config, spec)
     counts: Row = {
-        "operations": seen.operations,
-        "gflop": counting.step_flops(lambda: trainer.forward(x)) / 1e9,
-        "gb_touched": seen.bytes / 1e9,
+        "operations": work.operations,
+        "gflop": work.gflop,
+        "gb_touched": work.gb_touched,
         "parameters_m": needs.num_parameters / 1e6,
         "saved_mib_per_image": needs.activation_bytes_per_image / harness.MIB,
     }

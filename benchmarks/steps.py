@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -108,18 +109,24 @@ def nvae_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
     spec = CELEBA64 if options.preset is None else image_spec(NVAE_PRESETS[options.preset].build())
     images = random_images(spec, options.batch_size)
     cases = []
-    wanted = [(p, p, False) for p in options.precision]
+    wanted = [(p, p, False, False) for p in options.precision]
     if options.checkpointing:
-        wanted += [(f"{p} checkpointing", p, True) for p in options.precision]
-    for name, precision, checkpointing in wanted:
+        wanted += [(f"{p} checkpointing", p, True, False) for p in options.precision]
+    if options.compile:
+        wanted += [(f"{p} compiled", p, False, True) for p in options.precision]
+    for name, precision, checkpointing, compiles in wanted:
         config = nvae_config(replace(model, checkpointing=checkpointing), options.batch_size, precision)
         trainer = trainer_of(config, spec, device)
 
         def step(trainer: Trainer = trainer) -> object:
             return trainer.train_step(images)
 
+        start = time.perf_counter()
+        if compiles:
+            trainer.state.model.compile_parts()
         step()
-        counts = _counts(trainer, images, step, device) | {"preset": options.preset}
+        first = {"first_step_s": time.perf_counter() - start} if compiles else {}
+        counts = _counts(trainer, images, step, device) | {"preset": options.preset} | first
         cases.append(Case(name, step, len(images), counts))
     if options.baseline == "plain":
         config = nvae_config(model, options.batch_size, "fp32")

@@ -120,10 +120,18 @@ class ArrayDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def images(self, indices: Indices, draw: int = 0) -> Tensor:
-        """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1."""
+    def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
+        """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is."""
+        flags = self.views.mirrored(as_indices(indices, len(self)), draw)
+        return None if flags is None else torch.from_numpy(flags)
+
+    def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
+        """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.
+
+        `mirror` False leaves out what `mirrored` says: the device does it faster.
+        """
         chosen = as_indices(indices, len(self))
-        images: UInt8 = self.views.apply(self.array[self.rows[chosen]], chosen, draw)
+        images: UInt8 = self.views.apply(self.array[self.rows[chosen]], chosen, draw, mirror=mirror)
         if not self.views.binarise and self.num_bits < 8:
             np.right_shift(images, 8 - self.num_bits, out=images)  # floor(x / 2^(8 - num_bits))
         return torch.from_numpy(images)

@@ -6,26 +6,62 @@ import queue
 import threading
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from datasets.arrays import Dataset
-from datasets.batches import Batches
+from datasets.arrays import Dataset, Indices
 from datasets.views import Int64
 
 
+class Order(Protocol):
+    """Which images a step takes; `Batches` is one."""
+
+    @property
+    def num_images(self) -> int:
+        """Images to choose from."""
+
+    def indices(self, step: int) -> tuple[int, Int64]:
+        """Epoch and image indices [B] of a step."""
+
+
+@runtime_checkable
+class Mirroring(Protocol):
+    """A data set that can leave the mirroring of its images to whoever uses them."""
+
+    def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
+        """Which images are mirrored, bool [B]; None where none ever is."""
+
+    def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
+        """Images uint8 [B, C, H, W], mirrored or not."""
+
+
 class Batch(NamedTuple):
-    """One rank's images of one optimiser step."""
+    """One rank's images of one optimiser step, as they are stored, and which of them are to be mirrored."""
 
     step: int
     epoch: int
     indices: Int64  # [B]
-    images: Tensor  # uint8 [B, C, H, W]
+    stored: Tensor  # uint8 [B, C, H, W]
+    mirrored: Tensor | None = None  # bool [B]
+
+    def on(self, device: torch.device | str) -> Tensor:
+        """The images on `device`, mirrored there: uint8 [B, C, H, W]."""
+        images = self.stored.to(device, non_blocking=True)
+        if self.mirrored is None:
+            return images
+        chosen = self.mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1)
+        return torch.where(chosen, images.flip(-1), images)
+
+    @property
+    def images(self) -> Tensor:
+        """The images where they were read: uint8 [B, C, H, W]."""
+        return self.on("cpu")
 
 
 class Loader:
-    """Iterate over `Batch(step, epoch, indices, images)` from `start_step` on, read ahead by a background thread.
+    """Iterate over `Batch`es from `start_step` on, read ahead by a background thread.
 
     The epoch is the `draw` of random views. `num_steps` None never ends. An exception in the thread is raised by the
     next `next()`. Use as a context manager, or call `close()`; iterate once.
@@ -34,7 +70,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
-        batches: Batches,
+        batches: Order,
         start_step: int = 0,
         num_steps: int | None = None,
         *,
@@ -52,8 +88,15 @@ class Loader:
 
     def _read(self, step: int) -> Batch:
         epoch, indices = self._batches.indices(step)
-        images = self._dataset.images(indices, draw=epoch)
-        return Batch(step, epoch, indices, images.pin_memory() if self._pin else images)
+        dataset = self._dataset
+        mirrored: Tensor | None = None
+        if isinstance(dataset, Mirroring) and (mirrored := dataset.mirrored(indices, epoch)) is not None:
+            images = dataset.images(indices, draw=epoch, mirror=False)
+        else:
+            images = dataset.images(indices, draw=epoch)
+        if self._pin:
+            images, mirrored = images.pin_memory(), None if mirrored is None else mirrored.pin_memory()
+        return Batch(step, epoch, indices, images, mirrored)
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._closed.is_set():

@@ -56,11 +56,20 @@ class Views:
     binarise: bool = False
     """Dynamic binarisation: each pixel becomes 1 with probability value / 255."""
 
-    def apply(self, images: UInt8, indices: Int64, draw: int) -> UInt8:
-        """Return the `draw`-th view of images [B, C, H, W], uint8, that have these indices [B]; may write in place."""
-        if self.hflip:
-            flipped = (hash64(self.seed, _STREAM_FLIP, draw, indices) >> np.uint64(63)).astype(bool)
-            images[flipped] = images[flipped, ..., ::-1]
+    def mirrored(self, indices: Int64, draw: int) -> npt.NDArray[np.bool_] | None:
+        """Which of the images with these indices [B] the `draw`-th view mirrors, [B]; None where none ever is."""
+        if not self.hflip:
+            return None
+        return (hash64(self.seed, _STREAM_FLIP, draw, indices) >> np.uint64(63)).astype(bool)
+
+    def apply(self, images: UInt8, indices: Int64, draw: int, *, mirror: bool = True) -> UInt8:
+        """Return the `draw`-th view of images [B, C, H, W], uint8, that have these indices [B]; may write in place.
+
+        `mirror` False leaves out what `mirrored` says, for whoever does it later.
+        """
+        mirrored = self.mirrored(indices, draw) if mirror else None
+        if mirrored is not None:
+            images[mirrored] = images[mirrored, ..., ::-1]
         if self.binarise:
             pixels = np.arange(math.prod(images.shape[1:])).reshape(images.shape[1:])
             words = hash64(self.seed, _STREAM_PIXELS, draw, indices.reshape(-1, 1, 1, 1), pixels)

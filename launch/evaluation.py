@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -155,6 +155,43 @@ def _log_weights(
     return torch.cat(weights, dim=1), torch.cat(others, dim=1) if others else None
 
 
+Part = tuple[int, dict[str, Tensor]]  # number of a block, and per-image numbers of it by name
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What is asked of every block of images."""
+
+    model: VAE
+    seed: int
+    importance_draws: int
+    both_edges: bool
+
+    def block(self, x: Tensor, number: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Numbers of each image by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
+        source = noise.generator(x.device, noise.EVALUATE, self.seed, number)
+        output = self.model(x, noise.standard_normal(self.model.group_shapes, source, local=len(x)))
+        terms = elbo.terms(output, x)
+        error = (self.model.reconstruct(x) - x).square().flatten(1).mean(1)
+        part = {
+            "log_likelihood": terms.log_likelihood,
+            "kl": terms.kl,
+            "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
+        }
+        other = _with_other_edges(output.likelihood) if self.both_edges else None
+        if other is not None:
+            part[f"{other.edges}_log_likelihood"] = other.log_prob(x)
+        if self.importance_draws:
+            source = noise.generator(x.device, noise.IMPORTANCE, self.seed, number)
+            draws, both = self.importance_draws, self.both_edges
+            weights, others = _log_weights(self.model, x, draws, source, both_edges=both)
+            part["bound"] = elbo.importance_bound(weights)
+            if other is not None and others is not None:
+                part[f"{other.edges}_bound"] = elbo.importance_bound(others)
+        channels = torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x)
+        return {name: value.cpu() for name, value in part.items()}, channels
+
+
 @torch.no_grad()
 def evaluate(
     model: VAE,
@@ -177,39 +214,26 @@ def evaluate(
         Stopped: ``should_stop`` said so on some rank; raised on all.
     """
     chosen = datasets.spread(len(dataset), num_images)
-    parts: list[tuple[int, dict[str, Tensor]]] = []
+    measured = _Measurement(model, seed, importance_draws, both_edges)
+    parts: list[Part] = []
     channels: list[Tensor] = []
-    edges: Edges = "exact"
-    for block, positions in blocks(len(chosen), ranks, batch_size):
+    for number, positions in blocks(len(chosen), ranks, batch_size):
         if should_stop():
             break
         x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
-        source = noise.generator(ranks.device, noise.EVALUATE, seed, block)
-        output = model(x, noise.standard_normal(model.group_shapes, source, local=len(x)))
-        terms = elbo.terms(output, x)
-        error = (model.reconstruct(x) - x).square().flatten(1).mean(1)
-        part = {
-            "log_likelihood": terms.log_likelihood,
-            "kl": terms.kl,
-            "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
-        }
-        other = _with_other_edges(output.likelihood) if both_edges else None
-        if other is not None:
-            part["other_log_likelihood"], edges = other.log_prob(x), other.edges
-        if importance_draws:
-            source = noise.generator(ranks.device, noise.IMPORTANCE, seed, block)
-            weights, others = _log_weights(model, x, importance_draws, source, both_edges=both_edges)
-            part["bound"] = elbo.importance_bound(weights)
-            if others is not None:
-                part["other_bound"] = elbo.importance_bound(others)
-        parts.append((block, {name: value.cpu() for name, value in part.items()}))
-        channels.append(torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x))
+        part, kl_sums = measured.block(x, number)
+        parts.append((number, part))
+        channels.append(kl_sums)
     if any(ranks.maximum(should_stop())):
         raise Stopped
     gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
-    by_block = [part for _, part in sorted((p for parts, _ in gathered for p in parts), key=lambda p: p[0])]
-    whole = {name: torch.cat([part[name] for part in by_block]) for name in by_block[0]}
     kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / len(chosen)
+    whole = _in_order([part for parts, _ in gathered for part in parts])
+    others = [
+        OtherEdges(edges, whole[f"{edges}_log_likelihood"], whole.get(f"{edges}_bound"))
+        for edges in get_args(Edges)
+        if f"{edges}_log_likelihood" in whole
+    ]
     return Evaluation(
         log_likelihood=whole["log_likelihood"],
         kl=whole["kl"],
@@ -219,12 +243,14 @@ def evaluate(
         active_units=elbo.active_units(kl_per_channel),
         num_units=len(kl_per_channel),
         num_dims=dataset.spec.num_dims,
-        other=(
-            OtherEdges(edges, whole["other_log_likelihood"], whole.get("other_bound"))
-            if "other_log_likelihood" in whole
-            else None
-        ),
+        other=others[0] if others else None,
     )
+
+
+def _in_order(parts: list[Part]) -> dict[str, Tensor]:
+    """The numbers of all images in the order of the data set."""
+    blocks_in_order = [part for _, part in sorted(parts, key=lambda p: p[0])]
+    return {name: torch.cat([part[name] for part in blocks_in_order]) for name in blocks_in_order[0]}
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -50,6 +50,9 @@ class VAE(Protocol):
     ) -> Tensor:
         """Images drawn from the prior."""
 
+    def compile_parts(self) -> None:
+        """Compile the repeated parts in place (torch.compile), for training."""
+
     def bottom_up(self, x: Tensor) -> Features:
         """Everything that the posteriors need of the images; shared over several draws."""
 
@@ -80,8 +83,11 @@ class Objective(Protocol):
     def noise_shapes(self) -> Sequence[tuple[int, ...]]:
         """Shapes, without the batch, of the standard-normal tensors that a step wants; the model's groups come first."""
 
-    def after_step(self, skipped: bool) -> None:
-        """Called after each optimiser step, taken or skipped: for what an objective trains of its own."""
+    def after_step(self, skipped: bool | Tensor) -> None:
+        """Called after each optimiser step, taken or skipped: for what an objective trains of its own.
+
+        ``skipped`` may be a bool tensor on the device: an objective that looks at it waits for the device.
+        """
 
     def __call__(self, model: Any, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """The loss of a batch at optimiser step ``step``."""

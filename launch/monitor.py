@@ -46,15 +46,27 @@ class Monitor:
         folder: the run folder, which gets ``metrics.jsonl`` and TensorBoard's event files.
         active: whether this is rank 0.
         resume_step: records past this step belong to a future that was lost, and are dropped.
+        name: of a run among several in this process, put before what it says.
+        shows_progress: several runs share one progress bar.
     """
 
-    def __init__(self, folder: Path, *, active: bool, resume_step: int = 0, total_steps: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        resume_step: int = 0,
+        total_steps: int = 0,
+        name: str = "",
+        shows_progress: bool = True,
+    ) -> None:
         self.active = active
         self.evaluated = False  # whether the evaluation of ``resume_step`` is in the records
         if not active:
             return
         self._path = folder / "metrics.jsonl"
         self._first_step, self._total_steps = resume_step, total_steps
+        self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
         self._refused: set[str] = set()  # what could not be written the last time it was tried
         self._drop_lost_future()
         self._lines = self._path.open("a", encoding="utf-8")
@@ -62,9 +74,8 @@ class Monitor:
         if not resume_step:
             self._writer.add_custom_scalars(CURVES)
         self._start = time.monotonic()
-        self._bar = tqdm(
-            total=total_steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        hidden = not (shows_progress and sys.stderr.isatty())
+        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", disable=hidden, dynamic_ncols=True)
 
     def _drop_lost_future(self) -> None:
         """Drop records past the first step, and the final evaluation, which is made again."""
@@ -141,7 +152,7 @@ class Monitor:
 
     def progress(self, step: int, text: Mapping[str, float]) -> None:
         """Move the bar to ``step``; where stderr is no terminal print a line."""
-        if not self.active:
+        if not self.active or not self._shows_progress:
             return
         shown = "  ".join(f"{k} {v:.4g}" for k, v in text.items())
         if not self._bar.disable:
@@ -155,7 +166,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """A line for the person, above the bar."""
         if self.active:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(self._prefix + text, file=sys.stderr)
 
     def flush(self) -> None:
         """Bring everything written so far onto the disk."""

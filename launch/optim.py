@@ -52,18 +52,21 @@ def _apex_optimizer(name: str, torch_name: str) -> Any:
 def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that ``config`` names.
 
-    ``torch.optim.Adamax`` is the published NVAE's rule: epsilon inside the infinity norm, L2 weight decay.
+    ``torch.optim.Adamax`` is the published NVAE's rule: epsilon inside the infinity norm, L2 weight decay. On a GPU
+    torch's optimisers count their steps there, so that a step can be undone without the host.
 
     Raises:
         ModuleNotFoundError: a fused optimiser without a usable apex; names torch's alternative.
     """
     params = list(parameters)
+    capturable = bool(params) and params[0].is_cuda
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(params, alpha=config.rmsprop_decay, eps=config.optimizer_eps, **common)
+        more: dict[str, Any] = {"alpha": config.rmsprop_decay, "eps": config.optimizer_eps, "capturable": capturable}
+        return torch.optim.RMSprop(params, **more, **common)
     common["eps"] = config.optimizer_eps
     if config.optimizer == "adamax":
-        return torch.optim.Adamax(params, foreach=True, **common)
+        return torch.optim.Adamax(params, foreach=True, capturable=capturable, **common)
     if config.optimizer == "adam":
         return torch.optim.Adam(params, fused=True, **common)
     if config.optimizer == "adamw":
@@ -73,3 +76,17 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
     else:
         optimizer = _apex_optimizer("fused_lamb", "adamw").FusedLAMB(params, **common)
     return optimizer
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor] | None:
+    """All that the optimiser keeps from step to step; None before its first step, or where it keeps more than tensors."""
+    if not optimizer.state or not isinstance(optimizer, torch.optim.Adamax | torch.optim.RMSprop | torch.optim.Adam):
+        return None
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Go on from a state saved perhaps on another device: how the steps are computed stays as it was built here."""
+    here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}
+    groups = [{**group, **here} for group in saved["param_groups"]]
+    optimizer.load_state_dict({**saved, "param_groups": groups})

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import datasets
 from launch import cli, memory
 from launch.config import parse
+from launch.cost import CostModel, count_work
 from launch.families import NVAETrainConfig, family_of
 from launch.memory import GIB, StepMemory
 from launch.presets import NVAE_PRESETS, choose
@@ -52,7 +53,7 @@ class PlanConfig:
     num_images: int | None = None
     """Training images of an epoch; default the published number."""
     throughput: Path | None = None
-    """JSON lines that benchmarks/run.py nvae-step --out wrote on such a card."""
+    """JSON lines that benchmarks/run.py nvae-step --out (or scaling --out) wrote on such a card."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or not self.gpu_memory_gib > 0:
@@ -88,6 +89,16 @@ def gflop_per_image(config: NVAETrainConfig, spec: datasets.ImageSpec) -> float:
     return 3.0 * float(counter.get_total_flops()) / 2 / 1e9
 
 
+# fitted to the seconds in docs/benchmarks/2026-11-20-performance.md (python benchmarks/run.py scaling --rounds 3), median
+# error 17 %, largest 43 %
+CPU_CORE = CostModel(
+    seconds_per_operation=40e-6,
+    seconds_per_gflop=25.8e-3,
+    seconds_per_gb=33.7e-3,
+    source="one core of an AMD EPYC, 2026-11-20",
+)
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Images per second of one process, and where the figure is from."""
@@ -101,11 +112,36 @@ def _newest(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     return max(found, key=lambda row: float(row["images_per_s"]), default=None)
 
 
+def modelled(model: CostModel, config: NVAETrainConfig) -> Throughput:
+    """From operations, FLOPs and bytes of this recipe's step."""
+    batch = config.run.batch_size
+    seconds = model.seconds(count_work(config, image_spec(config), batch))
+    return Throughput(
+        batch / seconds, f"no measurement but a cost model, fp32, batch {batch}, fitted on {model.source}"
+    )
+
+
+def _fitted(rows: list[dict[str, Any]]) -> CostModel | None:
+    """The newest cost model among a benchmark's lines."""
+    found = [row for row in rows if row.get("variant") == "cost model"]
+    if not found:
+        return None
+    row = found[-1]
+    return CostModel(
+        float(row["seconds_per_operation"]),
+        float(row["seconds_per_gflop"]),
+        float(row["seconds_per_gb"]),
+        f"{row['hardware']}, {str(row['date'])[:10]}",
+    )
+
+
 def throughput(path: Path, config: NVAETrainConfig, gflop: float) -> Throughput:
     """From a benchmark's lines: the best of this recipe, else another's best FLOP rate over this recipe's FLOPs.
 
+    Where there are only lines of the growth table, by the cost model that was fitted to it.
+
     Raises:
-        ValueError: no file, or no line of nvae-step in it.
+        ValueError: no file, or no line of nvae-step or scaling in it.
     """
     command = f"measure: python benchmarks/run.py nvae-step --preset {config.preset} --out {path}"
     if not path.is_file():
@@ -114,6 +150,9 @@ def throughput(path: Path, config: NVAETrainConfig, gflop: float) -> Throughput:
     rows = [
         row for row in lines if row.get("benchmark") == "nvae-step" and "gflop" in row and row["variant"] != "plain"
     ]
+    fitted = _fitted(lines)
+    if not rows and fitted is not None:
+        return modelled(fitted, config)
     if not rows:
         raise ValueError(f"{path} holds no training steps of NVAE; {command}")
     same = _newest(rows, config.preset)
@@ -163,10 +202,14 @@ def plan(options: PlanConfig) -> list[str]:
 def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> list[str]:
     """Hours of an epoch and of the run."""
     num_images = options.num_images or num_training_images(config)
-    if options.throughput is None:
-        return ["time   unknown; give --throughput FILE from benchmarks/run.py nvae-step --out FILE on such a card"]
     if not num_images:
         return ["time   unknown; give --num-images, the training images of an epoch"]
+    if options.throughput is None:
+        speed = modelled(CPU_CORE, config)
+        return [
+            f"time   {speed.images_per_s:,.2f} images/s on a CPU core: {speed.source}",
+            "       for a card give --throughput FILE from benchmarks/run.py nvae-step --out FILE on such a card",
+        ]
     speed = throughput(options.throughput, config, gflop)
     hours = num_images / (speed.images_per_s * options.gpus) / 3600.0
     return [

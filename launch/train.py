@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 import datasets
-from launch import checkpoint, cli, distributed, encoding, evaluation, figures, memory, noise
+from launch import checkpoint, cli, compiling, distributed, encoding, evaluation, figures, memory, noise
 from launch.config import SharedConfig, differences, to_json
 from launch.distributed import Ranks
 from launch.families import family_of
@@ -27,6 +28,15 @@ from metrics import elbo
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 FIGURE_POOL = 1000  # images that figures of a whole distribution are drawn from
 FIGURE_POOL_PIXELS = 2**26  # and what they may take, a quarter GiB as floats
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    save: bool
+    evaluate: bool
+    score: bool
 
 
 @dataclass
@@ -75,6 +85,21 @@ class Run:
                 f"training goes on, earlier checkpoints are kept; make room in {self.folder.checkpoints}"
             )
 
+    def require_saved(self) -> None:
+        """Try once more where the last checkpoint was refused, and do not end as if it were there.
+
+        Raises:
+            OSError: on every rank.
+        """
+        if self.saved_step != self.state.step:
+            self.save()
+        saved_step = self.ranks.from_main(self.saved_step)
+        if saved_step != self.state.step:
+            raise OSError(
+                f"the weights of step {self.state.step} are on no disk, the newest checkpoint is of step {saved_step}; "
+                f"make room in {self.folder.checkpoints} and run this again with --resume auto"
+            )
+
     def log_step(self, report: StepReport, seconds: float, steps: int) -> None:
         """Scalars of a training step, averaged over the ranks."""
         names = sorted(report.terms)
@@ -121,7 +146,7 @@ class Run:
                 should_stop=lambda: self.stop.asked,
             ).summary()
         except evaluation.Stopped:
-            self._preempted()
+            self.preempted()
         scalars = {f"val/{k}": v for k, v in result.items() if isinstance(v, float) and not k.endswith("_95")}
         scalars["val/negative_elbo"] = -result["elbo"]
         scalars["val/active_units"] = float(result["active_units"])
@@ -177,59 +202,105 @@ class Run:
             Preempted: asked to stop; a checkpoint is saved.
             FloatingPointError: too many steps in a row were not finite.
         """
-        run, total = self.config.run, self.total_steps
-        log_every = self.config.log.log_every
-        eval_every = self.every(self.config.log.eval_every, total // 10)
-        save_every = self.every(run.checkpoint_every, min(1000, total // 20))
-        end = min(total, run.stop_at_step or total)
+        end = min(self.total_steps, self.config.run.stop_at_step or self.total_steps)
         step = self.state.step
-        if step and step % eval_every == 0 and step != total and not self.ranks.from_main(self.monitor.evaluated):
+        if self._due(step, end).evaluate and not self.ranks.from_main(self.monitor.evaluated):
             self.evaluate()  # the run was stopped between this step and its evaluation
-        since, last_logged = time.monotonic(), step
         if step >= end:
             return
+        since, last_logged = time.monotonic(), step
+        unread: deque[tuple[datasets.Batch, StepReport]] = deque()
         pin = self.ranks.device.type == "cuda"
-        with datasets.Loader(
-            self.train_data, self.order, self.state.step, end - self.state.step, pin_memory=pin
-        ) as loader:
+        with datasets.Loader(self.train_data, self.order, step, end - step, pin_memory=pin) as loader:
             for batch in loader:
-                report = self.trainer.train_step(batch.images, stop=self.stop.asked)
+                report = self._step(batch)
+                unread.append((batch, report))
                 step = self.state.step
-                for note in report.notes:
-                    self.monitor.say(f"warning: {note}")
-                self._stop_when_diverged(batch, report)
-                if step % log_every == 0 or step == end:
+                due = self._due(step, end)
+                if any(due):
+                    self.trainer.settle()
+                stop = self._look_at(unread)
+                if due.log:
                     self.log_step(report, time.monotonic() - since, step - last_logged)
                     since, last_logged = time.monotonic(), step
-                if step % save_every == 0 or step == end:
+                if due.save:
                     self.save()
-                if report.stop and step < end:
-                    self._preempted()
-                if step % eval_every == 0 and step != total:
+                if stop and step < end:
+                    self.preempted()
+                if due.evaluate:
                     self.evaluate()
-                    since, last_logged = time.monotonic(), step
-                if self.config.log.score_every and step % self.config.log.score_every == 0:
+                if due.score:
                     self.monitor.scalars(step, self.score())
+                if due.evaluate or due.score:
                     since, last_logged = time.monotonic(), step
 
-    def _preempted(self) -> NoReturn:
+    def _due(self, step: int, end: int) -> Due:
+        """What follows ``step``, of a loop that ends at ``end``."""
+        log, total = self.config.log, self.total_steps
+        save_every = self.every(self.config.run.checkpoint_every, min(1000, total // 20))
+        return Due(
+            log=step % log.log_every == 0 or step == end,
+            save=step % save_every == 0 or step == end,
+            evaluate=0 < step < total and step % self.every(log.eval_every, total // 10) == 0,
+            score=log.score_every is not None and step % log.score_every == 0,
+        )
+
+    def _step(self, batch: datasets.Batch) -> StepReport:
+        """Train on a batch.
+
+        Raises:
+            Preempted: what asked for a stop ended the compiler too; that step is lost.
+            ValueError: the compiler failed.
+        """
+        try:
+            return self.trainer.train_step(batch.on(self.ranks.device), stop=self.stop.asked)
+        except RuntimeError as error:
+            if not compiling.failed(error):
+                raise
+            if self.stop.asked:
+                self._mark_preempted()
+                raise cli.Preempted(
+                    f"stopped on request while compiling, the last checkpoint is of step {self.saved_step}; "
+                    "go on with --resume auto"
+                ) from error
+            first = str(error).strip().splitlines()[0][:200].replace("; ", ", ")
+            raise ValueError(f"torch.compile failed ({first}); leave out --compile, or see --debug") from error
+
+    def _look_at(self, unread: deque[tuple[datasets.Batch, StepReport]]) -> bool:
+        """Say what settled steps have to say; whether they ask to stop."""
+        stop = False
+        while unread and unread[0][1].settled:
+            batch, report = unread.popleft()
+            for note in report.notes:
+                self.monitor.say(f"warning: {note}")
+            self.stop_when_diverged(batch, report)
+            stop = stop or report.stop
+        return stop
+
+    def preempted(self) -> NoReturn:
+        """Save what is not saved yet, mark the folder, and stop."""
+        self.trainer.settle()
         step = self.state.step
         if self.saved_step != step:
             self.save()
-        if self.ranks.is_main:
-            with self.monitor.best_effort("marker preempted"):
-                checkpoint.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
+        self._mark_preempted()
         saved = "checkpoint saved" if self.saved_step == step else f"the last checkpoint is of step {self.saved_step}"
         raise cli.Preempted(f"stopped on request at step {step}, {saved}; go on with --resume auto")
 
-    def _stop_when_diverged(self, batch: datasets.Batch, report: StepReport) -> None:
+    def _mark_preempted(self) -> None:
+        if self.ranks.is_main:
+            with self.monitor.best_effort("marker preempted"):
+                checkpoint.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
+
+    def stop_when_diverged(self, batch: datasets.Batch, report: StepReport) -> None:
+        """Leave a diagnosis and stop where too many steps in a row were not finite."""
         if self.state.num_bad_in_a_row < self.config.run.max_bad_steps:
             return
         newest = checkpoint.find(self.folder.checkpoints)
         rows = self.ranks.gather({"indices": batch.indices.tolist(), "loss": float(report.terms["loss"])})
         if self.ranks.is_main:
             diagnosis = {
-                "step": self.state.step,
+                "step": report.step + 1,
                 "epoch": batch.epoch,
                 "ranks": rows,
                 "terms": {k: float(v) for k, v in report.terms.items()},
@@ -239,7 +310,7 @@ class Run:
             with self.monitor.best_effort("diagnosis diverged.json"):
                 self.folder.write_json("diverged.json", diagnosis)
         raise FloatingPointError(
-            f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.state.step}; see "
+            f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {report.step + 1}; see "
             f"{self.folder.path / 'diverged.json'}, then resume with a lower --lr, or --grad-clip, or --precision fp32"
         )
 
@@ -249,7 +320,7 @@ def default_run_dir(config: SharedConfig) -> Path:
     return Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"
 
 
-def _announce(
+def announce(
     config: SharedConfig,
     preset: SharedConfig,
     data: datasets.Dataset,
@@ -281,7 +352,7 @@ def _announce(
     )
 
 
-def _claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
+def claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
     """Claim the folder on rank 0; what it says is raised on all ranks."""
     fault: str | None = None
     if ranks.is_main:
@@ -303,29 +374,26 @@ def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) 
         dry_run: say what would happen, and stop.
     """
     stop = cli.StopRequest()
-    ranks = distributed.start(config.run.device, config.run.timeout_minutes)
-    with ranks.naming_the_lost():
+    with distributed.joined(config.run.device, config.run.timeout_minutes, remedy="go on with --resume auto") as ranks:
         _train(config, preset, ranks, stop, dry_run=dry_run)
 
 
 def _train(config: SharedConfig, preset: SharedConfig, ranks: Ranks, stop: cli.StopRequest, *, dry_run: bool) -> None:
     run = config.run
     torch.manual_seed(run.seed)
-    train_data, valid_data = _open(config, ranks)
-    if config.log.score_every and not valid_data.factor_names:
-        raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
+    train_data, valid_data = open_data(config, ranks)
     global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
     order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
     total_steps = run.max_steps or run.epochs * order.steps_per_epoch
     if ranks.is_main:
-        _announce(config, preset, train_data, ranks, order, total_steps)
+        announce(config, preset, train_data, ranks, order, total_steps)
     if dry_run:
         return
     config = replace(config, run=replace(run, run_dir=run.run_dir or default_run_dir(config)))
     assert config.run.run_dir is not None
     step = trainer_for(config, train_data, ranks, total_steps)  # before the folder: what fails leaves nothing
     with RunFolder(config.run.run_dir) as folder:
-        _claim(folder, config, ranks)
+        claim(folder, config, ranks)
         resumed_at = resume(
             step.state, folder, config, ranks, num_images=order.num_images, global_batch=order.batch_size
         )
@@ -345,13 +413,22 @@ def _train(config: SharedConfig, preset: SharedConfig, ranks: Ranks, stop: cli.S
             started = time.monotonic()
             running.loop()
             if running.state.step >= total_steps:
-                _finish(running, time.monotonic() - started)
+                finish(running, time.monotonic() - started)
+            else:
+                running.require_saved()
 
 
-def _open(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and held-out images; rank 0 builds the cache, the others find it."""
+def open_data(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and held-out images; rank 0 builds the cache, the others find it.
+
+    Raises:
+        ValueError: they lack the factors that the configuration wants to score.
+    """
     with ranks.main_first():
-        return config.data.open("train"), config.data.open("valid")
+        train_data, valid_data = config.data.open("train"), config.data.open("valid")
+    if config.log.score_every and not valid_data.factor_names:
+        raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
+    return train_data, valid_data
 
 
 def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
@@ -361,13 +438,16 @@ def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, tota
     as_module(model).to(ranks.device)
     objective = family.build_objective(config, model, total_steps, len(data))
     as_module(objective).to(ranks.device)
+    if config.run.compile:
+        compiling.compile_parts(model, ranks.device)
     state = new_state(model, objective, config, ranks.device)
     return Trainer(state, config, ranks, total_steps)
 
 
-def _finish(run: Run, seconds: float) -> None:
+def finish(run: Run, seconds: float) -> None:
     """The last evaluation, and what to look at."""
     result = run.evaluate(final=True)
+    run.require_saved()  # before the summary, which says that the run is complete
     summary = {
         "step": run.state.step,
         "images_seen": run.state.step * run.order.batch_size,
@@ -383,11 +463,6 @@ def _finish(run: Run, seconds: float) -> None:
         run.folder.write_json("summary.json", summary)
         path = run.folder.path
         print(f"done: {evaluation.describe(result)}")
-        if run.saved_step != run.state.step:
-            run.monitor.say(
-                f"warning: the weights of step {run.state.step} are on no disk, the newest checkpoint is of step "
-                f"{run.saved_step}; make room in {run.folder.checkpoints} and run this again with --resume auto"
-            )
         print(f"look at  {path / 'figures'}/reconstruction.png, samples_t0.8.png, kl_per_group.png")
         print(f"watch    tensorboard --logdir {path.parent}")
         print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +18,7 @@ from launch.config import SharedConfig
 from launch.distributed import Ranks
 from launch.ema import ExponentialMovingAverage
 from launch.evaluation import to_float
+from launch.guard import Rollback, Verdict
 from launch.model import VAE, Objective
 from launch.runs import as_module
 
@@ -77,7 +79,7 @@ class TrainState:
         if self.ema is not None:
             self.ema.model.load_state_dict(content["ema"])
         as_module(self.objective).load_state_dict(content["objective"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        optim.load_state_dict(self.optimizer, content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.step, self.num_skipped = int(content["step"]), int(content["num_skipped"])
         self.num_bad_in_a_row = int(content["num_bad_in_a_row"])
@@ -85,12 +87,18 @@ class TrainState:
 
 @dataclass
 class StepReport:
-    """What one step says; tensors stay on the device until they are logged."""
+    """What one step says; tensors stay on the device until they are logged.
 
+    ``skipped``, ``stop`` and ``notes`` are known once the step is ``settled``: on a CPU at once, on a GPU one step later.
+    """
+
+    step: int
     terms: dict[str, Tensor]
     kl_per_group: Tensor
     grad_norm: Tensor
     lr: float
+    verdict: Verdict
+    settled: bool = False
     skipped: bool = False
     stop: bool = False
     notes: list[str] = field(default_factory=list)
@@ -98,6 +106,9 @@ class StepReport:
 
 class Trainer:
     """Takes optimiser steps on one rank.
+
+    On a GPU nothing in a step asks the host: whether it is skipped is decided on the device, and counted when the next
+    step is on its way. The state is the same as if it had been decided at once.
 
     Args:
         state: what is trained.
@@ -111,6 +122,8 @@ class Trainer:
         self.precision = resolve_precision(config.run.precision, ranks.device)
         self.parameters = list(as_module(state.model).parameters())
         self.statistics = [b for b in as_module(state.model).buffers() if b.is_floating_point()]
+        self.decides_on_device = ranks.device.type == "cuda"
+        self._unsettled: StepReport | None = None
         self.forward: Any = state.model
         if ranks.world_size > 1:
             self.forward = DistributedDataParallel(
@@ -160,53 +173,82 @@ class Trainer:
         The ranks agree before weights move: a loss or gradient that is not finite on one skips the step on all, and
         ``stop`` on one is reported on all.
         """
-        state, config = self.state, self.config.optim
+        state = self.state
         as_module(state.model).train()
-        lr = optim.learning_rate(config, state.step, self.total_steps)
+        lr = optim.learning_rate(self.config.optim, state.step, self.total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         x = to_float(images, state.model.spec, self.ranks.device)
-        before = [b.clone() for b in self.statistics]
+        statistics = Rollback(self.statistics)
         terms, kl, total = self._accumulate(x)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad_loss = not math.isfinite(float(total))
-        bad_grad = not math.isfinite(float(norm))
-        too_long = config.grad_skip > 0 and float(norm) > config.grad_skip
-        any_bad_loss, any_bad_grad, any_long, any_stop = (
-            bool(v) for v in self.ranks.maximum(bad_loss, bad_grad, too_long, stop)
-        )
-        report = StepReport({**terms, "loss": total}, kl, norm, lr, stop=any_stop)
-        self._apply(
-            report, bad=any_bad_loss or any_bad_grad, overflow=any_bad_grad and not any_bad_loss, too_long=any_long
-        )
-        if report.skipped and before:  # a forward pass that is not finite has spoilt the batch-norm statistics
-            torch._foreach_copy_(self.statistics, before)
-        state.objective.after_step(report.skipped)
+        verdict = self._judge(total, norm, stop)
+        report = StepReport(state.step, {**terms, "loss": total}, kl, norm, lr, verdict)
+        skipped = self._move_unless(verdict, norm, statistics)
+        state.scaler.update()  # alike on every rank: the gradients were averaged before anyone looked
+        state.objective.after_step(skipped)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        if self.decides_on_device:
+            self.settle()  # the step before this one
+        self._unsettled = report
+        if not self.decides_on_device:
+            self.settle()
         return report
 
-    def _apply(self, report: StepReport, *, bad: bool, overflow: bool, too_long: bool) -> None:
-        """Move the weights, or skip: fp16 overflow shrinks the scale and is no error."""
+    def _judge(self, loss: Tensor, norm: Tensor, stop: bool) -> Verdict:
+        """What is wrong with the step on any rank."""
+        limit = self.config.optim.grad_skip or math.inf
+        asked = torch.full_like(loss, stop, dtype=torch.bool)
+        flags = torch.stack([~loss.isfinite(), ~norm.isfinite(), norm > limit, asked]).float()
+        if self.ranks.world_size > 1:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return Verdict(flags)
+
+    def _move_unless(self, verdict: Verdict, norm: Tensor, statistics: Rollback) -> bool | Tensor:
+        """Move the weights, or leave no trace of the step, in the batch-norm ``statistics`` either; whether it is skipped.
+
+        An optimiser that has no state yet, or keeps some outside of tensors, has to wait for the verdict.
+        """
+        kept = optim.state_tensors(self.state.optimizer) if self.decides_on_device else None
+        if kept is None:
+            if not verdict.read().skips:
+                self._move(norm)
+                return False
+            statistics.undo()  # a forward pass that is not finite has spoilt them
+            return True
+        averaged = self.state.ema.model.parameters() if self.state.ema else ()
+        weights = Rollback([*self.parameters, *kept, *averaged])
+        self._move(norm)
+        skips = verdict.skips
+        weights.undo_where(skips)
+        statistics.undo_where(skips)
+        return skips
+
+    def _move(self, norm: Tensor) -> None:
+        """Take the optimiser's step, and the average's."""
         state, config = self.state, self.config.optim
-        scaler_overflow = overflow and state.scaler.is_enabled()
-        if bad or too_long:
-            report.skipped = True
-            state.num_skipped += 1
-            if bad and not scaler_overflow:
-                state.num_bad_in_a_row += 1
-                report.notes.append(f"step {state.step}: loss or gradient not finite on some rank, step skipped")
-        else:
+        if config.grad_clip > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, norm)
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(as_module(state.model), state.step)
+
+    def settle(self) -> None:
+        """Count what was found in the newest step; afterwards the state's counters are those of its ``step``."""
+        report, self._unsettled = self._unsettled, None
+        if report is None:
+            return
+        state, found = self.state, report.verdict.read()
+        report.settled, report.skipped, report.stop = True, found.skips, found.stop
+        state.num_skipped += found.skips
+        overflows = state.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is no error
+        if not found.skips:
             state.num_bad_in_a_row = 0
-            if config.grad_clip > 0:
-                nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, report.grad_norm)
-            state.scaler.step(state.optimizer)
-            if state.ema is not None:
-                state.ema.update(as_module(state.model), state.step)
-        if state.scaler.is_enabled():
-            # every rank shrinks or grows its scale alike: the gradients were averaged before anyone looked
-            state.scaler.update(state.scaler.get_scale() * 0.5 if scaler_overflow else None)
+        elif found.bad_loss or (found.bad_gradient and not overflows):
+            state.num_bad_in_a_row += 1
+            report.notes.append(f"step {report.step}: loss or gradient not finite on some rank, step skipped")
 
 
 def new_state(model: VAE, objective: Objective, config: SharedConfig, device: torch.device) -> TrainState:

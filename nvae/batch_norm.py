@@ -175,11 +175,7 @@ class BatchNorm(nn.Module):
         """
         frozen = getattr(_state, "frozen", False)
         if self.training and num_ranks() > 1:
-            moments = batch_moments(x)
-            if not frozen:
-                self.running_mean.lerp_(moments.mean, self.momentum)
-                self.running_var.lerp_(moments.unbiased_var(copies), self.momentum)
-            return cross_rank_batch_norm(x, self.weight, self.bias, moments, self.activation)
+            return self._over_ranks(x, copies, frozen)
         mean, var = self.running_mean, self.running_var
         corrects = self.training and copies > 1 and not frozen
         if frozen or corrects:  # not None: a checkpoint's recomputation must save as many tensors as its forward pass
@@ -192,9 +188,22 @@ class BatchNorm(nn.Module):
             self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var, alpha=ratio)
         return activate(y, self.activation)
 
+    def _over_ranks(self, x: Tensor, copies: int, frozen: bool) -> Tensor:
+        """In training between ranks."""
+        moments = batch_moments(x)
+        if not frozen:
+            self.running_mean.lerp_(moments.mean, self.momentum)
+            self.running_var.lerp_(moments.unbiased_var(copies), self.momentum)
+        return cross_rank_batch_norm(x, self.weight, self.bias, moments, self.activation)
+
     def extra_repr(self) -> str:
         """Channels and activation, for ``print(model)``."""
         return f"{self.weight.numel()}, activation={self.activation}"
+
+
+def keep_collectives_out_of_graphs() -> None:
+    """Make torch.compile leave what ranks exchange in a batch norm, in both passes, to eager code."""
+    BatchNorm._over_ranks = torch.compiler.disable(BatchNorm._over_ranks)  # type: ignore[method-assign]
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:

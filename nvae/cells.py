@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nvae.batch_norm import Activation, BatchNorm, activate, frozen_statistics
+from nvae.batch_norm import (
+    Activation,
+    BatchNorm,
+    activate,
+    frozen_statistics,
+    keep_collectives_out_of_graphs,
+    num_ranks,
+)
 from nvae.convolution import (
     DataInitConv2d,
     FactorizedReduce,
@@ -189,4 +196,27 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C_in, H, W]`` -> ``[B, C_out, H', W']``."""
-        return recomputed(self._run, x) if self.checkpointing and torch.is_grad_enabled() else self._run(x)
+        recomputes = self.checkpointing and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return recomputed(self._run, x) if recomputes else self._run(x)
+
+
+def compile_cells(cells: Iterable[Cell], backend: str = "inductor") -> None:
+    """Compile cells in place, each kind once: cells of the same operations and shapes share their code.
+
+    Shapes are static. The names of parameters stay as they are, and copies (averaged weights) are not compiled. Where
+    cells are checkpointed, the compiler recomputes instead: it keeps nothing but a cell's input.
+    """
+    import torch._dynamo  # a second, and not needed elsewhere
+    import torch._functorch.config
+
+    cells = list(cells)
+    # a kind in training, in evaluation and without gradients, each perhaps for two batch sizes
+    dynamo, limit = torch._dynamo.config, 6 * len(cells)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, limit)
+    if any(cell.checkpointing for cell in cells):
+        torch._functorch.config.activation_memory_budget = 0.0
+    if num_ranks() > 1:
+        keep_collectives_out_of_graphs()
+    for cell in cells:
+        cell.compile(dynamic=False, backend=backend)

@@ -78,7 +78,8 @@ class WeightNormConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C_in, H, W]``."""
-        weight = weights_in_use().get(self)
+        # compiled code serves all layers of a kind, and fuses the normalisation
+        weight = None if torch.compiler.is_compiling() else weights_in_use().get(self)
         weight = self.effective_weight() if weight is None else weight
         if self.groups == self.in_channels > 1 and self.bias is None:
             return depthwise(x, weight, self.stride[0])

@@ -20,7 +20,7 @@ from metrics.likelihoods import (
     num_mixture_parameters,
 )
 from nvae import towers
-from nvae.cells import recomputed
+from nvae.cells import Cell, compile_cells, recomputed
 from nvae.config import NVAEConfig
 from nvae.convolution import WeightNormConv2d
 from nvae.flows import FlowPair
@@ -89,10 +89,16 @@ class NVAE(nn.Module):
         self.decoder = towers.decoder_cells(config)
         self.postprocess = towers.postprocess_cells(config)
         self.output_conv = WeightNormConv2d(config.channels_dec, self._num_parameters(), 3)
+        self.is_compiled = False
         self.layout = LAYOUT
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             if conv.kernel_size != (1, 1) and conv.groups == 1:  # elsewhere the two layouts are the same memory
                 conv.to(memory_format=self.layout)
+
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Compile the cells in place (see :func:`nvae.cells.compile_cells`); for training, with one batch size."""
+        self.is_compiled = True
+        compile_cells([module for module in self.modules() if isinstance(module, Cell)], backend)
 
     def _scales(self) -> list[tuple[int, int]]:
         """(pixels per position, groups) of each scale, lowest resolution first."""

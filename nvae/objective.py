@@ -148,16 +148,17 @@ class NVAEObjective(nn.Module):
         """Shapes, without the batch, of the standard-normal tensors that a step wants: one per group, top first."""
         return self._model[0].group_shapes
 
-    def after_step(self, skipped: bool) -> None:
+    def after_step(self, skipped: bool | Tensor) -> None:
         """Nothing of this objective moves with the optimiser."""
 
     def _shares_weights(self) -> bool:
         """Whether the model convolves with the weights that were stacked for the penalty.
 
         Between ranks each layer computes its own instead: the stacks' gradients come last in the backward pass, and
-        nothing of their exchange would overlap with it. So does a model that sets its weights from the first batch.
+        nothing of their exchange would overlap with it. So does a model that sets its weights from the first batch,
+        and compiled cells, which fuse that work.
         """
-        return num_ranks() == 1 and not self._sets_weights_itself
+        return num_ranks() == 1 and not self._sets_weights_itself and not self._model[0].is_compiled
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` at an optimiser step.
@@ -179,8 +180,8 @@ class NVAEObjective(nn.Module):
             "elbo": elbo_terms.elbo.detach().mean(),
             "rate": elbo_terms.rate.detach().mean(),
             "distortion": elbo_terms.distortion.detach().mean(),
-            "kl_coefficient": total.new_tensor(coefficient),
-            "spectral_weight": total.new_tensor(weight),
+            "kl_coefficient": total.new_full((), coefficient),
+            "spectral_weight": total.new_full((), weight),
         }
         if weight > 0.0:
             spectral, batch_norm = self.spectral(matrices), batch_norm_penalty(self._model[0])

@@ -25,11 +25,39 @@ def test_batches_come_in_order_with_the_images_of_their_epoch() -> None:
     with Loader(dataset, batches, num_steps=7) as loader:
         got = list(loader)
     assert [batch.step for batch in got] == list(range(7))
-    for step, epoch, indices, images in got:
-        expected_epoch, expected = batches.indices(step)
-        assert epoch == expected_epoch == step // 3
-        np.testing.assert_array_equal(indices, expected)
-        assert torch.equal(images, dataset.images(expected, draw=epoch))
+    for batch in got:
+        expected_epoch, expected = batches.indices(batch.step)
+        assert batch.epoch == expected_epoch == batch.step // 3
+        np.testing.assert_array_equal(batch.indices, expected)
+        assert torch.equal(batch.images, dataset.images(expected, draw=batch.epoch))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_bits": 5}])
+def test_mirroring_is_left_to_the_device(options: dict[str, Any]) -> None:
+    dataset, batches = make_dataset(views=Views(hflip=True), **options), Batches(12, 6, seed=0)
+    with Loader(dataset, batches, num_steps=4) as loader:
+        got = list(loader)
+    for batch in got:
+        assert torch.equal(batch.stored, make_dataset(**options).images(batch.indices))
+        assert batch.mirrored is not None
+        assert torch.equal(batch.on(torch.device("cpu")), dataset.images(batch.indices, draw=batch.epoch))
+    assert 0 < sum(int(batch.mirrored.sum()) for batch in got if batch.mirrored is not None) < 24
+
+
+def test_a_data_set_that_mirrors_by_itself_is_left_alone() -> None:
+    class Plain:
+        """Images by index, and nothing more."""
+
+        def __len__(self) -> int:
+            return 12
+
+        def images(self, indices: Any, draw: int = 0) -> torch.Tensor:
+            return make_dataset(views=Views(hflip=True)).images(indices, draw)
+
+    with Loader(Plain(), Batches(12, 6), num_steps=2) as loader:  # type: ignore[arg-type]
+        for batch in loader:
+            assert batch.mirrored is None
+            assert torch.equal(batch.images, Plain().images(batch.indices, batch.epoch))
 
 
 def test_a_resumed_loader_gives_the_same_pixels() -> None:

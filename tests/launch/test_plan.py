@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import memory, plan
+from launch.cost import count_work
 from launch.memory import GIB, StepMemory
 from launch.plan import PlanConfig
 from launch.presets import NVAE_PRESETS
@@ -60,6 +61,28 @@ def test_without_a_measurement_it_says_how_to_make_one(tmp_path: Path) -> None:
         plan.throughput(other, config, 1.0)
     with pytest.raises(ValueError, match="give at least 1"):
         PlanConfig(gpus=0)
+
+
+def test_without_a_measurement_it_is_a_model_and_says_so(tmp_path: Path) -> None:
+    config = NVAE_PRESETS["tiny"].build()
+    said = "\n".join(plan.plan(PlanConfig(preset="tiny")))
+    assert "no measurement but a cost model" in said
+    work = count_work(config, plan.image_spec(config), config.run.batch_size)
+    rates = {"seconds_per_operation": 1e-6, "seconds_per_gflop": 2e-3, "seconds_per_gb": 3e-3}
+    row = {"benchmark": "scaling", "variant": "cost model", "date": "2026-11-21T10:00:00", **rates}
+    fitted = plan.throughput(lines_of(tmp_path / "growth.jsonl", {**row, "seconds_per_gflop": 9.0}, row), config, 1.0)
+    seconds = 1e-6 * work.operations + 2e-3 * work.gflop + 3e-3 * work.gb_touched
+    assert fitted.images_per_s == pytest.approx(config.run.batch_size / seconds)
+    assert "fitted on a card, 2026-11-21" in fitted.source
+
+
+def test_work_grows_with_the_batch_but_operations_do_not() -> None:
+    config = NVAE_PRESETS["tiny"].build()
+    one, two = (count_work(config, plan.image_spec(config), batch) for batch in (2, 4))
+    assert one.operations == two.operations > 500
+    assert two.gflop == pytest.approx(2 * one.gflop)
+    assert one.gb_touched < two.gb_touched < 2 * one.gb_touched  # weights are touched once
+    assert one.gflop / 2 == pytest.approx(plan.gflop_per_image(config, plan.image_spec(config)))
 
 
 def test_largest_batch_leaves_a_tenth_free() -> None:

@@ -24,12 +24,15 @@ CASES: dict[str, dict[str, Any]] = {
     "res_mbconv": {"num_flows": 1},
     "res_elu": {"cell_arch": "res_elu"},  # data-initialised: both must initialise alike
     "checkpointing": {"cell_arch": "res_bnswish", "checkpointing": True},
+    "compiled": {"cell_arch": "res_bnswish"},  # on two processes
 }
 
 
 def step(case: str, rank: int, world: int) -> dict[str, Any]:
     """Loss, gradients and buffers of one training step on this rank's share."""
     model = small(**CASES[case]).train()
+    if case == "compiled" and world > 1:
+        model.compile_parts("aot_eager")
     objective = NVAEObjective(ObjectiveConfig(), model, total_steps=20)
     rows = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
     x, eps = images(model, BATCH), noise(model, BATCH)

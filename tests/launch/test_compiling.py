@@ -1,0 +1,51 @@
+"""--compile: what it says where it cannot work, and where the compiler was stopped together with the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from launch import cli, compiling, trainer
+from nvae import NVAE
+from tests.launch import running
+
+
+def test_a_machine_without_a_compiler_is_told_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    result = running.call("train_nvae", *running.flags(data, tmp_path / "run", "--compile"))
+    running.assert_one_error(result, "--compile needs a C++ compiler", "apt install g++")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_compiler_that_fails(stopped: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to the process group ends the compiler with the run: that is a stop, and no fault of the compiler."""
+    monkeypatch.setattr(NVAE, "compile_parts", lambda self: None)
+    asked: list[cli.StopRequest] = []
+    real_init, real_step = cli.StopRequest.__init__, trainer.Trainer.train_step
+
+    def init(self: cli.StopRequest) -> None:
+        real_init(self)
+        asked.append(self)
+
+    def step(self: trainer.Trainer, images: torch.Tensor, *, stop: bool = False) -> trainer.StepReport:
+        if self.state.step < 4:
+            return real_step(self, images, stop=stop)
+        asked[0].asked = stopped
+        raise BackendCompilerFailed(lambda: None, RuntimeError("g++ was killed; very much so"), None)
+
+    monkeypatch.setattr(cli.StopRequest, "__init__", init)
+    monkeypatch.setattr(trainer.Trainer, "train_step", step)
+    run = tmp_path / "run"
+    result = running.call("train_nvae", *running.flags(data, run, "--compile"))
+    assert "Traceback" not in result.err
+    if stopped:
+        assert result.code == cli.EXIT_PREEMPTED
+        assert "stopped on request while compiling, the last checkpoint is of step 3" in result.err
+        assert (run / "preempted").read_text() == "3\n"
+    else:
+        running.assert_one_error(result, "torch.compile failed", "leave out --compile")
+    assert (run / "checkpoints" / "step-000000003.pt").exists()
