@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
 LikelihoodName = Literal["auto", "bernoulli", "normal", "mixture"]
-Initialisation = Literal["torch", "glorot", "he"]
+Initialisation = Literal["auto", "he", "glorot", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,9 @@ class FlatVAEConfig:
     """Logistics in likelihood mixture."""
     conv_channels: int = 32
     """Channels of the first layer of network conv."""
-    init: Initialisation = "he"
-    """he, glorot: uniform weights of He et al. (for ReLU) or of Glorot & Bengio, zero biases; torch: its own, smaller."""
+    init: Initialisation = "auto"
+    """he, glorot: uniform weights of He et al. (for ReLU) or of Glorot & Bengio, zero biases; torch: its own, smaller.
+    auto: he, but glorot for network mlp, whose decoder is of tanh."""
 
     def __post_init__(self) -> None:
         """Refuse what builds no model."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flat_vae import networks
-from flat_vae.config import FlatVAEConfig
+from flat_vae.config import FlatVAEConfig, Initialisation
 from metrics.elbo import Group, VAEOutput
 from metrics.likelihoods import (
     Bernoulli,
@@ -61,7 +61,8 @@ class FlatVAE(nn.Module):
         self.encoder, self.decoder = network.encoder, network.decoder
         self.mean = nn.Linear(network.num_features, config.latent_dim)
         self.log_variance = nn.Linear(network.num_features, config.latent_dim)
-        networks.initialise(self, config.init)
+        by_network: Initialisation = "glorot" if config.network == "mlp" else "he"
+        networks.initialise(self, by_network if config.init == "auto" else config.init)
         self.to(memory_format=torch.channels_last)  # of the kernels; activations follow: 12 % of a Frey step on a CPU
 
     def compile_parts(self, backend: str = "inductor") -> None:

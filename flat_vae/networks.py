@@ -171,6 +171,7 @@ def build(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
 
 def initialise(module: nn.Module, init: Initialisation) -> None:
     """Draw the weights of every layer anew, with zero biases; "torch" leaves them as torch drew them."""
+    assert init != "auto", "a model knows which its network needs"
     if init == "torch":
         return
     for layer in module.modules():

@@ -29,10 +29,10 @@ def _burgess(name: str, **objective: Any) -> FlatTrainConfig:
 
 
 def _mlp(name: str, **objective: Any) -> FlatTrainConfig:
-    """The epochs of the Grouped-VAE report are not stated; 30 are ours. Glorot's weights, for its decoder's tanh."""
+    """The epochs of the Grouped-VAE report are not stated; 30 are ours."""
     return replace(
         _burgess(name, **objective),
-        model=FlatVAEConfig(network="mlp", latent_dim=6, likelihood="bernoulli", init="glorot"),
+        model=FlatVAEConfig(network="mlp", latent_dim=6, likelihood="bernoulli"),
         optim=replace(PLAIN_ADAM, lr=1e-4),
     )
 

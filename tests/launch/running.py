@@ -107,9 +107,21 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"ended with {process.poll()}: {process.communicate()[1][-2000:]}")
+            for pid in (*children(process.pid), process.pid):  # torchrun's workers too: they hold the pipe
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"ended with {process.poll()}: {process.communicate(timeout=30)[1][-2000:]}")
         time.sleep(0.002)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that ``pid`` started and that are there."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -101,15 +100,6 @@ def test_bad_input_is_said_once(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.parametrize("whom", ["torchrun", "a worker"])
 def test_sigterm_to_torchrun_or_a_worker_saves_and_ends_all(whom: str, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -120,7 +110,7 @@ def test_sigterm_to_torchrun_or_a_worker_saves_and_ends_all(whom: str, data: Pat
     )
     try:
         running.wait_for((run / "checkpoints" / "step-000000003.pt").exists, process)
-        workers = _children(process.pid)
+        workers = running.children(process.pid)
         assert len(workers) == 2
         os.kill(process.pid if whom == "torchrun" else workers[1], signal.SIGTERM)
         _, words = process.communicate(timeout=90)
@@ -149,7 +139,7 @@ def test_a_killed_worker_brings_all_back_from_the_checkpoint(data: Path, tmp_pat
     )
     try:
         running.wait_for((run / "checkpoints" / "step-000000003.pt").exists, process)
-        os.kill(_children(process.pid)[1], signal.SIGKILL)
+        os.kill(running.children(process.pid)[1], signal.SIGKILL)
         _, words = process.communicate(timeout=200)
     finally:
         process.kill()
