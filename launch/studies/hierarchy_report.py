@@ -18,7 +18,7 @@ ORDER = ("flat-vae", "nvae-groups", "nvae-scales", "flat-")  # the first is the 
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
 
 OPENING = (
-    "Written by `python launch/studies/hierarchy.py` (`make study`) from the scores stored beside it; "
+    "Written by `python launch/studies/hierarchy.py` (`make study`) from the scores in `docs/studies/family`; "
     "`python launch/studies/hierarchy.py --report-only` writes it and its figures again. NVAEs of four latent groups on 1, 2 "
     "and 3 scales stand against flat VAEs (plain, beta 4, beta-TCVAE with beta 4) that were trained for about the same "
     "CPU time, not on the same number of images. Codes of equal dimension are made of both by the same reductions "

@@ -22,9 +22,9 @@ PUBLISHED = "celeba64"  # the recipe
 PUBLISHED_BITS = 2.03  # Vahdat & Kautz 2020, table 1, CelebA 64
 OPENING = (
     "Written by `python launch/studies/scaling.py` (`make scaling-study`) from the scores stored in `docs/studies/family`; "
-    "with `--report-only` it writes the report and its figures again. **A small family for two CPU cores**: "
-    "models of about a hundredth to a thousandth of the published sizes, trained for minutes. The same command with larger "
-    "`--widths` and more steps covers more on GPUs."
+    "with `--report-only` it writes the report and its figures again. **With its defaults a small family for two CPU cores**: "
+    "NVAEs of less than a three-hundredth of the published CelebA 64 recipe's parameters, trained for minutes. The same "
+    "command with larger `--widths` and more steps covers more on GPUs."
 )
 PROTOCOL = (
     "NVAEs of one scale (16x16 latents) share 8 encoder cells, 7 decoder cells (6 with four groups) and 16 latent channels "
