@@ -19,6 +19,7 @@ import torch
 
 from benchmarks import curves, flat, harness, pipeline, scaling, steps
 from benchmarks.harness import Row
+from launch import host_memory
 from launch.presets import NVAE_PRESETS
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, torch.device], list[Row]], str]] = {
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--batch-size", type=int, default=64 if name in ("flat-step", "data") else 8)
         command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
         command.add_argument("--out", type=Path, help="file to append JSON lines to")
+        command.add_argument("--default-allocator", action="store_true", help="let glibc give freed memory back")
         if name in ("nvae-step", "sample", "evaluate"):
             command.add_argument("--preset", choices=sorted(NVAE_PRESETS), help="a recipe; default a 7.65 M shape")
         if name in ("nvae-step", "flat-step", "scaling", "curve"):
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = _parser().parse_args()
+    if not options.default_allocator:
+        host_memory.keep_freed()  # as every script does
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device = torch.device("cuda" if cuda else "cpu")

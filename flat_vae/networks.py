@@ -2,7 +2,7 @@
 
 A network is a pair of plain stacks of layers. The encoder ends in features [B, F], from which the model makes mean and
 log-variance; the decoder starts from latents [B, D] and ends in the likelihood's parameters [B, P, H, W]. ReLU after
-every layer but the last.
+every layer but the last, in place: no layer's backward pass reads its own output.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flat_vae.config import FlatVAEConfig, Initialisation
+from flat_vae.upsampling import upsampling
 from metrics.likelihoods import ImageSpec
 
 SMALLEST_SIDE = 4  # the conv net halves the image until its shorter side is about this
@@ -36,18 +37,18 @@ def _burgess(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Net
     downs: list[nn.Module] = []
     ups: list[nn.Module] = []
     for before, after in pairwise(widths):
-        downs += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        downs += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     for _ in range(3):
-        ups += [nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU()]
-    ups.append(nn.ConvTranspose2d(32, num_parameters, 4, stride=2, padding=1))
-    dense_in = [nn.Flatten(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
+        ups += [upsampling(32, 32), nn.ReLU(inplace=True)]
+    ups.append(upsampling(32, num_parameters))
+    dense_in = [nn.Flatten(), nn.Linear(512, 256), nn.ReLU(inplace=True), nn.Linear(256, 256), nn.ReLU(inplace=True)]
     dense_out = [
         nn.Linear(config.latent_dim, 256),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(256, 256),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(256, 512),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     ]
     return Network(nn.Sequential(*downs, *dense_in), 256, nn.Sequential(*dense_out, nn.Unflatten(1, (32, 4, 4)), *ups))
 
@@ -55,7 +56,9 @@ def _burgess(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Net
 def _mlp(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network:
     """The Grouped-VAE report's, for any size: encoder 2 x 1200 ReLU, decoder 3 x 1200 tanh (as Higgins et al. 2017)."""
     num_inputs, num_outputs = (channels * spec.height * spec.width for channels in (spec.channels, num_parameters))
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(num_inputs, 1200), nn.ReLU(), nn.Linear(1200, 1200), nn.ReLU())
+    encoder = nn.Sequential(
+        nn.Flatten(), nn.Linear(num_inputs, 1200), nn.ReLU(inplace=True), nn.Linear(1200, 1200), nn.ReLU(inplace=True)
+    )
     hidden: list[nn.Module] = []
     for width in (config.latent_dim, 1200, 1200):
         hidden += [nn.Linear(width, 1200), nn.Tanh()]
@@ -68,15 +71,15 @@ def _frey(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
     bottom = (64, spec.height // 2, spec.width // 2)
     flat = math.prod(bottom)
     encoder = nn.Sequential(
-        *(nn.Conv2d(spec.channels, 32, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()),
-        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(flat, 32), nn.ReLU()),
+        *(nn.Conv2d(spec.channels, 32, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(flat, 32), nn.ReLU(inplace=True)),
     )
     decoder = nn.Sequential(
-        *(nn.Linear(config.latent_dim, flat), nn.ReLU(), nn.Unflatten(1, bottom)),
-        *(nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1), nn.ReLU()),
+        *(nn.Linear(config.latent_dim, flat), nn.ReLU(inplace=True), nn.Unflatten(1, bottom)),
+        *(nn.ConvTranspose2d(64, 32, 3, stride=2, padding=1, output_padding=1), nn.ReLU(inplace=True)),
         nn.Conv2d(32, num_parameters, 3, padding=1),
     )
     return Network(encoder, 32, decoder)
@@ -120,15 +123,21 @@ def _conv(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
     downs: list[nn.Module] = []
     ups: list[nn.Module] = []
     for before, after in pairwise(widths):
-        downs += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        downs += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
     for before, after in zip(widths[:0:-1], [*widths[-2:0:-1], num_parameters], strict=True):
-        ups += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        ups += [upsampling(before, after), nn.ReLU(inplace=True)]
     bottom = (widths[-1], rows, columns)
     flat = math.prod(bottom)
     encoder = nn.Sequential(
-        _Pad(rows * 2**depth, columns * 2**depth), *downs, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU()
+        _Pad(rows * 2**depth, columns * 2**depth), *downs, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU(inplace=True)
     )
-    dense = [nn.Linear(config.latent_dim, 256), nn.ReLU(), nn.Linear(256, flat), nn.ReLU(), nn.Unflatten(1, bottom)]
+    dense = [
+        nn.Linear(config.latent_dim, 256),
+        nn.ReLU(inplace=True),
+        nn.Linear(256, flat),
+        nn.ReLU(inplace=True),
+        nn.Unflatten(1, bottom),
+    ]
     return Network(encoder, 256, nn.Sequential(*dense, *ups[:-1], _Crop(spec.height, spec.width)))
 
 

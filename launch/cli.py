@@ -17,7 +17,7 @@ import torch
 
 import datasets
 import metrics
-from launch import distributed
+from launch import distributed, host_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,6 +134,7 @@ def main(body: Callable[[list[str]], int | None]) -> None:
     threading.excepthook = _note_end_of_thread
     try:
         refuse_foreign_packages()
+        host_memory.keep_freed()
         code = body(arguments) or 0
     except Preempted as stop:
         _report(stop, speaks=os.environ.get("RANK", "0") == "0")

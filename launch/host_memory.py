@@ -1,0 +1,24 @@
+"""What glibc does with freed memory: by default it gives large blocks back, and the next tensor faults every page in anew."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST = 2**31 - 1
+
+
+def keep_freed() -> None:
+    """Keep freed memory for the next tensor; a training step on a CPU takes a quarter less time (docs/benchmarks).
+
+    The process holds what it needed at most until it ends. Where the user tunes glibc by its variables, or there is
+    another C library, nothing changes.
+    """
+    tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if tuned or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+        libc.mallopt(option, _LARGEST)
