@@ -19,11 +19,11 @@ import datasets
 from launch import checkpoint, cli, distributed, train
 from launch.distributed import Ranks
 from launch.families import FlatTrainConfig
+from launch.loop import Run
 from launch.monitor import Monitor
 from launch.replica_trainer import Orders, ReplicaTrainer
 from launch.resuming import resume
 from launch.runs import RunFolder, write_config
-from launch.train import Run
 from launch.trainer import StepReport, Trainer
 
 

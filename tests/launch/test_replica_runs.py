@@ -16,7 +16,7 @@ from torch import Tensor
 
 import datasets
 from flat_vae import FlatVAEConfig, ObjectiveConfig
-from launch import checkpoint, cli, distributed, replica_trainer, replicas, train, trainer
+from launch import checkpoint, cli, distributed, loop, replica_trainer, replicas, train, trainer
 from launch.config import RunConfig
 from launch.distributed import Ranks
 from launch.families import PLAIN_ADAM, FlatTrainConfig
@@ -328,14 +328,14 @@ def test_sigterm_saves_every_replica(
 def test_sigterm_in_one_replica_s_evaluation_saves_every_replica(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / "out", train.Run.evaluate
+    out, real = tmp_path / "out", loop.Run.evaluate
 
-    def stop(self: train.Run, *, final: bool = False) -> dict[str, Any]:
+    def stop(self: loop.Run, *, final: bool = False) -> dict[str, Any]:
         if self.config.run.seed == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, final=final)
 
-    monkeypatch.setattr(train.Run, "evaluate", stop)
+    monkeypatch.setattr(loop.Run, "evaluate", stop)
     assert call(data, out, "--replicas", "3").code == cli.EXIT_PREEMPTED
     assert [(path / "preempted").read_text() for path in out.iterdir()] == ["4\n"] * 3
 
