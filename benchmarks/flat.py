@@ -22,6 +22,7 @@ from benchmarks.harness import Case, Row
 from benchmarks.steps import trainer_of, with_rates
 from datasets.arrays import ArrayDataset
 from datasets.dsprites import FACTOR_SIZES, render
+from launch import feeding
 from launch.config import RunConfig
 from launch.families import FlatTrainConfig
 from launch.flat_presets import FLAT_PRESETS
@@ -86,6 +87,7 @@ class Ours:
             name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
         )
         self.trainer: Trainer = trainer_of(config, _spec(), device, len(images))
+        self.run = run
         self.order = datasets.Batches(len(images), batch_size, seed)
         self.images = images[:batch_size]
         self.losses: list[float] = []
@@ -102,9 +104,11 @@ class Ours:
     def epoch(self) -> None:
         """Train one epoch."""
         losses = []
-        with datasets.Loader(self.data, self.order, self.trainer.state.step, STEPS_PER_ROUND) as loader:
-            for batch in loader:
-                losses.append(self.trainer.train_step(batch.images).terms["loss"])
+        device = self.trainer.ranks.device
+        start = self.trainer.state.step
+        with feeding.loader(self.run, self.data, self.order, start, STEPS_PER_ROUND, device) as batches:
+            for batch in batches:
+                losses.append(self.trainer.train_step(batch.on(device)).terms["loss"])
         self.losses.append(float(torch.stack(losses).mean()))
 
 
@@ -114,7 +118,7 @@ class Together:
     def __init__(self, ours: Sequence[Ours]) -> None:
         self.trainer = ReplicaTrainer([each.trainer for each in ours])
         self.order = Orders([each.order for each in ours])
-        self.data = ours[0].data
+        self.data, self.run, self.device = ours[0].data, ours[0].run, ours[0].trainer.ranks.device
         self.images = torch.cat([each.images for each in ours])
 
     def step(self) -> object:
@@ -123,9 +127,10 @@ class Together:
 
     def epoch(self) -> None:
         """Train one epoch of each."""
-        with datasets.Loader(self.data, self.order, self.trainer.states[0].step, STEPS_PER_ROUND) as loader:
-            for batch in loader:
-                self.trainer.train_step(batch.images)
+        start = self.trainer.states[0].step
+        with feeding.loader(self.run, self.data, self.order, start, STEPS_PER_ROUND, self.device) as batches:
+            for batch in batches:
+                self.trainer.train_step(batch.on(self.device))
 
 
 def _spec() -> datasets.ImageSpec:

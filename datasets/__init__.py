@@ -1,6 +1,6 @@
 """Data sets: uint8 images by index from decoded caches, and batches of indices that resume anywhere."""
 
-from datasets import dsprites
+from datasets import dsprites, resident
 from datasets.arrays import SPLITS, Dataset
 from datasets.batches import Batches, shard, spread
 from datasets.loader import Batch, Loader
@@ -21,6 +21,7 @@ __all__ = [
     "open_dataset",
     "option_names",
     "prepare",
+    "resident",
     "shard",
     "spread",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,23 @@ class Dataset(Protocol):
 
     def factors(self, indices: Indices) -> Tensor:
         """Return int64 `[B, K]`, the classes of each factor; ValueError where the data has no factors."""
+
+
+class Storage(NamedTuple):
+    """Rows of an array of which each is an image."""
+
+    array: UInt8  # [M, C, H, W], or [M, C * H * W / 8] bit-packed, most significant bit first
+    rows: Int64  # [N] that are the split's images
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a byte holds eight pixels."""
+        return self.array.ndim == 2
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the split takes."""
+        return len(self.rows) * self.array[:1].nbytes
 
 
 def as_indices(indices: Indices, length: int) -> Int64:
@@ -119,6 +136,11 @@ class ArrayDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def storage(self) -> Storage | None:
+        """The images at 8 bits, before they are mirrored; None where pixels are drawn."""
+        return None if self.views.binarise else Storage(self.array, self.rows)
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
         """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is."""

@@ -13,7 +13,6 @@ import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datasets import download as downloads
-from datasets.arrays import SPLITS, Indices, as_indices, check_split
+from datasets.arrays import SPLITS, Indices, Storage, as_indices, check_split
 from datasets.cache import Begin, cache_folder, open_cached, progress
 from datasets.spec import DataError, ImageSpec
 from datasets.views import Int64, UInt8, UInt64, hash64, hash_split
@@ -221,13 +220,10 @@ class DSprites:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @cached_property
-    def packed(self) -> UInt8:
-        """All images of the split bit-packed, uint8 [N, 512], most significant bit leftmost: to keep on a device.
-
-        For split "all" the memory map itself, otherwise a copy in RAM.
-        """
-        return self.grid if len(self.rows) == len(self.grid) else self.grid[self.rows]
+    @property
+    def storage(self) -> Storage:
+        """All images bit-packed, to keep on a device."""
+        return Storage(self.grid, self.rows)
 
     def images(self, indices: Indices, draw: int = 0) -> Tensor:
         """Return uint8 {0, 1} `[B, 1, 64, 64]`; `draw` is ignored, nothing is random."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.arrays import Dataset, Indices
+from datasets.resident import Resident
 from datasets.views import Int64
 
 
@@ -43,12 +44,14 @@ class Batch(NamedTuple):
     step: int
     epoch: int
     indices: Int64  # [B]
-    stored: Tensor  # uint8 [B, C, H, W]
+    stored: Tensor  # uint8 [B, C, H, W]; of resident images their indices, int64 [B]
     mirrored: Tensor | None = None  # bool [B]
+    resident: Resident | None = None
 
     def on(self, device: torch.device | str) -> Tensor:
-        """The images on `device`, mirrored there: uint8 [B, C, H, W]."""
-        images = self.stored.to(device, non_blocking=True)
+        """The images on `device`, gathered and mirrored there: uint8 [B, C, H, W]."""
+        stored = self.stored if self.resident is None else self.resident.images(self.stored)
+        images = stored.to(device, non_blocking=True)
         if self.mirrored is None:
             return images
         chosen = self.mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1)
@@ -63,8 +66,9 @@ class Batch(NamedTuple):
 class Loader:
     """Iterate over `Batch`es from `start_step` on, read ahead by a background thread.
 
-    The epoch is the `draw` of random views. `num_steps` None never ends. An exception in the thread is raised by the
-    next `next()`. Use as a context manager, or call `close()`; iterate once.
+    The epoch is the `draw` of random views. `num_steps` None never ends. `resident` are the data set's images on a
+    device: of a batch only the indices are then made here. An exception in the thread is raised by the next `next()`.
+    Use as a context manager, or call `close()`; iterate once.
     """
 
     def __init__(
@@ -76,10 +80,11 @@ class Loader:
         *,
         prefetch: int = 2,
         pin_memory: bool = False,
+        resident: Resident | None = None,
     ) -> None:
         if len(dataset) != batches.num_images:
             raise ValueError(f"batches of {batches.num_images} images do not fit a data set of {len(dataset)}")
-        self._dataset, self._batches, self._pin = dataset, batches, pin_memory
+        self._dataset, self._batches, self._pin, self._resident = dataset, batches, pin_memory, resident
         self._start, self._stop = start_step, None if num_steps is None else start_step + num_steps
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=max(1, prefetch))
         self._closed = threading.Event()
@@ -89,14 +94,16 @@ class Loader:
     def _read(self, step: int) -> Batch:
         epoch, indices = self._batches.indices(step)
         dataset = self._dataset
-        mirrored: Tensor | None = None
-        if isinstance(dataset, Mirroring) and (mirrored := dataset.mirrored(indices, epoch)) is not None:
-            images = dataset.images(indices, draw=epoch, mirror=False)
+        mirrored = dataset.mirrored(indices, epoch) if isinstance(dataset, Mirroring) else None
+        if self._resident is not None:
+            stored = torch.from_numpy(indices)
+        elif isinstance(dataset, Mirroring) and mirrored is not None:
+            stored = dataset.images(indices, draw=epoch, mirror=False)
         else:
-            images = dataset.images(indices, draw=epoch)
+            stored = dataset.images(indices, draw=epoch)
         if self._pin:
-            images, mirrored = images.pin_memory(), None if mirrored is None else mirrored.pin_memory()
-        return Batch(step, epoch, indices, images, mirrored)
+            stored, mirrored = stored.pin_memory(), None if mirrored is None else mirrored.pin_memory()
+        return Batch(step, epoch, indices, stored, mirrored, self._resident)
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._closed.is_set():

@@ -141,6 +141,8 @@ class RunConfig:
     """Of convolutions: auto is bf16 on GPUs that have it and fp32 on CPUs. Likelihoods and statistics are always fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
+    data_on_device: Literal["auto", "yes", "no"] = "auto"
+    """Keep the training images on the device and gather batches there; auto does on a GPU where they take a tenth of it."""
     compile: bool = False
     """torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
     checkpoint_every: int | None = None

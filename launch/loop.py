@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 import datasets
-from launch import checkpoint, cli, compiling, encoding, evaluation, figures, memory, noise
+from launch import checkpoint, cli, compiling, encoding, evaluation, feeding, figures, memory, noise
 from launch.config import SharedConfig, to_json
 from launch.distributed import Ranks
 from launch.families import family_of
@@ -206,9 +206,9 @@ class Run:
             return
         since, last_logged = time.monotonic(), step
         unread: deque[tuple[datasets.Batch, StepReport]] = deque()
-        pin = self.ranks.device.type == "cuda"
-        with datasets.Loader(self.train_data, self.order, step, end - step, pin_memory=pin) as loader:
-            for batch in loader:
+        run, device = self.config.run, self.ranks.device
+        with feeding.loader(run, self.train_data, self.order, step, end - step, device) as batches:
+            for batch in batches:
                 report = self._step(batch)
                 unread.append((batch, report))
                 step = self.state.step

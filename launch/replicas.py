@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import datasets
-from launch import checkpoint, cli, distributed, train
+from launch import checkpoint, cli, distributed, feeding, train
 from launch.distributed import Ranks
 from launch.families import FlatTrainConfig
 from launch.loop import Run
@@ -143,10 +143,10 @@ class Replicas:
         since, last_logged = time.monotonic(), start
         if start >= end:
             return
-        order, pin = Orders([each.order for each in runs]), first.ranks.device.type == "cuda"
-        with datasets.Loader(first.train_data, order, start, end - start, pin_memory=pin) as loader:
-            for batch in loader:
-                reports = self.trainer.train_step(batch.images)
+        order, device = Orders([each.order for each in runs]), first.ranks.device
+        with feeding.loader(run, first.train_data, order, start, end - start, device) as batches:
+            for batch in batches:
+                reports = self.trainer.train_step(batch.on(device))
                 step = first.state.step
                 self._note(batch, reports)
                 if step % log.log_every == 0 or step == end:

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "run.resume",
     "run.stop_at_step",
     "run.device",
+    "run.data_on_device",
     "run.compile",
     "run.batch_size",  # with accumulation and the number of processes: only their product matters
     "optim.accumulation",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import datasets
-from launch import cli, compiling, distributed, evaluation, memory
+from launch import cli, compiling, distributed, evaluation, feeding, memory
 from launch.config import SharedConfig, differences
 from launch.distributed import Ranks
 from launch.families import family_of
@@ -40,8 +40,10 @@ def announce(
     print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
         print(f"  {name} = {value}  (preset: {default})")
+    where = ", kept on the device" if feeding.keeps_on_device(run, data, ranks.device) else ""
     print(
         f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
+        f"{where}"
     )
     print(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
@@ -129,12 +131,13 @@ def open_data(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, dat
     """Training and held-out images; rank 0 builds the cache, the others find it.
 
     Raises:
-        ValueError: they lack the factors that the configuration wants to score.
+        ValueError: they lack the factors that the configuration wants to score, or no device can keep them.
     """
     with ranks.main_first():
         train_data, valid_data = config.data.open("train"), config.data.open("valid")
     if config.log.score_every and not valid_data.factor_names:
         raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
+    feeding.keeps_on_device(config.run, train_data, ranks.device)
     return train_data, valid_data
 
 

@@ -12,7 +12,7 @@ import torch
 
 import datasets
 from flat_vae import FlatVAE
-from launch import evaluation, latent_figures
+from launch import evaluation, feeding, latent_figures
 from launch.config import DataConfig, SharedConfig
 from launch.distributed import Ranks
 from launch.flat_presets import FLAT_PRESETS
@@ -76,9 +76,9 @@ def work(job: Job) -> None:
     total = job.points * every
     trainer = trainer_for(config, data, ranks, total)
     points = []
-    with datasets.Loader(data, order, 0, total, pin_memory=ranks.device.type == "cuda") as loader:
-        for batch in loader:
-            trainer.train_step(batch.images)
+    with feeding.loader(config.run, data, order, 0, total, ranks.device) as batches:
+        for batch in batches:
+            trainer.train_step(batch.on(ranks.device))
             if trainer.state.step % every == 0:
                 model = trainer.state.averaged
                 assert isinstance(model, FlatVAE)

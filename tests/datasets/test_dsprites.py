@@ -84,8 +84,8 @@ def test_genuine_images(shared: Path) -> None:
 def test_the_whole_grid_has_the_known_checksums(dsprites_root: Path) -> None:
     data = datasets.open_dataset("dsprites", dsprites_root, "all", verify=True)
     assert isinstance(data, DSprites)
-    assert data.packed.shape == (NUM_IMAGES, 512)
-    packed = hashlib.sha256(data.packed.data).hexdigest()
+    assert data.grid.shape == (NUM_IMAGES, 512)
+    packed = hashlib.sha256(data.grid.data).hexdigest()
     assert packed == "3a228f4037ef3d42a42588e0e01f1078aa2df13cfa17584e88c95ed9fb5672da"
     unpacked, white = hashlib.sha256(), 0
     for start in range(0, NUM_IMAGES, 16_384):
@@ -118,7 +118,7 @@ def test_images_and_factors_belong_together(dsprites_root: Path) -> None:
     assert images.dtype == torch.uint8
     assert factors.dtype == torch.int64
     np.testing.assert_array_equal(images[:, 0], render(factors))
-    np.testing.assert_array_equal(np.unpackbits(data.packed[some], axis=1), images.flatten(1))
+    np.testing.assert_array_equal(np.unpackbits(data.grid[data.rows[some]], axis=1), images.flatten(1))
     np.testing.assert_array_equal(index_of(factors), data.rows[some])
     assert data.factor_names == ("shape", "scale", "orientation", "posX", "posY")
     assert data.spec.num_bits == 1
