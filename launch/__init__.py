@@ -1,4 +1,13 @@
-"""Everything that runs: the trainer and what it needs, and the scripts that people type.
+"""Everything that runs: the scripts that people type, and what they are made of.
 
-Imports all other packages and is imported by none of them.
+Imports all other packages and is imported by none of them. Where a change belongs:
+
+* **scripts** - train_nvae, train_flat_vae, sweep, evaluate, sample, traverse, score, compare, compress, prepare_data, plan,
+  quickstart, import_official; `cli` has their errors and exit codes, `config` and `families` their flags, `presets` and
+  `flat_presets` their recipes;
+* **training** - train (what starts and ends a run), loop, trainer (one step), optim, guard (bad steps), ema, compiling, feeding,
+  distributed, checkpoint, resuming, runs (the folder), monitor (records); replicas and replica_trainer for several at once;
+* **measuring** - evaluation, baseline, encoding, scoring, hierarchy, score_tables; memory and cost for `plan`;
+* **pictures** - figures, latent_figures;
+* `report/`, what `compare` writes, and `studies/`, experiments of many runs.
 """

@@ -21,11 +21,14 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from torch.utils.tensorboard import SummaryWriter
 
-from launch import checkpoint, cli, distributed, figures, report_figures, report_pictures, report_text, score
+from launch import checkpoint, cli, distributed, figures, score
 from launch.config import parse
 from launch.distributed import Ranks
 from launch.monitor import plain
-from launch.report_data import (
+from launch.report import figures as report_figures
+from launch.report import pictures as report_pictures
+from launch.report import text as report_text
+from launch.report.data import (
     HEADLINE_KIND,
     Comparable,
     Configuration,
@@ -34,8 +37,8 @@ from launch.report_data import (
     read_runs,
     why_apart,
 )
-from launch.report_page import Block, Bullets, Figure, Heading, Text, to_html, to_markdown
-from launch.report_tables import (
+from launch.report.page import Block, Bullets, Figure, Heading, Text, to_html, to_markdown
+from launch.report.tables import (
     difference_table,
     dims_of,
     headline_dim,
@@ -45,7 +48,7 @@ from launch.report_tables import (
     score_table,
     training_table,
 )
-from launch.report_text import verdict
+from launch.report.text import verdict
 
 MOST_HEAT_MAPS = 4  # configurations with figures of their own
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch import checkpoint, compare, report_text
-from launch.report_data import Comparable, Configuration, comparable_sets, read_runs
-from launch.report_tables import headline_dim
+from launch.report.data import Comparable, Configuration, comparable_sets, read_runs
+from launch.report.tables import headline_dim
 from launch.studies.family import DataName
 from launch.studies.tables import markdown
 

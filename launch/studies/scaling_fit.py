@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import stats
 
-from launch.report_data import CONFIDENCE
+from launch.report.data import CONFIDENCE
 from launch.studies.scaling_points import Measured
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch import memory, plan
 from launch.config import SharedConfig
-from launch.report_data import ScoredRun, read_run
+from launch.report.data import ScoredRun, read_run
 
 WARM_UP = 0.3  # of a run: before that the KL has not its full weight, and running statistics lag
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch import report_text, score
-from launch.report_data import Difference, comparable_sets, over_images, over_seeds, read_runs
-from launch.report_figures import draw
-from launch.report_page import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
+from launch import score
+from launch.report import text as report_text
+from launch.report.data import Difference, comparable_sets, over_images, over_seeds, read_runs
+from launch.report.figures import draw
+from launch.report.page import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 

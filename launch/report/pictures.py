@@ -18,7 +18,7 @@ from launch.evaluation import to_float
 from launch.figures import Picture
 from launch.hierarchy import hierarchy_of
 from launch.model import VAE
-from launch.report_data import ScoredRun
+from launch.report.data import ScoredRun
 from nvae import NVAE, latents
 
 SHOWN = 8  # images of a row

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from launch.figures import Picture, render
-from launch.report_data import HEADLINE_KIND, Comparable, Configuration, Float64, ScoredRun
+from launch.report.data import HEADLINE_KIND, Comparable, Configuration, Float64, ScoredRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.report_data import HEADLINE_KIND, Comparable, Configuration, Difference, ScoredRun, over_images, over_seeds
-from launch.report_figures import factor_names, mean_kl, mean_share, unit_names
+from launch.report.data import HEADLINE_KIND, Comparable, Configuration, Difference, ScoredRun, over_images, over_seeds
+from launch.report.figures import factor_names, mean_kl, mean_share, unit_names
 
 MOST_SENTENCES = 8
 CLEAR_SHARE = 0.05  # of a factor's entropy: what a sentence about a group names

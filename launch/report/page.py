@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import TypeAlias
 
-from launch.report_figures import Drawing
+from launch.report.figures import Drawing
 
 WORDS = ' class="words"'
 MOST_ROWS = 20  # of a table before the rest is folded away

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launch import report_text
-from launch.report_data import HEADLINE_KIND, Comparable, ScoredRun
-from launch.report_page import Table
-from launch.report_text import interval, number, spread, verdict
+from launch.report import text as report_text
+from launch.report.data import HEADLINE_KIND, Comparable, ScoredRun
+from launch.report.page import Table
+from launch.report.text import interval, number, spread, verdict
 
 DIM = 10  # of the headline score
 LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
