@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import checkpoint, compare, report_text
+from launch import checkpoint, compare
+from launch.report import text as report_text
 from launch.report.data import Comparable, Configuration, comparable_sets, read_runs
 from launch.report.tables import headline_dim
 from launch.studies.family import DataName
