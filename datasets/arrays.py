@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -104,6 +104,12 @@ class Factors:
         return self.load()
 
 
+@lru_cache(maxsize=4)
+def _mirrored(views: Views, draw: int, num_images: int) -> npt.NDArray[np.bool_] | None:
+    """Which images a view mirrors, [N]: the hash costs as much for all as for a few batches."""
+    return views.mirrored(np.arange(num_images), draw)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArrayDataset:
     """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM), of which a split has some rows."""
@@ -144,8 +150,8 @@ class ArrayDataset:
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
         """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is."""
-        flags = self.views.mirrored(as_indices(indices, len(self)), draw)
-        return None if flags is None else torch.from_numpy(flags)
+        flags = _mirrored(self.views, draw, len(self))
+        return None if flags is None else torch.from_numpy(flags[as_indices(indices, len(self))])
 
     def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
         """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch import checkpoint
 from launch.runs import RunFolder
 from launch.studies import jobs
 from launch.studies.scripts import LAUNCH, Devices, ScriptRun, fault
 
+DIGITS = 7  # more than any report shows
 PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
 
 
@@ -76,8 +78,17 @@ def store(runs: Sequence[ScriptRun], folder: Path) -> None:
         target.write_json("config.json", record)
         for name in ("scores.json", "summary.json"):
             content = json.loads((run.folder / name).read_text(encoding="utf-8"))
-            checkpoint.write_text(target.path / name, json.dumps(content, separators=(",", ":")) + "\n")
+            checkpoint.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
         checkpoint.write_text(target.path / "metrics.jsonl", "".join(_held_out(run.folder)))
+
+
+def _shortened(content: Any) -> Any:
+    """Numbers to ``DIGITS`` significant digits, which halves the files."""
+    if isinstance(content, dict):
+        return {name: _shortened(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_shortened(value) for value in content]
+    return float(f"{content:.{DIGITS}g}") if isinstance(content, float) else content
 
 
 def _held_out(folder: Path) -> list[str]:
