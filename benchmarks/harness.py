@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from launch import host_memory
+
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
 Row = dict[str, Any]
@@ -52,6 +54,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         gc.collect()
+        host_memory.give_back()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:

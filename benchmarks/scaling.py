@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,18 +27,20 @@ BASE = NVAEConfig(
     groups_per_scale=(2, 1, 1), channels_enc=16, channels_dec=16, cells_per_group_enc=1, cells_per_group_dec=1
 )
 
+BATCH = 4
+
 
 def variations() -> Iterator[tuple[str, NVAEConfig, int, int]]:
     """(what, model, side of the image, batch)."""
-    yield "base", BASE, 64, 4
+    yield "base", BASE, 64, BATCH
     for groups in ((4, 2, 2), (8, 4, 4)):
-        yield f"groups {sum(groups)}", replace(BASE, groups_per_scale=groups), 64, 4
-    yield "scales 2", replace(BASE, num_scales=2, groups_per_scale=(2, 1)), 64, 4
-    yield "scales 4", replace(BASE, num_scales=4, groups_per_scale=(2, 1, 1, 1)), 64, 4
+        yield f"groups {sum(groups)}", replace(BASE, groups_per_scale=groups), 64, BATCH
+    yield "scales 2", replace(BASE, num_scales=2, groups_per_scale=(2, 1)), 64, BATCH
+    yield "scales 4", replace(BASE, num_scales=4, groups_per_scale=(2, 1, 1, 1)), 64, BATCH
     for channels in (32, 64):
-        yield f"channels {channels}", replace(BASE, channels_enc=channels, channels_dec=channels), 64, 4
+        yield f"channels {channels}", replace(BASE, channels_enc=channels, channels_dec=channels), 64, BATCH
     for side in (32, 128):
-        yield f"side {side}", BASE, side, 4
+        yield f"side {side}", BASE, side, BATCH
     for batch in (1, 16):
         yield f"batch {batch}", BASE, 64, batch
 
@@ -46,7 +52,7 @@ def scaling(options: argparse.Namespace, device: torch.device) -> list[Row]:
         spec = ImageSpec(channels=3, height=side, width=side, num_bits=8)
         case = _case(name, nvae_config(model, batch, options.precision[0]), spec, device)
         rows.append(harness.timing_row("scaling", case, harness.interleave([case], options.rounds, device)[name]))
-    return [*rows, fit(rows)]
+    return [*rows, *processes(options, device), fit(rows)]
 
 
 def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.device) -> Case:
@@ -65,6 +71,23 @@ def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.dev
         "saved_mib_per_image": needs.activation_bytes_per_image / harness.MIB,
     }
     return Case(name, step, len(images), counts)
+
+
+def processes(options: argparse.Namespace, device: torch.device) -> list[Row]:
+    """The base on several processes, each with its own batch: steps of each number of them in turn, torchrun by torchrun."""
+    counts = options.processes or [1, 2]
+    worker = [str(Path(__file__).with_name("ranks_worker.py")), options.precision[0], device.type]
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(options.rounds):
+        for count in counts:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            done = subprocess.run([*command, *worker], capture_output=True, text=True, check=True)
+            seconds[count] += json.loads(done.stdout.splitlines()[-1])["seconds"]
+    rows = []
+    for count in counts:
+        case = Case(f"processes {count}", lambda: None, BATCH * count)
+        rows.append(harness.timing_row("scaling", case, seconds[count]))
+    return rows
 
 
 def fit(rows: list[Row]) -> Row:

@@ -38,8 +38,10 @@ def nvae_config(model: NVAEConfig, batch_size: int, precision: str) -> NVAETrain
     return NVAETrainConfig(model=model, optim=OptimConfig(ema_decay=0.0), run=run)
 
 
-def trainer_of(config: Any, spec: ImageSpec, device: torch.device, num_images: int = 100_000) -> Trainer:
-    """What a training script would build."""
+def trainer_of(
+    config: Any, spec: ImageSpec, device: torch.device, num_images: int = 100_000, ranks: Ranks | None = None
+) -> Trainer:
+    """What a training script would build; for one process unless ``ranks`` says more."""
     family = family_of(config)
     torch.manual_seed(0)
     model = family.build_model(config, spec)
@@ -48,7 +50,7 @@ def trainer_of(config: Any, spec: ImageSpec, device: torch.device, num_images: i
     as_module(objective).to(device)
     state = new_state(model, objective, config, device)
     state.step = AT_STEP
-    return Trainer(state, config, Ranks(0, 1, device), TOTAL_STEPS)
+    return Trainer(state, config, ranks or Ranks(0, 1, device), TOTAL_STEPS)
 
 
 def random_images(spec: ImageSpec, num: int) -> Tensor:
