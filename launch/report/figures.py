@@ -101,6 +101,11 @@ def mean_kl(configuration: Configuration) -> Float64:
     return np.asarray(np.mean([row for row in rows if len(row) == len(rows[0])], axis=0), dtype=np.float64)
 
 
+def _width(table: Float64) -> float:
+    """Inches that leave room for a name under each column."""
+    return max(6.4, 0.22 * len(table[0]))
+
+
 def heat_map(configuration: Configuration) -> Drawing:
     """Groups x factors beside the KL of each group."""
     share, kl, run = mean_share(configuration, "matrix"), mean_kl(configuration), configuration.first
@@ -109,10 +114,10 @@ def heat_map(configuration: Configuration) -> Drawing:
     def build() -> Figure:
         height = max(2.2, 0.34 * min(len(share), MOST_ROWS) + 1.2)
         figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(6.4, height), sharey=True, width_ratios=(3, 1.2), layout="constrained"
+            1, 2, figsize=(_width(share), height), sharey=True, width_ratios=(3, 1.2), layout="constrained"
         )
-        left.pcolormesh(share, cmap="Blues", vmin=0.0, vmax=max(0.2, float(share.max())), edgecolors="none")
-        if share.size <= 160:
+        shades = left.pcolormesh(share, cmap="Blues", vmin=0.0, vmax=max(0.2, float(share.max())), edgecolors="none")
+        if share.size <= 160 and share.shape[1] <= 10:
             for (row, column), value in np.ndenumerate(share):
                 dark = value > 0.55 * max(0.2, float(share.max()))
                 left.text(
@@ -124,6 +129,8 @@ def heat_map(configuration: Configuration) -> Drawing:
                     fontsize=9,
                     color="#ffffff" if dark else "#222222",
                 )
+        else:
+            figure.colorbar(shades, ax=left, fraction=0.03, pad=0.01)
         shown = range(len(labels)) if len(labels) <= MOST_ROWS else range(0, len(labels), len(labels) // 20)
         left.set_yticks([i + 0.5 for i in shown], [labels[i] for i in shown])
         names = factor_names(run)
@@ -149,7 +156,7 @@ def gains(configuration: Configuration) -> Drawing:
     gain, run = mean_share(configuration, "conditional_gain"), configuration.first
 
     def build() -> Figure:
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_width(gain), 3.2), layout="constrained")
         names, bottom = factor_names(run), np.zeros(gain.shape[1])
         palette = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, len(gain)))
         for row, (label, colour) in enumerate(zip(unit_names(run), palette, strict=True)):

@@ -6,10 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.report.data import HEADLINE_KIND, Comparable, Configuration, Difference, ScoredRun, over_images, over_seeds
+from launch.report.data import (
+    HEADLINE_KIND,
+    Comparable,
+    Configuration,
+    Difference,
+    Float64,
+    ScoredRun,
+    over_images,
+    over_seeds,
+)
 from launch.report.figures import factor_names, mean_kl, mean_share, unit_names
 
 MOST_SENTENCES = 8
+MOST_FACTORS = 8  # that a paragraph names
 CLEAR_SHARE = 0.05  # of a factor's entropy: what a sentence about a group names
 
 
@@ -112,13 +122,21 @@ def _seeds(configuration: Configuration) -> str:
     return f"Mean over {count} seeds." if count > 1 else "One run; another seed may look different."
 
 
+def _best(known: Float64) -> list[int]:
+    """Columns of the factors that sentences name: all, in the data's order, or of many those that are known best."""
+    if len(known) <= MOST_FACTORS:
+        return list(range(len(known)))
+    return [int(column) for column in np.argsort(-known, kind="stable")[:MOST_FACTORS]]
+
+
 def heat_map(configuration: Configuration) -> str:
     """Which groups know which factor, and how much of the rate says nothing about factors."""
     share, kl, names = mean_share(configuration, "matrix"), mean_kl(configuration), factor_names(configuration.first)
     units, parts = unit_names(configuration.first), []
     word = "latent" if configuration.first.is_flat else "group"
-    for column, name in enumerate(names[:8]):
-        best = int(share[:, column].argmax())
+    shown = _best(share.max(axis=0))
+    for column in shown:
+        name, best = names[column], int(share[:, column].argmax())
         known = [i for i in range(len(share)) if share[i, column] >= max(CLEAR_SHARE, 0.5 * share[best, column])]
         if not known:
             parts.append(f"no single {word} knows {100 * CLEAR_SHARE:.0f} % of {name}")
@@ -126,6 +144,11 @@ def heat_map(configuration: Configuration) -> str:
             parts.append(f"{name} is best known to {word} {units[best]} ({share[best, column]:.0%})")
         else:
             parts.append(f"{name} is known to {len(known)} {word}s, most to {units[best]} ({share[best, column]:.0%})")
+    if len(shown) < len(names):
+        rest = float(np.delete(share, shown, axis=1).max())
+        parts.append(
+            f"no single {word} knows more than {rest:.0%} of any of the other {len(names) - len(shown)} factors"
+        )
     most = int(kl.argmax())
     return (
         sentence("; ".join(parts))
@@ -143,10 +166,13 @@ def gains(configuration: Configuration) -> str:
         unit_names(configuration.first),
     )
     total, first = gain.sum(axis=0), gain.argmax(axis=0)
+    columns = _best(total)
     shown = ", ".join(
-        f"{n} {t:.0%}" + (f" (most from {units[f]})" if t >= CLEAR_SHARE else "")
-        for n, t, f in list(zip(names, total, first, strict=True))[:8]
+        f"{names[i]} {total[i]:.0%}" + (f" (most from {units[first[i]]})" if total[i] >= CLEAR_SHARE else "")
+        for i in columns
     )
+    if len(columns) < len(names):
+        shown += f", the other {len(names) - len(columns)} factors at most {np.delete(total, columns).max():.0%}"
     thresholds = [
         r.record["scores"]["groups"].get("threshold") for r in configuration.runs if "groups" in r.record["scores"]
     ]

@@ -58,6 +58,8 @@ def against(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(xlabel)
+    for places in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        places("{x:g}")  # less than a power of ten: no 6 x 10^0
     axes.set_ylabel("held-out bits/dim")
     axes.legend(fontsize=7)
     return render(figure)

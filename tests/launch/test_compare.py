@@ -378,3 +378,22 @@ def test_how_runs_are_scored_follows_the_first_that_has_scores(runs: dict[str, P
     chosen = _scoring(config)
     assert isinstance(chosen, score.ScoreConfig)
     assert (chosen.images, chosen.split) == (40, "test")
+
+
+def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty attributes make a paragraph of eight and say how little is known of the rest."""
+    (one,), _ = read_runs([runs["nvae0"]], None)
+    (configuration,) = comparable_sets([one])[0].configurations
+    share = np.zeros((2, 40))
+    share[0, 30:38] = np.linspace(0.9, 0.2, 8)
+    share[1, 5] = 0.07
+    names = [f"factor{i}" for i in range(40)]
+    monkeypatch.setattr(report_text, "mean_share", lambda configuration, key: share)
+    monkeypatch.setattr(report_text, "factor_names", lambda run: names)
+    known, gained = report_text.heat_map(configuration), report_text.gains(configuration)
+    positions = [known.lower().index(f"factor{i} is best known") for i in range(30, 38)]
+    assert positions == sorted(positions)
+    assert "knows more than 7% of any of the other 32 factors" in known
+    assert "factor30 90%" in gained
+    assert "the other 32 factors at most 7%" in gained
+    assert "factor5" not in known + gained
