@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -82,7 +83,8 @@ class Ours:
     def __init__(self, images: Tensor, batch_size: int, precision: str, device: torch.device, seed: int = 0) -> None:
         preset: FlatTrainConfig = FLAT_PRESETS["burgess"].build()
         run = RunConfig(batch_size=batch_size, precision=precision, seed=seed)  # type: ignore[arg-type]
-        config = FlatTrainConfig(model=preset.model, objective=preset.objective, run=run)
+        model = replace(preset.model, init="torch")  # pythae's, so that losses compare too
+        config = FlatTrainConfig(model=model, objective=preset.objective, run=run)
         self.data = ArrayDataset(
             name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
         )

@@ -89,13 +89,13 @@ def gflop_per_image(config: NVAETrainConfig, spec: datasets.ImageSpec) -> float:
     return 3.0 * float(counter.get_total_flops()) / 2 / 1e9
 
 
-# fitted to the seconds in docs/benchmarks/2026-11-20-performance.md (python benchmarks/run.py scaling --rounds 3), median
-# error 17 %, largest 43 %
+# fitted to the seconds in docs/benchmarks/2026-11-21-performance.md (python benchmarks/run.py scaling --rounds 3), median
+# error 5 %, largest 10 %
 CPU_CORE = CostModel(
-    seconds_per_operation=40e-6,
-    seconds_per_gflop=25.8e-3,
-    seconds_per_gb=33.7e-3,
-    source="one core of an AMD EPYC, 2026-11-20",
+    seconds_per_operation=27.2e-6,
+    seconds_per_gflop=11.2e-3,
+    seconds_per_gb=88.3e-3,
+    source="one core of an AMD EPYC, 2026-11-21",
 )
 
 
