@@ -104,6 +104,16 @@ def _find(root: Path) -> Files:
     return files
 
 
+def _require(names: list[str], files: Files) -> None:
+    """Refuse a copy that lacks images."""
+    missing = [name for name in names if name not in files.stamps]
+    if missing:
+        raise DataError(
+            f"{files.where} lacks {len(missing)} of the {len(names)} images in {PARTITION}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; unpack {IMAGES}.zip again"
+        )
+
+
 def open_celeba(
     root: Path,
     split: str = "train",
@@ -131,12 +141,7 @@ def open_celeba(
     files = _find(root)
     partition = read_partition(root / PARTITION)
     names = list(partition)
-    missing = [name for name in names if name not in files.stamps]
-    if missing:
-        raise DataError(
-            f"{files.where} lacks {len(missing)} of the {len(names)} images in {PARTITION}: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}; unpack {IMAGES}.zip again"
-        )
+    _require(names, files)
 
     def pixels(image: Image.Image) -> UInt8:
         box = fit_box(crop_box(*image.size), height, width)
