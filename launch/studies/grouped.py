@@ -1,7 +1,7 @@
 """The Grouped-VAE study on dSprites: MIG, MIC and reconstruction of grouped latents against beta-VAEs of the same network.
 
 The full protocol (40 runs of 30 epochs, measured after each) is a GPU job; the reduced one (12 runs of 1,000 steps) takes
-about ten minutes on two idle cores and says in its report that it is reduced. What is done is not done again.
+about twenty minutes on two idle cores and says in its report that it is reduced. What is done is not done again.
 
 Examples:
   python launch/studies/grouped.py
