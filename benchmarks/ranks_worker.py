@@ -18,10 +18,11 @@ from launch import distributed, host_memory
 STEPS = 10
 
 
-def main(precision: str, device: str) -> None:
+def main(precision: str, device: str, *options: str) -> None:
     """Warm up, then time steps that all ranks take together."""
     torch.set_num_threads(1)
-    host_memory.keep_freed()
+    if "--default-allocator" not in options:
+        host_memory.keep_freed()
     with distributed.joined(device) as ranks:  # type: ignore[arg-type]
         config = steps.nvae_config(BASE, BATCH, precision)
         trainer = steps.trainer_of(config, steps.CELEBA64, ranks.device, ranks=ranks)

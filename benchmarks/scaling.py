@@ -75,16 +75,21 @@ def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.dev
 
 def processes(options: argparse.Namespace, device: torch.device) -> list[Row]:
     """The base on several processes, each with its own batch: steps of each number of them in turn, torchrun by torchrun."""
-    counts = options.processes or [1, 2]
+    most = torch.cuda.device_count() if device.type == "cuda" else 2
+    counts = options.processes or [count for count in (1, 2, 4, 8) if count <= most]
     worker = [str(Path(__file__).with_name("ranks_worker.py")), options.precision[0], device.type]
+    worker += ["--default-allocator"] if options.default_allocator else []
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(options.rounds):
         for count in counts:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-            done = subprocess.run([*command, *worker], capture_output=True, text=True, check=True)
+            done = subprocess.run([*command, *worker], capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{count} processes: {done.stderr.strip()[-500:]}", file=sys.stderr)
+                continue
             seconds[count] += json.loads(done.stdout.splitlines()[-1])["seconds"]
     rows = []
-    for count in counts:
+    for count in filter(seconds.get, counts):
         case = Case(f"processes {count}", lambda: None, BATCH * count)
         rows.append(harness.timing_row("scaling", case, seconds[count]))
     return rows

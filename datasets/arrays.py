@@ -149,8 +149,11 @@ class ArrayDataset:
         return None if self.views.binarise else Storage(self.array, self.rows)
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
-        """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is."""
-        flags = _mirrored(self.views, draw, len(self))
+        """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is.
+
+        None too where pixels are drawn, which happens to mirrored images: that can't be left to the device.
+        """
+        flags = None if self.views.binarise else _mirrored(self.views, draw, len(self))
         return None if flags is None else torch.from_numpy(flags[as_indices(indices, len(self))])
 
     def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:

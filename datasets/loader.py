@@ -51,16 +51,27 @@ class Batch(NamedTuple):
     def on(self, device: torch.device | str) -> Tensor:
         """The images on `device`, gathered and mirrored there: uint8 [B, C, H, W]."""
         stored = self.stored if self.resident is None else self.resident.images(self.stored)
+        if torch.device(device).type == "cpu":
+            return _mirror_some(stored.cpu(), self.mirrored)
         images = stored.to(device, non_blocking=True)
         if self.mirrored is None:
             return images
         chosen = self.mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1)
-        return torch.where(chosen, images.flip(-1), images)
+        return torch.where(chosen, images.flip(-1), images)  # all of them: to choose would wait for the device
 
     @property
     def images(self) -> Tensor:
-        """The images where they were read: uint8 [B, C, H, W]."""
+        """The images on the host: uint8 [B, C, H, W]."""
         return self.on("cpu")
+
+
+def _mirror_some(images: Tensor, mirrored: Tensor | None) -> Tensor:
+    """On a CPU only those images are touched that have to be."""
+    if mirrored is None:
+        return images
+    pixels, chosen = images.numpy().copy(), mirrored.numpy()
+    pixels[chosen] = pixels[chosen, ..., ::-1]
+    return torch.from_numpy(pixels)
 
 
 class Loader:

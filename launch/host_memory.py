@@ -7,7 +7,7 @@ import os
 import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_LARGEST = 2**31 - 1
+_THRESHOLDS = (2**31 - 1, 2**25)  # before 2.35 glibc takes no more than half a heap, 32 MiB
 
 
 def give_back() -> None:
@@ -26,5 +26,7 @@ def keep_freed() -> None:
     if tuned or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        libc.mallopt(option, _LARGEST)
+    for threshold in _THRESHOLDS:
+        if libc.mallopt(_MMAP_THRESHOLD, threshold):
+            libc.mallopt(_TRIM_THRESHOLD, _THRESHOLDS[0])  # by itself it would end glibc's own learning, and harm
+            return

@@ -204,10 +204,10 @@ class Run:
             self.evaluate()  # the run was stopped between this step and its evaluation
         if step >= end:
             return
-        since, last_logged = time.monotonic(), step
         unread: deque[tuple[datasets.Batch, StepReport]] = deque()
         run, device = self.config.run, self.ranks.device
         with feeding.loader(run, self.train_data, self.order, step, end - step, device) as batches:
+            since, last_logged = time.monotonic(), step
             for batch in batches:
                 report = self._step(batch)
                 unread.append((batch, report))

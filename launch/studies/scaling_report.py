@@ -30,7 +30,9 @@ PROTOCOL = (
     "NVAEs of one scale (16x16 latents) share 8 encoder cells, 7 decoder cells (6 with four groups) and 16 latent channels "
     "among their groups, so depth changes neither parameters (by more than a tenth; see the table) nor work nor the number "
     "of latents. Learning rate constant after its warm-up; held-out ELBO with one posterior draw. Intervals are Student's, "
-    "95 %, over seeds, each of which is fitted by itself."
+    "95 %, over seeds, each of which is fitted by itself: differences are paired by seed, which the study of hierarchies does not "
+    "do, so its intervals of the same pairs differ. The power laws of GFLOP and parameters pool all NVAEs, scales included, and "
+    "several evaluations of a run; so the first mostly says what longer training buys."
 )
 
 

@@ -110,3 +110,11 @@ def test_images_by_index() -> None:
             dataset.images(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="drawn has no ground-truth factors"):
         dataset.factors([0])
+
+
+def test_pixels_that_are_drawn_are_mirrored_first() -> None:
+    dataset = make_dataset(views=Views(hflip=True, binarise=True))
+    with Loader(dataset, Batches(12, 6), num_steps=4) as loader:
+        for batch in loader:
+            assert batch.mirrored is None
+            assert torch.equal(batch.images, dataset.images(batch.indices, draw=batch.epoch))

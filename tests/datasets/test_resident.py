@@ -86,4 +86,6 @@ def test_on_a_gpu(name: str) -> None:
         for batch in batches:
             on_gpu = batch.on(gpu)
             assert on_gpu.is_cuda
-            assert torch.equal(on_gpu.cpu(), data.images(batch.indices, draw=batch.epoch))
+            wanted = data.images(batch.indices, draw=batch.epoch)
+            assert torch.equal(on_gpu.cpu(), wanted)
+            assert torch.equal(batch.images, wanted)

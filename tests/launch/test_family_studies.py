@@ -16,7 +16,7 @@ from scipy import stats
 import datasets
 from launch import presets
 from launch.config import parse
-from launch.studies import family, scaling_fit, scaling_points, scaling_report, scripts
+from launch.studies import family, scaling_fit, scaling_points, scaling_report, scripts, stored
 from launch.studies.scaling_fit import Estimate
 from launch.studies.scaling_points import Measured, Point
 from nvae import NVAE
@@ -278,3 +278,11 @@ def test_hierarchy_report_of_shared_runs(studied: Path, tmp_path: Path) -> None:
 )
 def test_studies_refuse_before_they_train(study: str, flags: list[str], said: str) -> None:
     running.assert_one_error(running.call(f"studies.{study}", *flags), said)
+
+
+def test_stored_numbers_are_short_and_nothing_else_changes() -> None:
+    content = {"a": [1 / 3, 2, True, None, "1.23456789"], "b": {"c": -52818.0312345, "d": float("inf")}}
+    short = stored._shortened(content)
+    assert short == {"a": [0.3333333, 2, True, None, "1.23456789"], "b": {"c": -52818.03, "d": float("inf")}}
+    assert isinstance(short["a"][2], bool)
+    assert np.isnan(stored._shortened(float("nan")))

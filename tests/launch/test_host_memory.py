@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from launch import cli
+from launch import cli, host_memory
 
 PAGE_FAULTS = """
 import resource, torch
@@ -27,7 +28,8 @@ print(faults() - before)
 def page_faults(call: str, **variables: str) -> int:
     """Faults of ten tensors of 8 MiB, made and freed one after the other."""
     command = [sys.executable, "-c", PAGE_FAULTS.format(call=call)]
-    clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    tuning = ("GLIBC_TUNABLES", "MALLOC_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(tuning)}
     done = subprocess.run(command, cwd=cli.ROOT, env=clean | variables, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -39,3 +41,24 @@ def test_freed_memory_serves_the_next_tensor() -> None:
     assert page_faults("host_memory.keep_freed()", MALLOC_ARENA_MAX="4") >= as_glibc_does // 2, (
         "the user's tuning counts"
     )
+
+
+@pytest.mark.parametrize(("most", "kept"), [(2**31 - 1, 2**31 - 1), (2**25, 2**25), (0, None)])
+def test_an_older_glibc_gets_what_it_takes(most: int, kept: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of the trimming alone, glibc would stop to learn how large blocks are, and fault in what it kept before."""
+    took: dict[int, int] = {}
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            if option == host_memory._MMAP_THRESHOLD and value > most:
+                return 0
+            took[option] = value
+            return 1
+
+    for name in [name for name in os.environ if name.startswith(("GLIBC_TUNABLES", "MALLOC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
+    host_memory.keep_freed()
+    assert took.get(host_memory._MMAP_THRESHOLD) == kept
+    assert (host_memory._TRIM_THRESHOLD in took) == (kept is not None)
