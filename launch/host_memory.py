@@ -17,7 +17,7 @@ def give_back() -> None:
 
 
 def keep_freed() -> None:
-    """Keep freed memory for the next tensor; a training step on a CPU takes a quarter less time (docs/benchmarks).
+    """Keep freed memory for the next tensor; a step of Burgess' network on a CPU takes an eighth less time (docs/benchmarks).
 
     The process holds what it needed at most until it ends. Where the user tunes glibc by its variables, or there is
     another C library, nothing changes.
