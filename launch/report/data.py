@@ -157,16 +157,26 @@ def _base(run: ScoredRun) -> str:
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
     """Each configuration gets a name: family, preset, objective, and the settings that tell it from others called so."""
+    telling = {base: _telling([run for run in runs if _base(run) == base]) for base in {_base(run) for run in runs}}
     named = []
     for run in runs:
         base = _base(run)
-        alike = [other for other in runs if _base(other) == base]
-        keys = sorted(set().union(*(other.config for other in alike)))
-        differing = [k for k in keys if len({json.dumps(other.config.get(k)) for other in alike}) > 1]
-        shown = [f"{k.rsplit('.', 1)[-1]} {run.config.get(k)}" for k in differing if not k.startswith("data.")]
-        more = ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
+        more = ", ".join(f"{key.rsplit('.', 1)[-1]} {run.config.get(key)}" for key in telling[base])
         named.append(replace(run, label=f"{base} ({more})" if more else base))
     return named
+
+
+def _telling(alike: Sequence[ScoredRun]) -> list[str]:
+    """The few settings that tell all configurations apart: always the one next that parts most of them."""
+
+    def parts(keys: Sequence[str]) -> int:
+        return len({json.dumps([run.config.get(key) for key in keys]) for run in alike})
+
+    keys = sorted({key for run in alike for key in run.config if not key.startswith("data.")})
+    differing, chosen = [key for key in keys if parts([key]) > 1], list[str]()
+    while parts(chosen) < parts(differing):
+        chosen.append(max(differing, key=lambda key: parts([*chosen, key])))
+    return sorted(chosen)
 
 
 # --- What compares --------------------------------------------------------------------------------------------------

@@ -397,3 +397,23 @@ def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeyp
     assert "factor30 90%" in gained
     assert "the other 32 factors at most 7%" in gained
     assert "factor5" not in known + gained
+
+
+def test_labels_name_few_settings_and_tell_all_configurations_apart(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Five settings that change together are one difference; two that don't are two."""
+    paths = []
+    for number, (depth, lr) in enumerate([(1, 0.01), (2, 0.01), (2, 0.02), (3, 0.02)]):
+        path = shutil.copytree(runs["nvae0"], tmp_path / str(number), ignore=shutil.ignore_patterns("checkpoints"))
+        record = json.loads((path / "config.json").read_text())
+        model = record["config"]["model"]
+        model["groups_per_scale"] = [depth, depth]
+        for name in ("cells_per_group_enc", "cells_per_group_dec", "preprocess_cells", "postprocess_cells"):
+            model[name] = depth
+        record["config"]["optim"]["lr"] = lr
+        (path / "config.json").write_text(json.dumps(record))
+        paths.append(path)
+    found, skipped = read_runs(paths, None)
+    assert not skipped
+    labels = [run.label for run in found]
+    assert len(set(labels)) == 4
+    assert all(label.count(",") == 1 and "lr " in label for label in labels), labels
