@@ -21,10 +21,8 @@ import datasets
 from benchmarks import counting, harness
 from benchmarks.harness import Case, Row
 from benchmarks.steps import trainer_of, with_rates
-from datasets import resident
 from datasets.arrays import ArrayDataset
 from datasets.dsprites import FACTOR_SIZES, render
-from datasets.loader import Order
 from launch import feeding
 from launch.config import RunConfig
 from launch.families import FlatTrainConfig
@@ -91,8 +89,7 @@ class Ours:
             name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
         )
         self.trainer: Trainer = trainer_of(config, _spec(), device, len(images))
-        keeps = feeding.keeps_on_device(run, self.data, device)
-        self.kept = resident.to_device(self.data, device) if keeps else None  # once, as in a run
+        self.kept = feeding.keep(run, self.data, device)  # once, as in a run
         self.order = datasets.Batches(len(images), batch_size, seed)
         self.images = images[:batch_size]
         self.losses: list[float] = []
@@ -110,7 +107,8 @@ class Ours:
         """Train one epoch."""
         losses = []
         device = self.trainer.ranks.device
-        with _batches(self.data, self.order, self.trainer.state.step, device, self.kept) as batches:
+        start = self.trainer.state.step
+        with feeding.loader(self.data, self.order, start, STEPS_PER_ROUND, device, self.kept) as batches:
             for batch in batches:
                 losses.append(self.trainer.train_step(batch.on(device)).terms["loss"])
         self.losses.append(float(torch.stack(losses).mean()))
@@ -131,16 +129,10 @@ class Together:
 
     def epoch(self) -> None:
         """Train one epoch of each."""
-        with _batches(self.data, self.order, self.trainer.states[0].step, self.device, self.kept) as batches:
+        start = self.trainer.states[0].step
+        with feeding.loader(self.data, self.order, start, STEPS_PER_ROUND, self.device, self.kept) as batches:
             for batch in batches:
                 self.trainer.train_step(batch.on(self.device))
-
-
-def _batches(
-    data: ArrayDataset, order: Order, start: int, device: torch.device, kept: resident.Resident | None
-) -> datasets.Loader:
-    """Of one round."""
-    return datasets.Loader(data, order, start, STEPS_PER_ROUND, pin_memory=device.type == "cuda", resident=kept)
 
 
 def _spec() -> datasets.ImageSpec:

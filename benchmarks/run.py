@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--data-root", type=Path, help="where celeba or the folder is")
             command.add_argument("--image-size", type=int, default=32, help="of celeba or the folder (default 32)")
         if name == "scaling":
-            command.add_argument("--processes", type=int, nargs="+", help="numbers of processes (default 1 2)")
+            command.add_argument(
+                "--processes", type=int, nargs="+", help="numbers of processes (default 1 2; on GPUs up to 8)"
+            )
         if name == "data":
             command.add_argument("--images", type=int, default=16384, help="images in the cache (default 16384)")
     return parser

@@ -42,9 +42,13 @@ class Resident:
         return pixels.view(-1, self.spec.channels, self.spec.height, self.spec.width)
 
 
+def _storage(dataset: Dataset) -> Storage | None:
+    return dataset.storage if isinstance(dataset, Storing) else None
+
+
 def nbytes(dataset: Dataset) -> int | None:
     """What the split takes on a device; None where it can't be kept there."""
-    storage = dataset.storage if isinstance(dataset, Storing) else None
+    storage = _storage(dataset)
     return None if storage is None else storage.nbytes
 
 
@@ -54,7 +58,7 @@ def to_device(dataset: Dataset, device: torch.device) -> Resident:
     Raises:
         ValueError: they are drawn anew each time.
     """
-    storage = dataset.storage if isinstance(dataset, Storing) else None
+    storage = _storage(dataset)
     if storage is None:
         raise ValueError(f"{dataset.name} draws its pixels anew in each epoch, so that no device can keep them")
     array, rows = storage.array, storage.rows

@@ -26,9 +26,18 @@ def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.dev
     return size <= LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
+def keep(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
+    """The images brought to ``device``, where :func:`keeps_on_device` says so."""
+    return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
+
+
 def loader(
-    config: RunConfig, data: datasets.Dataset, order: Order, start: int, num_steps: int, device: torch.device
+    data: datasets.Dataset,
+    order: Order,
+    start: int,
+    num_steps: int,
+    device: torch.device,
+    kept: resident.Resident | None,
 ) -> datasets.Loader:
-    """Batches of the steps from ``start`` on, of images kept on ``device`` where :func:`keeps_on_device` says so."""
-    kept = resident.to_device(data, device) if keeps_on_device(config, data, device) else None
+    """Batches for ``device`` of the steps from ``start`` on; of :func:`keep`'s images, where there are any."""
     return datasets.Loader(data, order, start, num_steps, pin_memory=device.type == "cuda", resident=kept)

@@ -205,8 +205,9 @@ class Run:
         if step >= end:
             return
         unread: deque[tuple[datasets.Batch, StepReport]] = deque()
-        run, device = self.config.run, self.ranks.device
-        with feeding.loader(run, self.train_data, self.order, step, end - step, device) as batches:
+        device = self.ranks.device
+        kept = feeding.keep(self.config.run, self.train_data, device)
+        with feeding.loader(self.train_data, self.order, step, end - step, device, kept) as batches:
             since, last_logged = time.monotonic(), step
             for batch in batches:
                 report = self._step(batch)

@@ -140,11 +140,12 @@ class Replicas:
             for each in runs:
                 if not each.monitor.evaluated:
                     each.evaluate()  # stopped between this step and its evaluation
-        since, last_logged = time.monotonic(), start
         if start >= end:
             return
         order, device = Orders([each.order for each in runs]), first.ranks.device
-        with feeding.loader(run, first.train_data, order, start, end - start, device) as batches:
+        kept = feeding.keep(run, first.train_data, device)
+        with feeding.loader(first.train_data, order, start, end - start, device, kept) as batches:
+            since, last_logged = time.monotonic(), start
             for batch in batches:
                 reports = self.trainer.train_step(batch.on(device))
                 step = first.state.step

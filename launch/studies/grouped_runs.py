@@ -76,7 +76,8 @@ def work(job: Job) -> None:
     total = job.points * every
     trainer = trainer_for(config, data, ranks, total)
     points = []
-    with feeding.loader(config.run, data, order, 0, total, ranks.device) as batches:
+    kept = feeding.keep(config.run, data, ranks.device)
+    with feeding.loader(data, order, 0, total, ranks.device, kept) as batches:
         for batch in batches:
             trainer.train_step(batch.on(ranks.device))
             if trainer.state.step % every == 0:
