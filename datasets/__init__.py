@@ -2,10 +2,11 @@
 
 from datasets import dsprites, resident
 from datasets.arrays import SPLITS, Dataset
-from datasets.batches import Batches, shard, spread
+from datasets.batches import Batches, spread
 from datasets.loader import Batch, Loader
 from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
-from datasets.spec import DataError, ImageSpec
+from datasets.spec import DataError, ImageSpec, to_float
+from datasets.subset import Subset, choose_rows
 
 __all__ = [
     "NAMES",
@@ -16,12 +17,14 @@ __all__ = [
     "Dataset",
     "ImageSpec",
     "Loader",
+    "Subset",
+    "choose_rows",
     "default_root",
     "dsprites",
     "open_dataset",
     "option_names",
     "prepare",
     "resident",
-    "shard",
     "spread",
+    "to_float",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -45,6 +46,9 @@ class Dataset(Protocol):
     def __len__(self) -> int:
         """Count the images of this split."""
 
+    def __getitem__(self, index: int) -> Tensor:
+        """Return image `index`, uint8 `[C, H, W]`, as a `torch.utils.data.DataLoader` asks for it."""
+
     def images(self, indices: Indices, draw: int = 0) -> Tensor:
         """Return uint8 `[B, C, H, W]` in 0..2^num_bits - 1; `draw` (the epoch) picks the random view, if any."""
 
@@ -82,6 +86,24 @@ def as_indices(indices: Indices, length: int) -> Int64:
         bad = array[(array < 0) | (array >= length)][0]
         raise IndexError(f"index {bad} is outside this split of {length} images")
     return array.astype(np.int64, copy=False)
+
+
+class _HasImages(Protocol):
+    def __len__(self) -> int: ...
+
+    def images(self, indices: Indices, draw: int = 0) -> Tensor: ...
+
+
+def item(dataset: _HasImages, index: int) -> Tensor:
+    """Return one image of a data set, uint8 `[C, H, W]`; negative indices count from the end.
+
+    Raises:
+        IndexError: outside the split, which also ends a `for` loop over the data set.
+    """
+    place, length = operator.index(index), len(dataset)
+    if not -length <= place < length:
+        raise IndexError(f"index {place} is outside this split of {length} images")
+    return dataset.images([place % length])[0]
 
 
 def check_split(name: str, split: str, choices: Sequence[str] = (*SPLITS, "all")) -> None:
@@ -142,6 +164,10 @@ class ArrayDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return image `index`: uint8 `[C, H, W]`."""
+        return item(self, index)
 
     @property
     def storage(self) -> Storage | None:

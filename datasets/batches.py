@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from datasets.spec import DataError
@@ -88,17 +86,3 @@ def spread(num_images: int, count: int | None = None) -> Int64:
     if count < 1:
         raise DataError(f"{count} images make no sense; give 1 or more")
     return np.arange(count) * num_images // count
-
-
-def shard(num_images: int, rank: int, world_size: int, batch_size: int) -> Iterator[Int64]:
-    """Yield a rank's batches of indices for evaluation: over all ranks every image exactly once, in order, no padding.
-
-    The last batch may be short, and with few images a rank may have a batch less than another, or none: a loop over
-    these must not hold collectives.
-    """
-    _check_ranks(rank, world_size)
-    if batch_size < 1:
-        raise DataError(f"batch size {batch_size} makes no sense; give 1 or more")
-    first, last = rank * num_images // world_size, (rank + 1) * num_images // world_size
-    for start in range(first, last, batch_size):
-        yield np.arange(start, min(start + batch_size, last))

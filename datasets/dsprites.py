@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from datasets import download as downloads
-from datasets.arrays import SPLITS, Indices, Storage, as_indices, check_split
+from datasets.arrays import SPLITS, Indices, Storage, as_indices, check_split, item
 from datasets.cache import Begin, cache_folder, open_cached, progress
 from datasets.spec import DataError, ImageSpec
 from datasets.views import Int64, UInt8, UInt64, hash64, hash_split
@@ -123,12 +123,6 @@ def _check_classes(classes: npt.ArrayLike) -> Int64:
     return table.astype(np.int64)
 
 
-def index_of(classes: npt.ArrayLike) -> Int64:
-    """Index in official order, int64 [N], of images with these classes [N, 5]: the index in split "all"."""
-    index: Int64 = np.ravel_multi_index(tuple(_check_classes(classes).T), FACTOR_SIZES).astype(np.int64)
-    return index
-
-
 def _render_grid(begin: Begin) -> dict[str, Any]:
     write = begin((NUM_IMAGES, 512))
     every = np.arange(32)
@@ -219,6 +213,10 @@ class DSprites:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return image `index`: uint8 {0, 1} `[1, 64, 64]`."""
+        return item(self, index)
 
     @property
     def storage(self) -> Storage:

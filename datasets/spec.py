@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 
 class DataError(ValueError):
     """Something is wrong with the data or the options that a user gave; the message is one line for the user."""
@@ -40,6 +43,21 @@ class ImageSpec:
     def max_value(self) -> int:
         """The largest value of a pixel, 2^num_bits - 1."""
         return (1 << self.num_bits) - 1
+
+
+def to_float(images: Tensor, spec: ImageSpec, device: torch.device | str | None = None) -> Tensor:
+    """Convert stored levels to the values that a model sees, x / (2^num_bits - 1).
+
+    Args:
+        images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.
+        spec: says `num_bits`.
+        device: where the result goes; default where `images` are.
+
+    Returns:
+        float32 `[B, C, H, W]` in [0, 1].
+    """
+    moved = images if device is None else images.to(device, non_blocking=True)
+    return moved.float().div_(spec.max_value)
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

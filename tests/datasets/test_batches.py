@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.batches import Batches, shard, spread
+from datasets.batches import Batches, spread
 from datasets.spec import DataError
 
 
@@ -63,22 +63,6 @@ def test_impossible_ranks_and_steps_are_refused() -> None:
         Batches(10, 2, rank=2, world_size=2)
     with pytest.raises(ValueError, match="step -1"):
         Batches(10, 2).indices(-1)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("num_images", [0, 1, 4, 17])
-def test_evaluation_shards_hold_every_image_once(num_images: int, world_size: int) -> None:
-    parts = [list(shard(num_images, rank, world_size, batch_size=3)) for rank in range(world_size)]
-    flat = [int(index) for part in parts for batch in part for index in batch]
-    assert flat == list(range(num_images))
-    assert all(1 <= len(batch) <= 3 for part in parts for batch in part)
-
-
-def test_evaluation_shards_refuse_nonsense() -> None:
-    with pytest.raises(DataError, match="batch size 0"):
-        list(shard(10, 0, 1, 0))
-    with pytest.raises(ValueError, match="rank"):
-        list(shard(10, 1, 1, 5))
 
 
 def test_spread_covers_the_whole_split_evenly() -> None:

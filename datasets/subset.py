@@ -1,0 +1,95 @@
+"""Some images of a split: which rows, and a data set of those rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from datasets.arrays import Dataset, Indices, as_indices, item
+from datasets.spec import DataError, ImageSpec
+from datasets.views import Int64
+
+
+def choose_rows(num_images: int, count: int | None = None, *, seed: int | None = None) -> Int64:
+    """Choose `count` of a split's images, ascending and each at most once; all of them by default.
+
+    A part of a split is never its first images: dSprites and folders are sorted, and their first images are alike.
+
+    Args:
+        num_images: images of the split.
+        count: how many to choose; None, or a number not below `num_images`, takes all.
+        seed: None spreads the rows evenly over the split; a number draws them at random, without replacement. Scores
+            draw, because an even spread can step through a grid of factors in time with one of them.
+
+    Raises:
+        DataError: a count below 1.
+    """
+    if count is None or count >= num_images:
+        return np.arange(num_images, dtype=np.int64)
+    if count < 1:
+        raise DataError(f"{count} images make no sense; give 1 or more")
+    if seed is None:
+        return np.arange(count, dtype=np.int64) * num_images // count
+    return np.sort(np.random.default_rng(seed).choice(num_images, count, replace=False)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of a data set at some of its rows, in the order of `rows`; a data set itself.
+
+    Random views stay those of the whole data set: image i of the subset is drawn as image `rows[i]` is.
+
+    Raises:
+        IndexError: a row outside the data set.
+    """
+
+    data: Dataset
+    rows: Int64  # [N]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", as_indices(self.rows, len(self.data)))
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call the data."""
+        return self.data.name
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and bit depth of an image."""
+        return self.data.spec
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the whole data set, and which of its rows these are."""
+        digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        return {**self.data.recipe, "count": len(self), "rows_sha256": digest}
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the K factors; empty without factors."""
+        return self.data.factor_names
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        """Number of classes of each factor."""
+        return self.data.factor_sizes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return image `index`: uint8 `[C, H, W]`."""
+        return item(self, index)
+
+    def images(self, indices: Indices, draw: int = 0) -> Tensor:
+        """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1."""
+        return self.data.images(self.rows[as_indices(indices, len(self))], draw)
+
+    def factors(self, indices: Indices) -> Tensor:
+        """Return the classes of the factors of these images: int64 `[B, K]`."""
+        return self.data.factors(self.rows[as_indices(indices, len(self))])
