@@ -69,14 +69,15 @@ class NVAE(nn.Module):
         self.config, self.spec = config, spec
         self.padding = Padding.of(config, spec)
         num_groups, num_latents = sum(config.groups), config.latent_channels
-        top_enc, top_dec = (width * config.stride for width in (config.channels_enc, config.channels_dec))
+        top_enc, top_dec = (width * config.top_multiplier for width in (config.channels_enc, config.channels_dec))
         if num_groups > 1:
-            self.initial_state = nn.Parameter(torch.rand(top_dec, *self._size_at(config.stride)))
-        self.stem = WeightNormConv2d(spec.channels, config.channels_enc, 3)
+            self.initial_state = nn.Parameter(torch.rand(top_dec, *self._size_at(config.top_multiplier)))
+        patch_area = config.patch_size**2
+        self.stem = WeightNormConv2d(spec.channels * patch_area, config.channels_enc, 3)
         self.preprocess = towers.preprocess_cells(config)
         self.encoder = towers.encoder_cells(config)
         self.encoder_top = WeightNormConv2d(top_enc, top_enc, 1)
-        mults = [shape_stride for shape_stride, count in self._scales() for _ in range(count)]
+        mults = [mult for mult, count in self._scales() for _ in range(count)]
         self.posterior_convs = nn.ModuleList(
             WeightNormConv2d(config.channels_enc * mult, 2 * num_latents, 3) for mult in mults
         )
@@ -88,7 +89,7 @@ class NVAE(nn.Module):
         )
         self.decoder = towers.decoder_cells(config)
         self.postprocess = towers.postprocess_cells(config)
-        self.output_conv = WeightNormConv2d(config.channels_dec, self._num_parameters(), 3)
+        self.output_conv = WeightNormConv2d(config.channels_dec, self._num_parameters() * patch_area, 3)
         self.is_compiled = False
         self.layout = LAYOUT
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
@@ -101,19 +102,20 @@ class NVAE(nn.Module):
         compile_cells([module for module in self.modules() if isinstance(module, Cell)], backend)
 
     def _scales(self) -> list[tuple[int, int]]:
-        """(pixels per position, groups) of each scale, lowest resolution first."""
+        """(multiplier of the channels, groups) of each scale, lowest resolution first."""
         first = 2**self.config.preprocess_blocks
         return [(first * 2**scale, count) for scale, count in reversed(list(enumerate(self.config.groups)))]
 
-    def _size_at(self, stride: int) -> tuple[int, int]:
+    def _size_at(self, mult: int) -> tuple[int, int]:
+        stride = mult * self.config.patch_size
         return self.padding.height // stride, self.padding.width // stride
 
     @property
     def group_shapes(self) -> list[tuple[int, int, int]]:
         """``(C, H, W)`` of each group's latents, top group first."""
         return [
-            (self.config.latent_channels, *self._size_at(stride))
-            for stride, count in self._scales()
+            (self.config.latent_channels, *self._size_at(mult))
+            for mult, count in self._scales()
             for _ in range(count)
         ]
 
@@ -150,7 +152,8 @@ class NVAE(nn.Module):
             raise ValueError(
                 f"images of shape {tuple(x.shape)} do not fit the model; give [B, {', '.join(map(str, expected))}]"
             )
-        h = self.stem(2.0 * self.padding.pad(x) - 1.0).contiguous(memory_format=self.layout)
+        folded = F.pixel_unshuffle(2.0 * self.padding.pad(x) - 1.0, self.config.patch_size)
+        h = self.stem(folded).contiguous(memory_format=self.layout)
         for cell in self.preprocess:
             h = cell(h)
         recorded = []
@@ -194,7 +197,7 @@ class NVAE(nn.Module):
         for cell in self.postprocess:
             state = cell(state)
         assert state is not None
-        parameters = self.output_conv(F.elu(state))
+        parameters = F.pixel_shuffle(self.output_conv(F.elu(state)), self.config.patch_size)
         return VAEOutput(self.likelihood(self.padding.crop(parameters)), groups)
 
     def _group(self, i: int, state: Tensor | None, feature: Tensor | None, decision: Decision, batch: int) -> Group:

@@ -27,7 +27,7 @@ class Padding:
         if min(sizes) < stride:
             raise ValueError(
                 f"images of {spec.height} x {spec.width} pixels are smaller than this model's stride {stride} "
-                f"(2^(preprocess_blocks + num_scales - 1)); give sides of {stride}, {2 * stride}, {3 * stride}, ... "
+                f"(patch_size * 2^(preprocess_blocks + num_scales - 1)); give sides of {stride}, {2 * stride}, {3 * stride}, ... "
                 f"(others from {stride} up are padded) or lower num_scales"
             )
         padded = config.padded_size or tuple(-(-size // stride) * stride for size in sizes)
