@@ -12,6 +12,7 @@ from metrics.frechet import frechet_distance, image_scores, kernel_distance, pre
 from metrics.hierarchy import group_information, mic_over_scales, reduced_scores
 from metrics.modularity import explicitness, modularity
 from metrics.mutual_information import information, mic, mig, mig_full_grid, mig_sup
+from metrics.nearest_images import ImageBank, nearest_scores
 from metrics.permutation import permutation_baseline
 from metrics.reductions import reduce_groups, residual_mean
 from metrics.results import to_plain
@@ -25,6 +26,7 @@ from metrics.unsupervised import (
 )
 
 __all__ = [
+    "ImageBank",
     "aggregate_posterior_mig",
     "beta_vae_metric",
     "covariance_distance",
@@ -44,6 +46,7 @@ __all__ = [
     "mig_full_grid",
     "mig_sup",
     "modularity",
+    "nearest_scores",
     "pairwise_information",
     "permutation_baseline",
     "precision_recall",

@@ -114,9 +114,7 @@ class NVAE(nn.Module):
     def group_shapes(self) -> list[tuple[int, int, int]]:
         """``(C, H, W)`` of each group's latents, top group first."""
         return [
-            (self.config.latent_channels, *self._size_at(mult))
-            for mult, count in self._scales()
-            for _ in range(count)
+            (self.config.latent_channels, *self._size_at(mult)) for mult, count in self._scales() for _ in range(count)
         ]
 
     @property

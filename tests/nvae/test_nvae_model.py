@@ -50,6 +50,24 @@ def test_groups_are_named_from_the_top_down() -> None:
     assert model.group_shapes == [(3, 8, 6), (3, 16, 12), (3, 16, 12)]
 
 
+@pytest.mark.parametrize("spec", [Images(1, 64, 64, 1), Images(3, 30, 17, 8)], ids=str)
+def test_folded_pixels_come_back_to_their_places(spec: Images) -> None:
+    model = small(spec, patch_size=4, preprocess_blocks=0, postprocess_blocks=0).eval()
+    x = images(model)
+    sides = [-(-side // 8) for side in (spec.height, spec.width)]  # stride 8: a patch of 4, one halving
+    assert model.group_shapes == [(3, *sides), *[(3, 2 * sides[0], 2 * sides[1])] * 2]
+    assert model.stem.weight.shape[1] == 16 * spec.channels
+    assert model.sample(2).shape == (2, spec.channels, spec.height, spec.width)
+    bias = torch.zeros_like(model.output_conv.bias)
+    bias[1:16:16] = 20.0  # the pixel in the first row and second column of each patch
+    if spec.num_bits == 1:
+        with torch.no_grad():
+            model.output_conv.log_weight_norm.fill_(-20.0)
+            model.output_conv.bias.copy_(bias)
+        white = model.reconstruct(x)[0, 0].round()
+        assert white.sum() == white[0::4, 1::4].sum() == 16 * 16
+
+
 def test_the_odd_pixel_of_padding_is_at_the_bottom_and_right() -> None:
     model = small(Images(1, 17, 30, 8))
     padded = model.padding.pad(torch.ones(1, 1, 17, 30))
