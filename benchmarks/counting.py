@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.cost import Counts, OperationCounter
+from launch.results.cost import Counts, OperationCounter
 
 __all__ = ["Counts", "OperationCounter", "count", "flops", "saved_bytes", "step_flops"]
 

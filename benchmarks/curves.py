@@ -14,10 +14,10 @@ import torch
 
 import datasets
 from benchmarks.harness import Row
-from launch.config import DataConfig
-from launch.distributed import Ranks
-from launch.presets import NVAE_PRESETS
-from launch.train import trainer_for
+from launch.console.config import DataConfig
+from launch.families.nvae import NVAE_PRESETS
+from launch.machine.distributed import Ranks
+from launch.training.start import trainer_for
 
 WINDOWS = 10  # parts of a run that are compared, so that a detour which the end hides is seen
 

@@ -23,12 +23,11 @@ from benchmarks.harness import Case, Row
 from benchmarks.steps import trainer_of, with_rates
 from datasets.arrays import ArrayDataset
 from datasets.dsprites import FACTOR_SIZES, render
-from launch import feeding
-from launch.config import RunConfig
-from launch.families import FlatTrainConfig
-from launch.flat_presets import FLAT_PRESETS
-from launch.replica_trainer import Orders, ReplicaTrainer
-from launch.trainer import Trainer
+from launch.console.config import RunConfig
+from launch.families.flat_vae import FLAT_PRESETS, FlatTrainConfig
+from launch.training import feeding
+from launch.training.replica_step import Orders, ReplicaTrainer
+from launch.training.step import Trainer
 
 STEPS_PER_ROUND = 20
 

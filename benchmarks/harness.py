@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from launch import host_memory
+from launch.machine import host_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20

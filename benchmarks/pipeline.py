@@ -16,9 +16,9 @@ from benchmarks.harness import Case, Row
 from benchmarks.steps import CELEBA64, CPU_SHAPE, random_images
 from datasets.arrays import ArrayDataset
 from datasets.views import Views
-from launch import noise
-from launch.evaluation import to_float
-from launch.presets import NVAE_PRESETS
+from launch.families.nvae import NVAE_PRESETS
+from launch.machine import noise
+from launch.training.evaluation import to_float
 from metrics.elbo import log_weight
 from nvae import NVAE
 

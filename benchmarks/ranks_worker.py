@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, steps
 from benchmarks.scaling import BASE, BATCH
-from launch import distributed, host_memory
+from launch.machine import distributed, host_memory
 
 STEPS = 10
 

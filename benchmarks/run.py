@@ -19,8 +19,8 @@ import torch
 
 from benchmarks import curves, flat, harness, pipeline, scaling, steps
 from benchmarks.harness import Row
-from launch import host_memory
-from launch.presets import NVAE_PRESETS
+from launch.families.nvae import NVAE_PRESETS
+from launch.machine import host_memory
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, torch.device], list[Row]], str]] = {
     "nvae-step": (steps.nvae_step, "training steps of NVAE; --baseline plain: beside a straightforward port"),

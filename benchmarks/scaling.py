@@ -18,9 +18,9 @@ from benchmarks import harness
 from benchmarks.harness import Case, Row
 from benchmarks.steps import nvae_config, random_images, trainer_of
 from datasets import ImageSpec
-from launch import memory
-from launch.cost import count_work
-from launch.families import NVAETrainConfig
+from launch.families.nvae import NVAETrainConfig
+from launch.results.cost import count_work
+from launch.training import memory
 from nvae import NVAEConfig
 
 BASE = NVAEConfig(

@@ -15,14 +15,14 @@ from benchmarks import counting, harness
 from benchmarks.harness import Case, Row
 from benchmarks.plain import plain_model, plain_step
 from datasets import ImageSpec
-from launch.config import OptimConfig, RunConfig
-from launch.distributed import Ranks
-from launch.evaluation import to_float
-from launch.families import NVAETrainConfig, family_of
+from launch.console.config import OptimConfig, RunConfig
+from launch.families import family_of
+from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
+from launch.machine.distributed import Ranks
 from launch.plan import image_spec
-from launch.presets import NVAE_PRESETS
-from launch.runs import as_module
-from launch.trainer import Trainer, new_state, resolve_precision
+from launch.training.evaluation import to_float
+from launch.training.model import as_module
+from launch.training.step import Trainer, new_state, resolve_precision
 from metrics.elbo import terms
 from nvae import NVAE, NVAEConfig
 

@@ -21,10 +21,12 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from torch.utils.tensorboard import SummaryWriter
 
-from launch import checkpoint, cli, distributed, figures, score
-from launch.config import parse
-from launch.distributed import Ranks
-from launch.monitor import plain
+from launch import score
+from launch.console import errors, figures
+from launch.console.flags import parse
+from launch.machine import distributed, files
+from launch.machine.distributed import Ranks
+from launch.machine.files import plain
 from launch.report import figures as report_figures
 from launch.report import pictures as report_pictures
 from launch.report import text as report_text
@@ -114,9 +116,9 @@ def _pictures(
     if len(configurations) > config.pictures > 0:
         yield Text(f"Pictures of the first {config.pictures} configurations; more with --pictures.")
     for kind, said in report_text.PICTURES.items():
-        for index, (label, pictures) in enumerate(drawn):
+        for index, (label, of_run) in enumerate(drawn):
             name = f"{prefix}{kind.replace(' ', '-')}-{index}"
-            yield Figure(name, f"{kind.capitalize()}: {label}", report_figures.from_picture(pictures[kind]), said)
+            yield Figure(name, f"{kind.capitalize()}: {label}", report_figures.from_picture(of_run[kind]), said)
 
 
 # --- The report -----------------------------------------------------------------------------------------------------
@@ -209,8 +211,8 @@ def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skippe
                 figures.save(block.drawing.picture, out / "figures" / f"{block.name}.png")
                 writer.add_image(f"compare/{block.name}", block.drawing.picture, 0, dataformats="HWC")
         writer.add_text("compare/report", markdown, 0)
-    checkpoint.write_text(out / "report.html", to_html("Hierarchical and flat VAEs compared", blocks))
-    checkpoint.write_text(out / "report.md", markdown)
+    files.write_text(out / "report.html", to_html("Hierarchical and flat VAEs compared", blocks))
+    files.write_text(out / "report.md", markdown)
     record = {
         "sets": [
             {"terms": s.terms, "configurations": {c.label: [str(r.path) for r in c.runs] for c in s.configurations}}
@@ -220,7 +222,7 @@ def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skippe
         "differences": _differences(sets),
         "skipped": list(skipped),
     }
-    checkpoint.write_text(out / "comparison.json", json.dumps(plain(record), indent=1) + "\n")
+    files.write_text(out / "comparison.json", json.dumps(plain(record), indent=1) + "\n")
 
 
 def _prepare(out: Path) -> None:
@@ -278,4 +280,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -27,12 +27,15 @@ import torch
 from tqdm import tqdm
 
 import datasets
-from launch import bits_back, checkpoint, cli, distributed, evaluation, figures, noise
-from launch.config import parse
+from launch.console import errors, figures
+from launch.console.flags import parse
 from launch.evaluate import open_data
-from launch.hierarchy import hierarchy_of
-from launch.model import VAE
-from launch.runs import SavedRun, open_run
+from launch.machine import distributed, files, noise
+from launch.results import bits_back
+from launch.results.hierarchy import hierarchy_of
+from launch.results.run import SavedRun, open_run
+from launch.training import checkpoint, evaluation
+from launch.training.model import VAE
 
 MAGIC = b"STRATA-BITS-BACK"
 FORMAT = 1
@@ -164,7 +167,7 @@ def from_bytes(content: bytes, where: str) -> tuple[Header, bits_back.Words]:
 
 def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
     for path in checkpoint.find(run.folder.checkpoints):
-        if checkpoint.sha256(path).startswith(header.checkpoint):
+        if files.sha256(path).startswith(header.checkpoint):
             return path
     raise ValueError(
         f"{where} was compressed with checkpoint {header.checkpoint[:12]}, which is none of {run.folder.checkpoints}; "
@@ -265,11 +268,11 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()
     negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # codes are of exact edges
-    packed = pack(model, data, seed=config.seed, digest=checkpoint.sha256(path), weights=config.weights)
+    packed = pack(model, data, seed=config.seed, digest=files.sha256(path), weights=config.weights)
     restored = unpack(packed.content, model, str(config.out))
     assert np.array_equal(restored, data.images(np.arange(len(data))).numpy())
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(config.out, lambda file: _write(file, packed.content))
+    files.write_atomically(config.out, lambda file: _write(file, packed.content))
     print(f"{config.run}, step {step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}")
     print(report(packed, negative_elbo, len(data), data.spec.num_dims))
     print("decompressed again: every pixel is as it was")
@@ -286,7 +289,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     shown = evaluation.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec, torch.device("cpu"))
     figures.save(figures.grid(shown), config.out / "preview.png")
-    checkpoint.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
+    files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
     print(f"{len(images):,} images of {header.data}: {config.out / 'images.npy'}, the first ones in preview.png")
 
 
@@ -302,4 +305,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

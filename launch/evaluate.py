@@ -14,10 +14,14 @@ from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch import baseline, cli, distributed, evaluation
-from launch.config import check_timeout, parse
-from launch.distributed import Ranks
-from launch.runs import SavedRun, open_run
+from launch.console import errors
+from launch.console.config import check_timeout
+from launch.console.flags import parse
+from launch.machine import distributed
+from launch.machine.distributed import Ranks
+from launch.results import baseline
+from launch.results.run import SavedRun, open_run
+from launch.training import evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,4 +132,4 @@ def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -22,10 +22,13 @@ import tyro
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch import checkpoint, cli, published
-from launch.config import DataConfig, parse, to_json
-from launch.families import NVAETrainConfig
-from launch.runs import RunFolder, provenance
+from launch.console import errors
+from launch.console.config import DataConfig, to_json
+from launch.console.flags import parse
+from launch.families.nvae import NVAETrainConfig
+from launch.results import published
+from launch.training import checkpoint
+from launch.training.folder import RunFolder, provenance
 from metrics.likelihoods import Edges
 from nvae import NVAE, official
 
@@ -124,4 +127,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -19,13 +19,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
-from launch import cli, memory
-from launch.config import parse
-from launch.cost import CostModel, count_work
-from launch.families import NVAETrainConfig, family_of
-from launch.memory import GIB, StepMemory
-from launch.presets import NVAE_PRESETS, choose
-from launch.runs import as_module
+from launch.console import errors
+from launch.console.flags import parse
+from launch.families import family_of
+from launch.families.family import choose
+from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
+from launch.results.cost import CostModel, count_work
+from launch.training import memory
+from launch.training.memory import GIB, StepMemory
+from launch.training.model import as_module
 
 HEADROOM = 0.9  # of a card's memory: work space of the convolutions and fragmentation take the rest
 # data set: channels, height, width, bits, training images of the published recipe
@@ -226,4 +228,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

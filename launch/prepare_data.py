@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 import datasets
-from launch import cli
-from launch.config import DataConfig, parse
+from launch.console import errors
+from launch.console.config import DataConfig
+from launch.console.flags import parse
 
 
 def main(arguments: list[str]) -> None:
@@ -31,4 +32,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

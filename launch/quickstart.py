@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch import cli
-from launch.config import parse
+from launch.console import errors
+from launch.console.flags import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     steps = commands(config)
     for number, (why, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {why}\n$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command], cwd=cli.ROOT, check=False).returncode
+        code = subprocess.run([sys.executable, *command], cwd=errors.ROOT, check=False).returncode
         if code:
             return code
     print(f"""
@@ -90,4 +90,4 @@ What to type next
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -17,10 +17,12 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 import torch
 from torch import Tensor
 
-from launch import batch_norm_cache, cli, distributed, figures, noise
-from launch.config import parse
-from launch.model import VAE
-from launch.runs import open_run
+from launch.console import errors, figures
+from launch.console.flags import parse
+from launch.machine import distributed, noise
+from launch.results import batch_norm
+from launch.results.run import open_run
+from launch.training.model import VAE
 from nvae import NVAE
 
 
@@ -63,7 +65,7 @@ class SampleConfig:
 def _readjust(model: VAE, config: SampleConfig, path: Path, device: torch.device) -> None:
     if not isinstance(model, NVAE):
         raise ValueError("--readjust-bn: this model has no batch norms; leave it out")
-    batch_norm_cache.apply_reestimated(
+    batch_norm.apply_reestimated(
         model,
         path,
         weights=config.weights,
@@ -119,4 +121,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -25,17 +25,21 @@ import torch
 
 import datasets
 import metrics
-from launch import checkpoint, cli, distributed, encoding, evaluation, scoring
-from launch.codes_file import grid_of, read_codes
-from launch.config import check_timeout, parse
-from launch.distributed import Ranks
-from launch.encoding import Encoded, Int64, Protocol
+from launch.console import errors
+from launch.console.config import check_timeout
+from launch.console.flags import parse
 from launch.evaluate import open_data
-from launch.model import VAE
-from launch.monitor import plain
-from launch.runs import SavedRun, as_module, open_run
-from launch.score_tables import describe
-from launch.scoring import Scored
+from launch.machine import distributed, files
+from launch.machine.distributed import Ranks
+from launch.machine.files import plain
+from launch.results import encoding, scores
+from launch.results.codes_file import grid_of, read_codes
+from launch.results.encoding import Encoded, Int64, Protocol
+from launch.results.run import SavedRun, open_run
+from launch.results.score_tables import describe
+from launch.results.scores import Scored
+from launch.training import checkpoint, evaluation
+from launch.training.model import VAE, as_module
 from metrics.hierarchy import DIMS
 
 SCORES, PER_IMAGE = "scores.json", "scores.npz"
@@ -137,7 +141,7 @@ def _check_grid(data: datasets.Dataset) -> None:
         raise ValueError(f"{data.name} is no full grid of factors; leave --full-grid out")
 
 
-def _available(data: datasets.Dataset, config: ScoreConfig, *, is_flat: bool) -> dict[scoring.Need, str | None]:
+def _available(data: datasets.Dataset, config: ScoreConfig, *, is_flat: bool) -> dict[scores.Need, str | None]:
     no_factors = f"{data.name} has no ground-truth factors; choose metrics without, such as total_correlation"
     return {
         "factors": None if data.factor_names else no_factors,
@@ -149,15 +153,15 @@ def _available(data: datasets.Dataset, config: ScoreConfig, *, is_flat: bool) ->
 def scored_from(encoded: Encoded, factors: Int64 | None, grid_sizes: tuple[int, ...], config: ScoreConfig) -> Scored:
     """What the scores see of encoded images; a hierarchy's code is ``moments`` at the headline dimension."""
     dim = 10 if 10 in config.dims else config.dims[0]
-    grid: scoring.Floats | None = None
+    grid: scores.Floats | None = None
     if encoded.variance is not None:
-        codes: scoring.Floats = encoded.means[0].reshape(len(encoded.rows), -1)
+        codes: scores.Floats = encoded.means[0].reshape(len(encoded.rows), -1)
         rows, name = np.arange(len(codes)), "posterior means"
         grid = codes if grid_sizes else None
     else:
         reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=dim, seed=config.seed)
         codes, rows, name = reduced.codes, reduced.rows, f"moments of residual means, d = {reduced.codes.shape[1]}"
-        grid = scoring.most_varying_channels(encoded.residuals, dim) if grid_sizes else None
+        grid = scores.most_varying_channels(encoded.residuals, dim) if grid_sizes else None
     units = encoded.units
     return Scored(
         codes=codes,
@@ -200,7 +204,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     if config.full_grid:
         _check_grid(data)
     is_flat = run.family.name == "flat_vae"
-    names, skipped = scoring.choose(config.metrics, _available(data, config, is_flat=is_flat))
+    names, skipped = scores.choose(config.metrics, _available(data, config, is_flat=is_flat))
     model, step, checkpoint_path = run.load_model(ranks.device, weights=config.weights)
     digest = checkpoint.recorded_sha256(checkpoint_path)
     started = time.monotonic()
@@ -232,13 +236,13 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "kl_of_units": encoded.kl_of_units,
         "active_units": encoded.active_latents,
         "held_out": None if held_out is None else held_out.summary(),
-        "scores": scoring.compute(names, scored, _say),
+        "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,
     }
     if fresh is not None:
         of_fresh = scored_from(fresh, factors, sizes, config)
-        record["untrained"] = scoring.compute(names, of_fresh, lambda name: _say(f"{name}, untrained"))
+        record["untrained"] = scores.compute(names, of_fresh, lambda name: _say(f"{name}, untrained"))
     record["seconds"] = time.monotonic() - started
     if held_out is not None:
         _save_per_image(run.folder.path / PER_IMAGE, held_out, spread_rows(rows, config.elbo_images))
@@ -276,11 +280,11 @@ def _save_per_image(path: Path, held_out: evaluation.Evaluation, rows: Int64) ->
         "log_likelihood": held_out.log_likelihood.numpy(),
         "kl": held_out.kl.numpy(),
     }
-    checkpoint.write_atomically(path, lambda file: np.savez(file, **arrays))
+    files.write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    checkpoint.write_text(path, json.dumps(plain(record), indent=1) + "\n")
+    files.write_text(path, json.dumps(plain(record), indent=1) + "\n")
 
 
 # --- Codes from elsewhere -------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
     """Score codes without any model and leave <name>.scores.json beside them."""
     codes, factors = read_codes(path)
     grid, sizes = grid_of(codes, factors)
-    names, skipped = scoring.choose(
+    names, skipped = scores.choose(
         config.metrics,
         {
             "factors": None if factors is not None else f"{path} has no key 'factors'; add it to the npz",
@@ -322,7 +326,7 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
         "num_images": len(codes),
         "code": scored.code_name,
         "factor_names": [],
-        "scores": scoring.compute(names, scored, _say),
+        "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,
     }
@@ -352,4 +356,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -27,11 +27,15 @@ import torch
 import metrics
 from flat_vae import FlatVAE
 from flat_vae.weights import DEFAULTS, betas
-from launch import cli, config, evaluation, flat_presets, latent_figures, presets, sweep_report
-from launch.config import SharedConfig
-from launch.runs import RunFolder, open_run
+from launch.console import errors, flags
+from launch.console.config import SharedConfig
+from launch.families import flat_figures, flat_vae, nvae
+from launch.report import sweep as sweep_report
+from launch.results.run import open_run
 from launch.studies import jobs, scripts
 from launch.studies.scripts import Script, ScriptRun
+from launch.training import evaluation
+from launch.training.folder import RunFolder
 
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
@@ -95,19 +99,19 @@ def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...],
 def _defaults(script: str, typed: list[str]) -> SharedConfig:
     """The preset that the training script would take for what is typed."""
     if script == "train_nvae":
-        return presets.nvae(*config.typed_preset(typed))
-    return flat_presets.flat_vae(typed)[1]
+        return nvae.recipe(*flags.typed_preset(typed))
+    return flat_vae.recipe(typed)[1]
 
 
 def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
     """Refuse, before anything is trained, arguments that the training script would refuse."""
     for name in (*OWN_FLAGS, *sweep.flags):
-        if config.typed_value(name, list(arguments)) is not None:
+        if flags.typed_value(name, list(arguments)) is not None:
             raise ValueError(f"--{name} stands behind -- and is set by the sweep; leave it out there")
     for setting in sweep.settings:
         typed = list(_run(sweep, arguments, setting, 0).all_arguments)
         default = _defaults(sweep.script, typed)
-        config.parse(type(default), default, typed, prog=f"{sweep.script}.py", description="")
+        flags.parse(type(default), default, typed, prog=f"{sweep.script}.py", description="")
 
 
 def measure(run: Path, num_images: int) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     data = open_run(run).config.data.open("test")
     rows = np.random.default_rng(0).permutation(len(data))[:num_images]
     parts = [
-        latent_figures.encode(model, evaluation.to_float(data.images(part), data.spec, device))
+        flat_figures.encode(model, evaluation.to_float(data.images(part), data.spec, device))
         for part in np.array_split(rows, math.ceil(len(rows) / 512))
     ]
     means, stds = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std"))
@@ -162,7 +166,7 @@ def main(arguments: list[str]) -> None:
     """Train what is missing, measure, write the report."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, shared = arguments[:end], arguments[end + 1 :]
-    sweep = config.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
+    sweep = flags.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
     _check(sweep, shared)
     scripts.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
     runs = {
@@ -183,4 +187,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -17,9 +17,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from flat_vae import BETA_FORMS
-from launch import cli, config, flat_presets, train
-from launch.families import FlatTrainConfig
-from launch.replicas import ReplicatedTrainConfig, train_replicas
+from launch.console import errors, flags
+from launch.families import flat_vae
+from launch.families.flat_vae import FlatTrainConfig
+from launch.training import start
+from launch.training.replicas import ReplicatedTrainConfig, train_replicas
 
 C = TypeVar("C", bound=FlatTrainConfig)
 
@@ -28,17 +30,17 @@ def main(arguments: list[str]) -> None:
     """Parse, then train."""
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
-    preset, defaults = flat_presets.flat_vae(arguments)
-    listed = "\n".join(f"  {name:12}{p.summary}" for name, p in flat_presets.FLAT_PRESETS.items())
+    preset, defaults = flat_vae.recipe(arguments)
+    listed = "\n".join(f"  {name:12}{p.summary}" for name, p in flat_vae.FLAT_PRESETS.items())
     described = (
         f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
     )
     shown = ReplicatedTrainConfig(**vars(defaults))
-    chosen = config.parse(ReplicatedTrainConfig, shown, arguments, prog="train_flat_vae.py", description=described)
+    chosen = flags.parse(ReplicatedTrainConfig, shown, arguments, prog="train_flat_vae.py", description=described)
     if not chosen.is_batched:
-        return train.train(_resolved(chosen.single), _resolved(preset), dry_run=dry_run)
+        return start.train(_resolved(chosen.single), _resolved(preset), dry_run=dry_run)
     for flag in [form.replace("_", "-") for form in BETA_FORMS]:
-        if chosen.replica_betas and config.typed_value(flag, arguments) is not None:
+        if chosen.replica_betas and flags.typed_value(flag, arguments) is not None:
             raise ValueError(f"--{flag} and --replica-betas are forms of one weight; give one of them")
     train_replicas(_resolved(chosen), _resolved(preset), dry_run=dry_run)
 
@@ -49,4 +51,4 @@ def _resolved(config: C) -> C:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -12,22 +12,24 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch import cli, config, presets, train
-from launch.families import NVAETrainConfig
+from launch.console import errors, flags
+from launch.families import nvae
+from launch.families.nvae import NVAETrainConfig
+from launch.training import start
 
 
 def main(arguments: list[str]) -> None:
     """Parse, then train."""
     dry_run = "--dry-run" in arguments
     arguments = [a for a in arguments if a != "--dry-run"]
-    preset = presets.nvae(*config.typed_preset(arguments))
-    listed = "\n".join(f"  {name:18}{p.summary}" for name, p in presets.NVAE_PRESETS.items())
+    preset = nvae.recipe(*flags.typed_preset(arguments))
+    listed = "\n".join(f"  {name:18}{p.summary}" for name, p in nvae.NVAE_PRESETS.items())
     described = (
         f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
     )
-    chosen = config.parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=described)
-    train.train(chosen, preset, dry_run=dry_run)
+    chosen = flags.parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=described)
+    start.train(chosen, preset, dry_run=dry_run)
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launch import checkpoint, cli, distributed, evaluation, figures, noise
-from launch.config import parse
+from launch.console import errors, figures
+from launch.console.figures import Picture
+from launch.console.flags import parse
 from launch.evaluate import open_data
-from launch.figures import Picture
-from launch.hierarchy import Hierarchy, hierarchy_of
-from launch.runs import open_run
+from launch.machine import distributed, files, noise
+from launch.results.hierarchy import Hierarchy, hierarchy_of
+from launch.results.run import open_run
+from launch.training import evaluation
 from nvae import NVAE, latents
 from nvae.posterior import PosteriorMean, PosteriorSample
 
@@ -186,7 +188,7 @@ def save_gif(frames: list[Picture], path: Path) -> Path:
     """Write a GIF that runs forth and back for ever, whole or not at all."""
     pictures = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_atomically(
+    files.write_atomically(
         path,
         lambda file: pictures[0].save(
             file, format="gif", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0
@@ -229,4 +231,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from launch import checkpoint
-from launch.runs import MAY_CHANGE, SavedRun, open_run
+from launch.results.run import SavedRun, open_run
+from launch.training import checkpoint
+from launch.training.resume import MAY_CHANGE
 
 Float64 = npt.NDArray[np.float64]
 HEADLINE_KIND = "moments"

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from launch.figures import Picture, render
+from launch.console.figures import Picture, render
 from launch.report.data import HEADLINE_KIND, Comparable, Configuration, Float64, ScoredRun
 
 if TYPE_CHECKING:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 import datasets
 from flat_vae import FlatVAE
-from launch import figures, noise
-from launch.encoding import beliefs_at_means
+from launch.console import figures
+from launch.console.figures import Picture
 from launch.evaluate import open_data
-from launch.evaluation import to_float
-from launch.figures import Picture
-from launch.hierarchy import hierarchy_of
-from launch.model import VAE
+from launch.machine import noise
 from launch.report.data import ScoredRun
+from launch.results.encoding import beliefs_at_means
+from launch.results.hierarchy import hierarchy_of
+from launch.training.evaluation import to_float
+from launch.training.model import VAE
 from nvae import NVAE, latents
 
 SHOWN = 8  # images of a row

@@ -20,7 +20,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import datasets
 from flat_vae.config import Initialisation
-from launch import cli, config
+from launch.console import errors, flags
 from launch.studies import frey_report, frey_runs, jobs
 
 
@@ -80,7 +80,7 @@ def _urgency(job: frey_runs.Job) -> tuple[bool, bool, bool]:
 
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
-    chosen = config.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
+    chosen = flags.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
     frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first: without them there is nothing to do
     wanted = chosen.jobs()
     if not chosen.report_only:
@@ -89,4 +89,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

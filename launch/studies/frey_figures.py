@@ -13,9 +13,9 @@ from matplotlib import pyplot
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
-from launch import noise
-from launch.figures import Picture, render
-from launch.latent_figures import Codes
+from launch.console.figures import Picture, render
+from launch.families.flat_figures import Codes
+from launch.machine import noise
 from launch.studies.frey_results import Results, value_of
 from launch.studies.frey_runs import CPU, Job
 from launch.studies.frey_theory import predicted_rate

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from datasets import Dataset
-from launch import checkpoint, figures
+from launch.console import figures
+from launch.machine import files
 from launch.studies import frey_figures
 from launch.studies.frey_results import COLLAPSED, Results, write_csv
 from launch.studies.frey_runs import Job
@@ -91,7 +92,7 @@ def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
         *_held_out(results),
         *_plots(pictures),
     ]
-    checkpoint.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
+    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
     return folder / "index.md"
 
 

@@ -14,13 +14,16 @@ from torch import Tensor
 import datasets
 from flat_vae import FlatVAE
 from flat_vae.config import Initialisation
-from launch import checkpoint, evaluation, figures, latent_figures, noise
-from launch.config import DataConfig, SharedConfig
-from launch.distributed import Ranks
-from launch.flat_presets import FLAT_PRESETS
+from launch.console import figures
+from launch.console.config import DataConfig, SharedConfig
+from launch.families import flat_figures
+from launch.families.flat_vae import FLAT_PRESETS
+from launch.machine import files, noise
+from launch.machine.distributed import Ranks
 from launch.studies import jobs
-from launch.train import trainer_for
-from launch.trainer import Trainer
+from launch.training import evaluation
+from launch.training.start import trainer_for
+from launch.training.step import Trainer
 from metrics import covariance_distance
 
 Split = Literal["all", "train"]
@@ -134,18 +137,18 @@ def _measure(model: FlatVAE, data: datasets.Dataset) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _codes(model: FlatVAE, data: datasets.Dataset) -> latent_figures.Codes:
-    return latent_figures.encode(model, evaluation.to_float(data.images(range(len(data))), data.spec, CPU.device))
+def _codes(model: FlatVAE, data: datasets.Dataset) -> flat_figures.Codes:
+    return flat_figures.encode(model, evaluation.to_float(data.images(range(len(data))), data.spec, CPU.device))
 
 
-def _write_posteriors(job: Job, codes: latent_figures.Codes) -> None:
+def _write_posteriors(job: Job, codes: flat_figures.Codes) -> None:
     job.posteriors.parent.mkdir(parents=True, exist_ok=True)
     mean, std = codes.mean.numpy(), codes.std.numpy()
-    checkpoint.write_atomically(job.posteriors, lambda file: np.savez(file, mean=mean, std=std))
+    files.write_atomically(job.posteriors, lambda file: np.savez(file, mean=mean, std=std))
 
 
 @torch.no_grad()
-def samples(model: FlatVAE, codes: latent_figures.Codes, job: Job) -> figures.Picture:
+def samples(model: FlatVAE, codes: flat_figures.Codes, job: Job) -> figures.Picture:
     """6 x 6 images: over the latent plane where there are two latents, else drawn from the prior.
 
     The plane is spanned by quantiles from .05 to .95: of the prior, or of the aggregate posterior where a small beta
@@ -155,11 +158,11 @@ def samples(model: FlatVAE, codes: latent_figures.Codes, job: Job) -> figures.Pi
     if job.latent_dim != 2:
         return figures.grid(model.sample(SIDE * SIDE, generator=source), columns=SIDE)
     if job.beta > BY_AGGREGATE_POSTERIOR:
-        quantiles = latent_figures.prior_quantiles(SIDE)
-        return latent_figures.manifold(model, quantiles, quantiles)
+        quantiles = flat_figures.prior_quantiles(SIDE)
+        return flat_figures.manifold(model, quantiles, quantiles)
     drawn = codes.draw(10_000, source)
     across, down = _quantiles(drawn[:, 0]), _quantiles(drawn[:, 1])
-    return latent_figures.manifold(model, across, down)
+    return flat_figures.manifold(model, across, down)
 
 
 def _quantiles(values: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
 
-from launch import cli, config
-from launch.config import DataConfig
+from launch.console import errors, flags
+from launch.console.config import DataConfig
 from launch.studies import grouped_report, grouped_runs, jobs
 
 
@@ -92,9 +92,9 @@ PROTOCOLS = {
 
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
-    protocol = config.typed_value("protocol", arguments) or "full"
+    protocol = flags.typed_value("protocol", arguments) or "full"
     default = PROTOCOLS.get(protocol, PROTOCOLS["full"])
-    chosen = config.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
+    chosen = flags.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
     wanted = chosen.jobs()
     if not chosen.report_only:
         wanted[0].data.open("train")  # draws the images, once, before the runs want them all at the same time
@@ -105,4 +105,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

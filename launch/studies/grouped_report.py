@@ -13,7 +13,8 @@ import torch
 from matplotlib import pyplot
 from scipy import stats
 
-from launch import checkpoint, figures
+from launch.console import figures
+from launch.machine import files
 from launch.studies import jobs
 from launch.studies.grouped_runs import FIRST_GROUP, VARIANTS, Job
 from launch.studies.tables import Spread, markdown
@@ -121,7 +122,7 @@ def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
         "seeds.\n\n![mig and mic](mig_mic.png)",
         "Test reconstruction, KL and MIG over training; a line for each seed.\n\n![curves](curves.png)",
     ]
-    checkpoint.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
+    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
     return folder / "index.md"
 
 

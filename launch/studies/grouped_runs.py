@@ -12,12 +12,13 @@ import torch
 
 import datasets
 from flat_vae import FlatVAE
-from launch import evaluation, feeding, latent_figures
-from launch.config import DataConfig, SharedConfig
-from launch.distributed import Ranks
-from launch.flat_presets import FLAT_PRESETS
+from launch.console.config import DataConfig, SharedConfig
+from launch.families import flat_figures
+from launch.families.flat_vae import FLAT_PRESETS
+from launch.machine.distributed import Ranks
 from launch.studies import jobs
-from launch.train import trainer_for
+from launch.training import evaluation, feeding
+from launch.training.start import trainer_for
 from metrics import mic, mig
 
 VARIANTS = ("grouped", "mlp-beta1", "mlp-beta5", "mlp-beta10")  # presets
@@ -120,8 +121,7 @@ def measure(model: FlatVAE, test: datasets.Dataset, ranks: Ranks, num_images: in
     result = evaluation.evaluate(model, some, ranks, batch_size=AT_ONCE, seed=0).summary()
     blocks = np.array_split(np.arange(len(some)), max(1, len(some) // AT_ONCE))
     parts = [
-        latent_figures.encode(model, evaluation.to_float(some.images(block), test.spec, ranks.device))
-        for block in blocks
+        flat_figures.encode(model, evaluation.to_float(some.images(block), test.spec, ranks.device)) for block in blocks
     ]
     codes = torch.cat([part.mean for part in parts])
     factors = test.factors(some.rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-from launch import cli, config
+from launch.console import errors, flags
 from launch.studies import family, hierarchy_report
 from launch.studies.family import DataName, Member
 from launch.studies.family_runs import FamilyConfig, refuse
@@ -45,7 +45,7 @@ def members(data: DataName, width: int) -> list[Member]:
 
 def main(arguments: list[str]) -> None:
     """Train and score what is missing, then report."""
-    chosen = config.parse(
+    chosen = flags.parse(
         HierarchyConfig, HierarchyConfig(), arguments, prog="studies/hierarchy.py", description=__doc__ or ""
     )
     wanted = {name: chosen.runs(name, members(name, chosen.width)) for name in chosen.datasets}
@@ -55,4 +55,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import checkpoint, compare
+from launch import compare
+from launch.machine import files
 from launch.report import text as report_text
 from launch.report.data import Comparable, Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.tables import headline_dim
@@ -38,7 +39,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
     parts = ["# Does a hierarchy disentangle?", OPENING]
     for name, paths in stored.items():
         parts += _of_data(folder, name, sorted(paths, key=_rank))
-    checkpoint.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
+    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
     return folder / "index.md"
 
 

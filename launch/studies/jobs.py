@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import joblib
 import torch
 
-from launch import checkpoint
-from launch.monitor import plain
+from launch.machine import files
+from launch.machine.files import plain
 
 J = TypeVar("J")
 
@@ -76,7 +76,7 @@ def _alone(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
 def write_record(path: Path, content: Any) -> None:
     """Write a record (JSON, whole or not at all); not-finite numbers become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(path, json.dumps(plain(content), indent=1) + "\n")
+    files.write_text(path, json.dumps(plain(content), indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:

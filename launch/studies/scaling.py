@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-from launch import cli, config
+from launch.console import errors, flags
 from launch.studies import family, scaling_report, stored
 from launch.studies.family import DataName, Member
 from launch.studies.family_runs import FamilyConfig, refuse
@@ -59,7 +59,7 @@ class ScalingConfig(FamilyConfig):
 
 def main(arguments: list[str]) -> None:
     """Train and score what is missing, then report."""
-    chosen = config.parse(
+    chosen = flags.parse(
         ScalingConfig, ScalingConfig(), arguments, prog="studies/scaling.py", description=__doc__ or ""
     )
     wanted = {name: chosen.runs(name, chosen.members(name)) for name in chosen.datasets}
@@ -69,4 +69,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main)
+    errors.main(main)

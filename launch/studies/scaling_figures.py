@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 
-from launch.figures import Picture, render
+from launch.console.figures import Picture, render
 from launch.studies.scaling_fit import PowerLaw
 from launch.studies.scaling_points import Measured
 

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launch import memory, plan
-from launch.config import SharedConfig
+from launch import plan
+from launch.console.config import SharedConfig
 from launch.report.data import ScoredRun, read_run
+from launch.training import memory
 
 WARM_UP = 0.3  # of a run: before that the KL has not its full weight, and running statistics lag
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from launch import checkpoint, figures, memory, plan
-from launch.presets import NVAE_PRESETS
+from launch import plan
+from launch.console import figures
+from launch.families.nvae import NVAE_PRESETS
+from launch.machine import files
 from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
 from launch.studies.scaling_fit import Estimate, PowerLaw
 from launch.studies.scaling_points import Measured, all_measured
 from launch.studies.tables import Spread, markdown
+from launch.training import memory
 
 PARAGRAPH = "\n\n"
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64"}
@@ -49,7 +52,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
         parts += [f"## {TITLES[name]}", *_axes(runs), _table(runs), *_laws(runs, folder, name)]
         if name == "celeba":
             parts += _extrapolation(runs)
-    checkpoint.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
+    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
     return folder / "index.md"
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import checkpoint
-from launch.runs import RunFolder
+from launch.machine import files
 from launch.studies import jobs
 from launch.studies.scripts import LAUNCH, Devices, ScriptRun, fault
+from launch.training.folder import RunFolder
 
 DIGITS = 7  # more than any report shows
 PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
@@ -78,8 +78,8 @@ def store(runs: Sequence[ScriptRun], folder: Path) -> None:
         target.write_json("config.json", record)
         for name in ("scores.json", "summary.json"):
             content = json.loads((run.folder / name).read_text(encoding="utf-8"))
-            checkpoint.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
-        checkpoint.write_text(target.path / "metrics.jsonl", "".join(_held_out(run.folder)))
+            files.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
+        files.write_text(target.path / "metrics.jsonl", "".join(_held_out(run.folder)))
 
 
 def _shortened(content: Any) -> Any:

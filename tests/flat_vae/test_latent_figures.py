@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch import latent_figures
+from launch.families import flat_figures
 from metrics.normal import Normal
 from tests.flat_vae.cases import BINARY, COLOUR, levels
 
@@ -15,7 +15,7 @@ from tests.flat_vae.cases import BINARY, COLOUR, levels
 @pytest.mark.parametrize("num_latents", [1, 2, 5])
 def test_every_picture_of_a_run(num_latents: int) -> None:
     model = FlatVAE(FlatVAEConfig(latent_dim=num_latents, conv_channels=4), COLOUR).eval()
-    pictures = latent_figures.draw(model, levels(COLOUR, 70), seed=0)
+    pictures = flat_figures.draw(model, levels(COLOUR, 70), seed=0)
     expected = {"traversal", "kl_per_latent", "aggregate_posterior"} | ({"manifold"} if num_latents == 2 else set())
     assert pictures.keys() == expected
     for picture in pictures.values():
@@ -28,13 +28,13 @@ def test_every_picture_of_a_run(num_latents: int) -> None:
 def test_a_plane_wants_two_latents(num_latents: int) -> None:
     model = FlatVAE(FlatVAEConfig(latent_dim=num_latents, conv_channels=4), BINARY)
     with pytest.raises(ValueError, match=f"needs 2 latents, this model has {num_latents}; train with --latent-dim 2"):
-        latent_figures.manifold(model)
+        flat_figures.manifold(model)
 
 
 def test_codes_are_the_posteriors_in_order(model: FlatVAE) -> None:
     x = levels(BINARY, 70)
     with torch.no_grad():
-        codes = latent_figures.encode(model, x)
+        codes = flat_figures.encode(model, x)
         posterior = model.bottom_up(x).posterior
         kl = posterior.kl(Normal(torch.zeros(70, 4), torch.ones(70, 4)))
     torch.testing.assert_close(codes.mean, posterior.mean)
@@ -45,14 +45,14 @@ def test_codes_are_the_posteriors_in_order(model: FlatVAE) -> None:
 
 def test_draws_of_the_aggregate_posterior() -> None:
     means = torch.tensor([[-3.0, 0.0], [3.0, 0.0]])
-    codes = latent_figures.Codes(means, torch.full((2, 2), 0.1), torch.ones(2, 2))
+    codes = flat_figures.Codes(means, torch.full((2, 2), 0.1), torch.ones(2, 2))
     drawn = codes.draw(4000, torch.Generator().manual_seed(0))
     assert float(drawn.std(0)[0]) == pytest.approx(math.sqrt(9.01), rel=0.02)
     assert float(drawn.std(0)[1]) == pytest.approx(0.1, rel=0.05)
 
 
 def test_prior_quantiles() -> None:
-    quantiles = latent_figures.prior_quantiles(3)
+    quantiles = flat_figures.prior_quantiles(3)
     torch.testing.assert_close(quantiles, torch.tensor([-1.6448536, 0.0, 1.6448536]))
 
 
@@ -67,7 +67,7 @@ class _Shown(FlatVAE):
 
 def test_the_plane_has_z0_to_the_right_and_z1_upwards() -> None:
     model = _Shown(FlatVAEConfig(latent_dim=2, conv_channels=4), BINARY)
-    picture = latent_figures.manifold(model, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+    picture = flat_figures.manifold(model, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
     cell = (picture.shape[0] - 2) // 2  # a border of two pixels around each
     values = [
         [picture[2 + r * cell + 20, 2 + c * cell + side, 0] for side in (10, cell - 20)]

@@ -9,9 +9,10 @@ import pytest
 
 from datasets import ImageSpec
 from flat_vae import adversary, build_objective
-from launch import flat_presets, train_flat_vae
-from launch.families import FAMILIES, FlatTrainConfig, family_of
-from launch.runs import open_run
+from launch import train_flat_vae
+from launch.families import FAMILIES, family_of, flat_vae
+from launch.families.flat_vae import FlatTrainConfig
+from launch.results.run import open_run
 from tests.launch import running
 
 SPECS = {
@@ -43,9 +44,9 @@ def flags(data: Path, run: Path, *more: str) -> list[str]:
     return ["--dataset", "folder", "--data-root", str(data), "--run-dir", str(run), *small, *more]
 
 
-@pytest.mark.parametrize("name", flat_presets.FLAT_PRESETS)
+@pytest.mark.parametrize("name", flat_vae.FLAT_PRESETS)
 def test_every_preset_builds(name: str) -> None:
-    config = flat_presets.FLAT_PRESETS[name].build()
+    config = flat_vae.FLAT_PRESETS[name].build()
     assert config.preset == name
     spec = SPECS[config.data.dataset]
     model = family_of(config).build_model(config, spec)
@@ -55,12 +56,12 @@ def test_every_preset_builds(name: str) -> None:
 
 
 def test_what_is_typed_displaces_its_rivals_in_the_preset() -> None:
-    preset, defaults = flat_presets.flat_vae(["--preset", "frey", "--beta-norm", "0.1"])
+    preset, defaults = flat_vae.recipe(["--preset", "frey", "--beta-norm", "0.1"])
     assert preset.objective.beta_pixel_mean == 1e-3
     assert defaults.objective.typed() == {}
-    assert flat_presets.flat_vae(["--preset", "mlp-beta5", "--objective", "factor"])[1].objective.typed() == {}
-    assert flat_presets.flat_vae(["--preset", "mlp-beta5"])[1].objective.beta == 5.0
-    assert flat_presets.flat_vae(["--dataset", "frey"])[1].preset == "frey"
+    assert flat_vae.recipe(["--preset", "mlp-beta5", "--objective", "factor"])[1].objective.typed() == {}
+    assert flat_vae.recipe(["--preset", "mlp-beta5"])[1].objective.beta == 5.0
+    assert flat_vae.recipe(["--dataset", "frey"])[1].preset == "frey"
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,4 @@ def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         train_flat_vae.main(["--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in flat_presets.FLAT_PRESETS)
+    assert all(f"  {name} " in shown for name in flat_vae.FLAT_PRESETS)

@@ -26,10 +26,10 @@ from typing import IO, Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-import torch  # noqa: E402
+import torch
 
-from tests.fuzz.ends import Target  # noqa: E402
-from tests.fuzz.targets import TARGETS  # noqa: E402
+from tests.fuzz.ends import Target
+from tests.fuzz.targets import TARGETS
 
 MEMORY_GIB = 1.0  # beyond what the process has when it starts
 SECONDS = 20  # of one case

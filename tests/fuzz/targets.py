@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 
-from launch import checkpoint, evaluate, plan, presets, runs, sample
-from launch.config import differences, parse, to_json, typed_preset
-from launch.families import NVAETrainConfig
+from launch import evaluate, plan, sample
+from launch.console.config import differences, to_json
+from launch.console.flags import parse, typed_preset
+from launch.families import nvae
+from launch.families.nvae import NVAETrainConfig
+from launch.results import run as opened
+from launch.training import checkpoint
 from tests.fuzz import data_targets, mutate
 from tests.fuzz.ends import Target, refused
 
@@ -52,7 +56,7 @@ def checkpoint_checksum(home: Path) -> Target:
 
 def run_config(home: Path) -> Target:
     """config.json of a run; what is read must be written again without loss."""
-    config = presets.nvae("tiny", "folder")
+    config = nvae.recipe("tiny", "folder")
     spec = {"channels": 3, "height": 12, "width": 16, "num_bits": 8}
     record = {"format": 1, "family": "nvae", "config": to_json(config), "spec": spec, "argv": [], "commit": None}
     text = json.dumps(record, indent=1)
@@ -65,7 +69,7 @@ def run_config(home: Path) -> Target:
         (home / "config.json").write_bytes(raw)
 
         def read() -> None:
-            run = runs.open_run(home)
+            run = opened.open_run(home)
             json.dumps(to_json(run.config))
 
         return not refused(read)
@@ -79,7 +83,7 @@ def command_line(home: Path) -> Target:
     train += ["--groups-per-scale", "1", "1", "--image-size", "12", "16", "--resume", "auto", "--hflip", "--seed", "1"]
 
     def train_nvae(arguments: list[str]) -> object:
-        preset = presets.nvae(*typed_preset(arguments))
+        preset = nvae.recipe(*typed_preset(arguments))
         return differences(parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=""), preset)
 
     def of(kind: Any, prog: str) -> Callable[[list[str]], object]:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-import torch  # noqa: E402
+import torch
 
-from launch import checkpoint, distributed, evaluation  # noqa: E402
-from launch.runs import as_module, open_run  # noqa: E402
-from launch.train import trainer_for  # noqa: E402
-from tests.launch.running import assert_same  # noqa: E402
+from launch.machine import distributed
+from launch.results.run import open_run
+from launch.training import checkpoint, evaluation
+from launch.training.model import as_module
+from launch.training.start import trainer_for
+from tests.launch.running import assert_same
 
 
 def main(run_path: Path, out: Path) -> None:

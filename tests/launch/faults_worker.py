@@ -7,19 +7,21 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-from torch import Tensor  # noqa: E402
+from torch import Tensor
 
-from launch import cli, train_nvae, trainer  # noqa: E402
+from launch import train_nvae
+from launch.console import errors
+from launch.training import step as stepping
 
-real = trainer.Trainer._accumulate
+real = stepping.Trainer._accumulate
 
 
-def accumulate(self: trainer.Trainer, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def accumulate(self: stepping.Trainer, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The gradients are averaged and finite everywhere, so that only the ranks' agreement stops rank 0."""
     terms, kl, total = real(self, x)
     return terms, kl, total * float("nan") if self.ranks.rank == 1 and self.state.step >= 5 else total
 
 
 if __name__ == "__main__":
-    trainer.Trainer._accumulate = accumulate  # type: ignore[method-assign]
-    cli.main(train_nvae.main)
+    stepping.Trainer._accumulate = accumulate  # type: ignore[method-assign]
+    errors.main(train_nvae.main)

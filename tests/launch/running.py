@@ -21,7 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
-from launch import checkpoint, cli
+from launch.console import errors
+from launch.training import checkpoint
 from tests.conftest import ROOT
 
 STEPS = 16
@@ -68,7 +69,7 @@ def call(script: str, *arguments: object) -> Result:
         patch.setattr(threading, "excepthook", threading.excepthook)  # put back too
         try:
             with pytest.raises(SystemExit) as left:
-                cli.main(module.main)
+                errors.main(module.main)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -168,7 +169,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 def assert_one_error(result: Result, *words: str) -> None:
     """Exit code 2, one line what is wrong, one what to do, no traceback."""
-    assert result.code == cli.EXIT_BAD_INPUT, result
+    assert result.code == errors.EXIT_BAD_INPUT, result
     lines = [line for line in result.err.splitlines() if line.strip()]
     assert "Traceback" not in result.err, result.err
     assert [line[:7] for line in lines if line.startswith(("error: ", "  fix: "))] == ["error: ", "  fix: "], result.err

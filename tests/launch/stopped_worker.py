@@ -11,7 +11,8 @@ from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-from launch import cli, evaluation  # noqa: E402
+from launch.console import errors
+from launch.training import evaluation
 
 real = evaluation.evaluate
 
@@ -26,4 +27,4 @@ def evaluate(*arguments: Any, **named: Any) -> evaluation.Evaluation:
 if __name__ == "__main__":
     evaluation.evaluate = evaluate
     script = sys.argv.pop(1)
-    cli.main(importlib.import_module(f"launch.{script}").main)
+    errors.main(importlib.import_module(f"launch.{script}").main)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from launch import checkpoint
+from launch.machine import files
+from launch.training import checkpoint
 from tests.conftest import ROOT
 from tests.launch.running import assert_same, environment
 
@@ -98,7 +99,7 @@ def _rewrite(path: Path, write: Any) -> None:
     """Other bytes under a checksum that fits: what an attacker would leave."""
     with open(path, "wb") as file:
         write(file)
-    path.with_name(path.name + ".sha256").write_text(f"{checkpoint.sha256(path)}  {path.name}\n")
+    path.with_name(path.name + ".sha256").write_text(f"{files.sha256(path)}  {path.name}\n")
 
 
 class _Malice:
@@ -282,14 +283,14 @@ def test_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: 
 
 def test_writing_a_text_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    checkpoint.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fail(file: IO[bytes]) -> None:
         file.write(b"ne")
         raise OSError(errno.ENOSPC, "full")
 
     with pytest.raises(OSError, match="full"):
-        checkpoint.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from launch import cli, compiling, trainer
+from launch.console import errors
+from launch.machine import compiling
+from launch.training import step as stepping
 from nvae import NVAE
 from tests.launch import running
 
@@ -24,26 +26,26 @@ def test_a_machine_without_a_compiler_is_told_so(data: Path, tmp_path: Path, mon
 def test_a_compiler_that_fails(stopped: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal to the process group ends the compiler with the run: that is a stop, and no fault of the compiler."""
     monkeypatch.setattr(NVAE, "compile_parts", lambda self: None)
-    asked: list[cli.StopRequest] = []
-    real_init, real_step = cli.StopRequest.__init__, trainer.Trainer.train_step
+    asked: list[errors.StopRequest] = []
+    real_init, real_step = errors.StopRequest.__init__, stepping.Trainer.train_step
 
-    def init(self: cli.StopRequest) -> None:
+    def init(self: errors.StopRequest) -> None:
         real_init(self)
         asked.append(self)
 
-    def step(self: trainer.Trainer, images: torch.Tensor, *, stop: bool = False) -> trainer.StepReport:
+    def step(self: stepping.Trainer, images: torch.Tensor, *, stop: bool = False) -> stepping.StepReport:
         if self.state.step < 4:
             return real_step(self, images, stop=stop)
         asked[0].asked = stopped
         raise BackendCompilerFailed(lambda: None, RuntimeError("g++ was killed; very much so"), None)
 
-    monkeypatch.setattr(cli.StopRequest, "__init__", init)
-    monkeypatch.setattr(trainer.Trainer, "train_step", step)
+    monkeypatch.setattr(errors.StopRequest, "__init__", init)
+    monkeypatch.setattr(stepping.Trainer, "train_step", step)
     run = tmp_path / "run"
     result = running.call("train_nvae", *running.flags(data, run, "--compile"))
     assert "Traceback" not in result.err
     if stopped:
-        assert result.code == cli.EXIT_PREEMPTED
+        assert result.code == errors.EXIT_PREEMPTED
         assert "stopped on request while compiling, the last checkpoint is of step 3" in result.err
         assert (run / "preempted").read_text() == "3\n"
     else:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch import bits_back, compress
-from launch.bits_back import BitsBack, Ints
-from launch.hierarchy import OneGroup, hierarchy_of
-from launch.model import VAE
+from launch import compress
+from launch.results import bits_back
+from launch.results.bits_back import BitsBack, Ints
+from launch.results.hierarchy import OneGroup, hierarchy_of
+from launch.training.model import VAE
 from metrics import elbo
 from tests.launch import running
 from tests.nvae.small import Images, small

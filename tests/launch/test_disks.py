@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from launch import checkpoint, cli
+from launch.console import errors
+from launch.machine import files
+from launch.training import checkpoint
 from tests.launch import running
 from tests.launch.running import assert_same_run, call, flags, start, wait_for
 
@@ -59,7 +61,7 @@ def test_a_folder_that_turns_read_only(data: Path, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "open", opened, raising=False)
         result = call("train_nvae", *flags(data, run, "--resume", "auto"))
-    assert result.code == cli.EXIT_BAD_INPUT
+    assert result.code == errors.EXIT_BAD_INPUT
     assert "Traceback" not in result.err
     assert "Read-only file system" in result.err
     assert {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")} == before
@@ -94,7 +96,7 @@ def test_room_that_comes_back_by_the_end_is_used(
     refused: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last checkpoint is tried once more, at the end of the run and where it stops before."""
-    real, tries = checkpoint.write_atomically, 0
+    real, tries = files.write_atomically, 0
     name, *more = refused
 
     def refuse_once(path: Path, write: Any) -> None:
@@ -115,7 +117,7 @@ def test_room_that_comes_back_by_the_end_is_used(
 def test_a_stop_whose_checkpoint_is_refused_is_an_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.write_atomically
+    real = files.write_atomically
 
     def refuse(path: Path, write: Any) -> None:
         if path.name == "step-000000006.pt":
@@ -128,7 +130,7 @@ def test_a_stop_whose_checkpoint_is_refused_is_an_error(
 
 
 def test_a_refused_summary_says_what_to_do(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkpoint.write_atomically
+    real = files.write_atomically
 
     def refuse(path: Path, write: Any) -> None:
         if path.name == "summary.json":
@@ -146,7 +148,7 @@ def test_a_refused_summary_says_what_to_do(data: Path, tmp_path: Path, monkeypat
 
 def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the checkpoint nor the marker can be written: the exit code still says that it may be tried again."""
-    real = checkpoint.write_atomically
+    real = files.write_atomically
 
     def refuse(path: Path, write: Any) -> None:
         if "step-000000005" in path.name:
@@ -158,6 +160,6 @@ def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, mon
     run = tmp_path / "run"
     monkeypatch.setattr(checkpoint, "write_atomically", refuse)
     result = call("train_nvae", *flags(data, run, "--checkpoint-every", "5", "--stop-at-step", "9"))
-    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert result.code == errors.EXIT_PREEMPTED, result.err
     assert "No space left on device" in result.err
     assert "Traceback" not in result.err

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import datasets
-from launch import checkpoint, evaluation
-from launch.distributed import Ranks
-from launch.runs import open_run
+from launch.machine.distributed import Ranks
+from launch.results.run import open_run
+from launch.training import checkpoint, evaluation
 from tests.conftest import ROOT
 from tests.launch import running
 from tests.launch.running import environment, flags, records, torchrun

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 import datasets
-from launch import baseline, evaluation, noise
-from launch.distributed import Ranks
-from launch.runs import open_run
+from launch.machine import noise
+from launch.machine.distributed import Ranks
+from launch.results import baseline
+from launch.results.run import open_run
+from launch.training import evaluation
 from metrics.pixel_baseline import fit_pixel_baseline
 from tests.launch import running
 

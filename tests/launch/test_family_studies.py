@@ -14,8 +14,8 @@ import torch
 from scipy import stats
 
 import datasets
-from launch import presets
-from launch.config import parse
+from launch.console.flags import parse
+from launch.families import nvae
 from launch.studies import family, scaling_fit, scaling_points, scaling_report, scripts, stored
 from launch.studies.scaling_fit import Estimate
 from launch.studies.scaling_points import Measured, Point
@@ -31,7 +31,7 @@ SPEC = datasets.ImageSpec(channels=1, height=64, width=64, num_bits=1)
 def built(member: family.Member) -> NVAE:
     """The model that a member's flags make, on the meta device."""
     typed = list(member.flags)
-    config = parse(presets.NVAETrainConfig, presets.nvae("tiny", None), typed, prog="", description="")
+    config = parse(nvae.NVAETrainConfig, nvae.recipe("tiny", None), typed, prog="", description="")
     with torch.device("meta"):
         return NVAE(config.model, SPEC)
 

@@ -20,8 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from launch import checkpoint, cli, trainer
-from launch.runs import as_module, open_run
+from launch.console import errors
+from launch.results.run import open_run
+from launch.training import checkpoint
+from launch.training import step as stepping
+from launch.training.model import as_module
 from tests.conftest import ROOT
 from tests.launch import running
 from tests.launch.running import Result, assert_same_run, call, environment, flags, records, start, wait_for
@@ -79,7 +82,7 @@ def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, da
         wait_for((run / "checkpoints" / "step-000000003.pt").exists, first)
         second.send_signal(fault)
         said = finish(first)
-        assert said.code == cli.EXIT_LOST_RANK, said.err
+        assert said.code == errors.EXIT_LOST_RANK, said.err
         assert "error: rank 1 hangs, died or cannot be reached" in said.err
         assert "go on with --resume auto" in said.err
         assert "Traceback" not in said.err
@@ -92,7 +95,7 @@ def test_the_readers_of_runs_name_a_lost_rank_too(script: str, more: list[str], 
     arguments = [script, "--run", copied, *more, "--split", "train", "--timeout-minutes", "0.1"]
     with two_ranks(worker, *arguments) as (first, _):
         said = finish(first)
-    assert said.code == cli.EXIT_LOST_RANK, said.err
+    assert said.code == errors.EXIT_LOST_RANK, said.err
     assert "error: rank 1 hangs, died or cannot be reached" in said.err
     assert "start it again" in said.err
     assert "--resume" not in said.err
@@ -105,7 +108,7 @@ def test_a_rank_that_never_comes_is_said(data: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         arguments, env=environment() | alone, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == cli.EXIT_BAD_INPUT, done.stderr
+    assert done.returncode == errors.EXIT_BAD_INPUT, done.stderr
     assert "the 2 processes did not all come within 0.03 minutes" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -115,7 +118,7 @@ def test_nan_on_one_rank_for_too_long_stops_all_with_a_diagnosis(data: Path, tmp
     worker = ROOT / "tests" / "launch" / "faults_worker.py"
     with two_ranks(worker, *flags(data, run, "--max-bad-steps", "3", batch=2)) as ranks:
         said = [finish(rank) for rank in ranks]
-    assert [s.code for s in said] == [cli.EXIT_DIVERGED] * 2, said
+    assert [s.code for s in said] == [errors.EXIT_DIVERGED] * 2, said
     assert "error: 3 steps in a row were not finite, up to step 8" in said[0].err
     assert "Traceback" not in said[0].err + said[1].err
     diagnosis = json.loads((run / "diverged.json").read_text())
@@ -175,7 +178,7 @@ def test_sigterm_to_both_ranks_in_an_evaluation(tmp_path: Path) -> None:
         for rank in ranks:
             rank.terminate()
         said = [finish(rank) for rank in ranks]
-    assert [s.code for s in said] == [cli.EXIT_PREEMPTED] * 2, said
+    assert [s.code for s in said] == [errors.EXIT_PREEMPTED] * 2, said
     assert "stopped on request at step 3, checkpoint saved" in said[0].err
     assert (run / "preempted").read_text() == "3\n"
     assert not any("val/elbo" in line for line in records(run))
@@ -191,7 +194,7 @@ def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
         for rank in ranks:
             rank.terminate()
         said = [finish(rank) for rank in ranks]
-    assert [s.code for s in said] == [cli.EXIT_PREEMPTED] * 2, said
+    assert [s.code for s in said] == [errors.EXIT_PREEMPTED] * 2, said
     assert "stopped on request before the first step" in said[0].err
     assert "Traceback" not in said[0].err + said[1].err
     assert not list(data.rglob("*.npy*"))
@@ -200,18 +203,18 @@ def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
 
 def test_sigterm_in_the_first_step(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels are chosen and models are compiled, which takes long: the step is done, then all is saved."""
-    real = trainer.Trainer._accumulate
+    real = stepping.Trainer._accumulate
 
-    def accumulate(self: trainer.Trainer, x: torch.Tensor) -> Any:
+    def accumulate(self: stepping.Trainer, x: torch.Tensor) -> Any:
         if self.state.step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, x)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_accumulate", accumulate)
+        patch.setattr(stepping.Trainer, "_accumulate", accumulate)
         result = call("train_nvae", *flags(data, run))
-    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert result.code == errors.EXIT_PREEMPTED, result.err
     assert "checkpoint saved" in result.err
     assert int((run / "preempted").read_text()) <= 2, "the ranks agree in the step that follows"
     assert call("train_nvae", *flags(data, run, "--resume", "auto")).code == 0
@@ -222,8 +225,8 @@ def test_a_library_that_drops_exceptions_does_not_drop_the_stop() -> None:
     """tqdm did, where the signal came while it started its thread: the data were decoded to the end."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        cli.StopRequest()
-        with pytest.raises(cli.Preempted), contextlib.suppress(Exception):
+        errors.StopRequest()
+        with pytest.raises(errors.Preempted), contextlib.suppress(Exception):
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         for number, handler in handlers.items():

@@ -11,8 +11,8 @@ import torch
 from datasets import registry
 from datasets.arrays import ArrayDataset
 from datasets.views import Views
-from launch import checkpoint, feeding
-from launch.config import RunConfig
+from launch.console.config import RunConfig
+from launch.training import checkpoint, feeding
 from tests.launch import running, toy
 
 

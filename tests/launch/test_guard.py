@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.steps import random_images, trainer_of
 from datasets import ImageSpec
-from launch import cli, trainer
-from launch.flat_presets import FLAT_PRESETS
-from launch.guard import Rollback
+from launch.console import errors
+from launch.families.flat_vae import FLAT_PRESETS
+from launch.training import step as stepping
+from launch.training.guard import Rollback
 from metrics import likelihoods
 from tests.launch import running
 from tests.launch import test_train_step as steps
@@ -28,7 +29,7 @@ from tests.launch.running import assert_same
 BAD = (0, 2, 3)
 
 
-def both(one: trainer.Trainer) -> tuple[trainer.Trainer, trainer.Trainer]:
+def both(one: stepping.Trainer) -> tuple[stepping.Trainer, stepping.Trainer]:
     """The same trainer deciding on the host and, as on a GPU, on the device."""
     other = copy.deepcopy(one)
     other.decides_on_device = True
@@ -97,13 +98,13 @@ def test_tensors_of_any_layout_come_back() -> None:
 
 
 def _decide_on_the_device(patch: pytest.MonkeyPatch) -> None:
-    real = trainer.Trainer.__init__
+    real = stepping.Trainer.__init__
 
-    def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
+    def init(self: stepping.Trainer, *arguments: Any, **named: Any) -> None:
         real(self, *arguments, **named)
         self.decides_on_device = True
 
-    patch.setattr(trainer.Trainer, "__init__", init)
+    patch.setattr(stepping.Trainer, "__init__", init)
 
 
 def test_a_late_diagnosis_names_the_same_step_and_images(
@@ -117,7 +118,7 @@ def test_a_late_diagnosis_names_the_same_step_and_images(
         run = tmp_path / name
         often = ["--max-bad-steps", "5", "--log-every", "7", "--checkpoint-every", "99", "--eval-every", "99"]
         result = running.call("train_nvae", *running.flags(data, run, *often))
-        assert result.code == cli.EXIT_DIVERGED
+        assert result.code == errors.EXIT_DIVERGED
         assert "error: 5 steps in a row were not finite, up to step 10" in result.err
         assert result.err.count("step skipped") == 5
         said.append(json.loads((run / "diverged.json").read_text()))
@@ -150,7 +151,7 @@ class Questions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def questions(one: trainer.Trainer, images: Tensor) -> Counter[str]:
+def questions(one: stepping.Trainer, images: Tensor) -> Counter[str]:
     """Of the third step. Step counters of optimisers that are not fused are on the host, here and on a GPU where not captured."""
     one.decides_on_device = True
     for _ in range(2):

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from launch import cli, host_memory
+from launch.console import errors
+from launch.machine import host_memory
 
 PAGE_FAULTS = """
 import resource, torch
@@ -30,7 +31,7 @@ def page_faults(call: str, **variables: str) -> int:
     command = [sys.executable, "-c", PAGE_FAULTS.format(call=call)]
     tuning = ("GLIBC_TUNABLES", "MALLOC_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(tuning)}
-    done = subprocess.run(command, cwd=cli.ROOT, env=clean | variables, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=errors.ROOT, env=clean | variables, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

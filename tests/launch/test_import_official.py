@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from launch import published
 from launch.import_official import data_config, import_checkpoint
-from launch.runs import open_run
+from launch.results import published
+from launch.results.run import open_run
 from nvae import official
 from tests.launch import running
 from tests.nvae.published import ARGS, published_form, randomised

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 
-from launch.monitor import Monitor, plain
+from launch.machine.files import plain
+from launch.training.records import Monitor
 from tests.launch import running
 
 TRAIN = ["loss", "elbo", "rate", "distortion", "bits_per_dim"]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import memory, plan
-from launch.cost import count_work
-from launch.memory import GIB, StepMemory
+from launch import plan
+from launch.families.nvae import NVAE_PRESETS
 from launch.plan import PlanConfig
-from launch.presets import NVAE_PRESETS
+from launch.results.cost import count_work
+from launch.training import memory
+from launch.training.memory import GIB, StepMemory
 
 
 def lines_of(path: Path, *rows: dict[str, object]) -> Path:

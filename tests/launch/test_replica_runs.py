@@ -16,12 +16,15 @@ from torch import Tensor
 
 import datasets
 from flat_vae import FlatVAEConfig, ObjectiveConfig
-from launch import checkpoint, cli, distributed, loop, replica_trainer, replicas, train, trainer
-from launch.config import RunConfig
-from launch.distributed import Ranks
-from launch.families import PLAIN_ADAM, FlatTrainConfig
-from launch.replica_trainer import Orders, ReplicaTrainer
-from launch.runs import open_run
+from launch.console import errors
+from launch.console.config import RunConfig
+from launch.families.flat_vae import PLAIN_ADAM, FlatTrainConfig
+from launch.machine import distributed
+from launch.machine.distributed import Ranks
+from launch.results.run import open_run
+from launch.training import checkpoint, loop, replica_step, replicas, start
+from launch.training import step as stepping
+from launch.training.replica_step import Orders, ReplicaTrainer
 from tests.launch import running, toy
 
 STEPS = 100
@@ -63,12 +66,12 @@ def config(seed: int, optim: dict[str, Any], objective: dict[str, Any], **run: A
     )
 
 
-def fresh(configs: list[FlatTrainConfig]) -> list[trainer.Trainer]:
+def fresh(configs: list[FlatTrainConfig]) -> list[stepping.Trainer]:
     """Trainers as a training script makes them."""
     made = []
     for each in configs:
         torch.manual_seed(each.run.seed)
-        made.append(train.trainer_for(each, toy.open_toy(Path()), ALONE, STEPS))
+        made.append(start.trainer_for(each, toy.open_toy(Path()), ALONE, STEPS))
     return made
 
 
@@ -76,7 +79,7 @@ def orders_of(configs: list[FlatTrainConfig], data: datasets.Dataset) -> list[da
     return [datasets.Batches(len(data), c.run.batch_size * c.optim.accumulation, c.run.seed) for c in configs]
 
 
-def steps_alone(configs: list[FlatTrainConfig], steps: int) -> tuple[list[trainer.Trainer], Tensor]:
+def steps_alone(configs: list[FlatTrainConfig], steps: int) -> tuple[list[stepping.Trainer], Tensor]:
     """Trainers after ``steps`` steps one by one, and their losses [N, steps]."""
     data, trainers, losses = toy.open_toy(Path()), fresh(configs), []
     for one, order in zip(trainers, orders_of(configs, data), strict=True):
@@ -85,7 +88,7 @@ def steps_alone(configs: list[FlatTrainConfig], steps: int) -> tuple[list[traine
     return trainers, torch.stack(losses)
 
 
-def steps_together(configs: list[FlatTrainConfig], steps: int) -> tuple[list[trainer.Trainer], Tensor]:
+def steps_together(configs: list[FlatTrainConfig], steps: int) -> tuple[list[stepping.Trainer], Tensor]:
     """The same at once."""
     data, trainers, losses = toy.open_toy(Path()), fresh(configs), []
     together, order = ReplicaTrainer(trainers), Orders(orders_of(configs, data))
@@ -95,7 +98,7 @@ def steps_together(configs: list[FlatTrainConfig], steps: int) -> tuple[list[tra
     return trainers, torch.stack(losses, dim=1)
 
 
-def assert_same_state(one: trainer.Trainer, other: trainer.Trainer) -> None:
+def assert_same_state(one: stepping.Trainer, other: stepping.Trainer) -> None:
     """Weights, averages, moments and counters, up to the tolerance."""
     a, b = one.state.state_dict(), other.state.state_dict()
     assert a.keys() == b.keys()
@@ -133,7 +136,7 @@ def test_replicas_are_the_single_runs(optim: dict[str, Any], objective: dict[str
 
 def test_in_float64_only_rounding_tells_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Adam's own epsilon, after which float32's rounding grows: so does that of a single run from 1e-7 beside it."""
-    for module in (trainer, replica_trainer):
+    for module in (stepping, replica_step):
         monkeypatch.setattr(module, "to_float", lambda images, *_: images.double())
     torch.set_default_dtype(torch.float64)
     try:
@@ -160,13 +163,13 @@ def test_betas_at_one_seed_are_the_single_runs() -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, seed: int, steps: range) -> None:
     """Noise of one seed that makes these steps not finite."""
-    real = trainer.Trainer.noise
+    real = stepping.Trainer.noise
 
-    def noise_of(self: trainer.Trainer) -> list[Tensor]:
+    def noise_of(self: stepping.Trainer) -> list[Tensor]:
         bad = self.config.run.seed == seed and self.state.step in steps
         return [n * float("nan") for n in real(self)] if bad else real(self)
 
-    monkeypatch.setattr(trainer.Trainer, "noise", noise_of)
+    monkeypatch.setattr(stepping.Trainer, "noise", noise_of)
 
 
 @pytest.mark.parametrize("bad", [range(1), range(2, 4)], ids=["first", "later"])
@@ -316,7 +319,7 @@ def test_sigterm_saves_every_replica(
     with monkeypatch.context() as patch:
         patch.setattr(ReplicaTrainer, "train_step", stop)
         result = call(data, out, *asked)
-    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert result.code == errors.EXIT_PREEMPTED, result.err
     for path in out.iterdir():
         assert (path / "preempted").read_text() == "2\n"
         assert [p.name for p in checkpoint.find(path / "checkpoints")] == ["step-000000002.pt"]
@@ -336,7 +339,7 @@ def test_sigterm_in_one_replica_s_evaluation_saves_every_replica(
         return real(self, final=final)
 
     monkeypatch.setattr(loop.Run, "evaluate", stop)
-    assert call(data, out, "--replicas", "3").code == cli.EXIT_PREEMPTED
+    assert call(data, out, "--replicas", "3").code == errors.EXIT_PREEMPTED
     assert [(path / "preempted").read_text() for path in out.iterdir()] == ["4\n"] * 3
 
 
@@ -349,7 +352,7 @@ def test_a_replica_that_diverges_leaves_the_others_alone(
     poison(monkeypatch, 6, range(3, 5))  # it would recover; alone it would have ended
     out, asked = tmp_path / "out", ["--seed", "5", "--replicas", "2", "--max-bad-steps", "2"]
     result = call(data, out, *asked)
-    assert result.code == cli.EXIT_DIVERGED
+    assert result.code == errors.EXIT_DIVERGED
     assert "error: 1 of 2 replicas diverged (seed6" in result.err
     assert "Traceback" not in result.err
     assert result.err.count("seed6: warning: step") == 2
@@ -363,7 +366,7 @@ def test_a_replica_that_diverges_leaves_the_others_alone(
     assert not (out / "seed5" / "diverged.json").exists()
     running.assert_same(running.newest(out / "seed5")["model"], running.newest(batched / "seed5")["model"])
     assert (out / "seed5" / "summary.json").exists()
-    assert call(data, out, *asked, "--resume", "auto").code == cli.EXIT_DIVERGED
+    assert call(data, out, *asked, "--resume", "auto").code == errors.EXIT_DIVERGED
 
 
 def at_step(run: Path, step: int) -> dict[str, Any]:
@@ -371,9 +374,9 @@ def at_step(run: Path, step: int) -> dict[str, Any]:
 
 
 def test_when_all_diverge_the_run_ends(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.Trainer, "noise", lambda self: [torch.full((4, 3), torch.nan)])
+    monkeypatch.setattr(stepping.Trainer, "noise", lambda self: [torch.full((4, 3), torch.nan)])
     result = call(data, tmp_path / "out", "--replicas", "2", "--max-bad-steps", "2")
-    assert result.code == cli.EXIT_DIVERGED
+    assert result.code == errors.EXIT_DIVERGED
     assert "2 of 2 replicas diverged (seed0, seed1" in result.err
     assert [line["step"] for line in running.records(tmp_path / "out" / "seed0")] == [1, 2]
 

@@ -16,7 +16,8 @@ import pytest
 
 import datasets
 from datasets import decode, folder
-from launch import checkpoint, cli, evaluation
+from launch.console import errors
+from launch.training import checkpoint, evaluation
 from tests.launch import running
 from tests.launch.running import assert_same_run, call, flags, start, wait_for
 
@@ -80,7 +81,7 @@ def test_sigterm_saves_and_says_so(data: Path, trained: Path, tmp_path: Path) ->
     process.terminate()
     process.terminate()
     _, words = process.communicate(timeout=60)
-    assert process.returncode == cli.EXIT_PREEMPTED, words
+    assert process.returncode == errors.EXIT_PREEMPTED, words
     assert "go on with --resume auto" in words
     assert "Traceback" not in words
     step = newest_step(run)
@@ -108,7 +109,7 @@ def test_sigterm_during_an_evaluation(
 
     monkeypatch.setattr(evaluation, "blocks", blocks)
     result = call("train_nvae", *flags(data, run))
-    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert result.code == errors.EXIT_PREEMPTED, result.err
     assert (run / "preempted").read_text() == f"{8 * which}\n"
     assert newest_step(run) == 8 * which
     assert not (run / "summary.json").exists()
@@ -213,15 +214,15 @@ def test_ranks_share_one_order_of_images() -> None:
 def test_a_person_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        stop = cli.StopRequest()
-        with pytest.raises(cli.Preempted, match="before the first step"):
+        stop = errors.StopRequest()
+        with pytest.raises(errors.Preempted, match="before the first step"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert not stop.asked
         stop.deferred = True
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # torchrun's copy
         assert stop.asked
-        later = time.monotonic() + 2 * cli.INSISTENCE_SECONDS
+        later = time.monotonic() + 2 * errors.INSISTENCE_SECONDS
         monkeypatch.setattr(time, "monotonic", lambda: later)
         os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may repeat itself
         with pytest.raises(KeyboardInterrupt):
@@ -243,7 +244,7 @@ def test_sigterm_while_the_data_is_decoded(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(folder, "crop_and_resize", stop)
         result = call("train_nvae", *flags(data, run))
-    assert result.code == cli.EXIT_PREEMPTED, result.err
+    assert result.code == errors.EXIT_PREEMPTED, result.err
     assert "before the first step" in result.err
     assert not run.exists()
     assert not list(data.rglob("*.npy*"))

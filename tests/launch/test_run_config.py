@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from datasets import ImageSpec
-from launch import config as configs
-from launch import presets
-from launch.config import DataConfig, OptimConfig, RunConfig, differences, from_json, parse, to_json
-from launch.families import FAMILIES, NVAETrainConfig, family_of
-from launch.flat_presets import FLAT_PRESETS
-from launch.runs import as_module, changed_keys
+from launch.console import config as configs
+from launch.console.config import DataConfig, OptimConfig, RunConfig, differences, from_json, to_json
+from launch.console.flags import parse
+from launch.families import FAMILIES, family_of, nvae
+from launch.families.flat_vae import FLAT_PRESETS
+from launch.families.nvae import NVAETrainConfig
+from launch.training.model import as_module
+from launch.training.resume import changed_keys
 from tests.launch import running
 
 ALL_PRESETS = {
-    **{f"nvae {name}": preset for name, preset in presets.NVAE_PRESETS.items()},
+    **{f"nvae {name}": preset for name, preset in nvae.NVAE_PRESETS.items()},
     **{f"flat {name}": preset for name, preset in FLAT_PRESETS.items()},
 }
 SMALL = NVAETrainConfig(preset="tiny")
@@ -27,7 +29,7 @@ SMALL = NVAETrainConfig(preset="tiny")
 
 def typed(*arguments: str) -> NVAETrainConfig:
     """What train_nvae.py makes of a command line."""
-    preset = presets.nvae(*configs.typed_preset(list(arguments)))
+    preset = nvae.recipe(*configs.typed_preset(list(arguments)))
     return parse(NVAETrainConfig, preset, list(arguments), prog="train_nvae.py", description="")
 
 
@@ -202,7 +204,7 @@ PUBLISHED = {
 def test_the_published_recipes_have_the_published_sizes(name: str) -> None:
     millions, (channels, height, width, bits) = PUBLISHED[name]
     spec = ImageSpec(channels=channels, height=height, width=width, num_bits=bits)
-    config = presets.NVAE_PRESETS[name].build()
+    config = nvae.NVAE_PRESETS[name].build()
     with torch.device("meta"):
         model = family_of(config).build_model(config, spec)
     assert sum(p.numel() for p in as_module(model).parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
@@ -211,10 +213,10 @@ def test_the_published_recipes_have_the_published_sizes(name: str) -> None:
     assert (data.num_bits or {"mnist": 1}.get(name, 8)) == bits
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if f"{name}-1gpu" in presets.NVAE_PRESETS])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if f"{name}-1gpu" in nvae.NVAE_PRESETS])
 def test_one_gpu_variants_keep_model_and_global_batch(name: str) -> None:
     gpus = {"mnist": 2, "cifar10": 8, "celeba64": 8, "imagenet32": 24, "celebahq256": 24, "ffhq256": 24}[name]
-    published, one = (presets.NVAE_PRESETS[n].build() for n in (name, f"{name}-1gpu"))
+    published, one = (nvae.NVAE_PRESETS[n].build() for n in (name, f"{name}-1gpu"))
     assert one.run.batch_size * one.optim.accumulation == gpus * published.run.batch_size
     assert replace(one.model, checkpointing=False) == published.model
     assert one.objective == published.objective

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from launch import batch_norm_cache, checkpoint, evaluation
-from launch.distributed import Ranks
-from launch.runs import open_run
+from launch.machine.distributed import Ranks
+from launch.results import batch_norm
+from launch.results.run import open_run
 from launch.sample import SampleConfig, draw
+from launch.training import checkpoint, evaluation
 from metrics import elbo
 from nvae import NVAE
 from nvae.batch_norm import read_statistics
@@ -43,7 +44,7 @@ def test_impossible_temperatures_are_refused(temperatures: tuple[float, ...]) ->
 
 
 def reestimated(model: NVAE, path: Path, *temperatures: float, num: int = 3) -> Path:
-    return batch_norm_cache.apply_reestimated(
+    return batch_norm.apply_reestimated(
         model, path, weights="auto", temperatures=temperatures, num_batches=num, batch_size=4, device=CPU
     )
 
@@ -73,7 +74,7 @@ def test_statistics_are_kept_per_temperature_and_used_again(saved: Path, monkeyp
     fresh = small().eval()
     assert any((a != b).any() for a, b in zip(kept.values(), read_statistics(fresh).values(), strict=True))
     assert reestimated(small().eval(), saved, 0.8) != first
-    monkeypatch.setattr(batch_norm_cache, "reestimate_batch_norm", None)  # would fail if it were called
+    monkeypatch.setattr(batch_norm, "reestimate_batch_norm", None)  # would fail if it were called
     assert reestimated(fresh, saved, 0.7) == first
     for a, b in zip(kept.values(), read_statistics(fresh).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

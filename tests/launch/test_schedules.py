@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from launch import optim
-from launch.config import OptimConfig
-from launch.ema import ExponentialMovingAverage
+from launch.console.config import OptimConfig
+from launch.training import optim
+from launch.training.ema import ExponentialMovingAverage
 
 
 def test_learning_rate_has_known_values() -> None:

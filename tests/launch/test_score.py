@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import metrics
-from launch import encoding, scoring
-from launch.distributed import Ranks
-from launch.encoding import Encoded, Protocol
-from launch.runs import open_run
+from launch.machine.distributed import Ranks
+from launch.results import encoding, scores
+from launch.results.encoding import Encoded, Protocol
+from launch.results.run import open_run
 from nvae.latents import residual_parameters
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
@@ -226,7 +226,7 @@ def test_a_hierarchy_has_a_code_of_the_full_grid(runs: dict[str, Path], tmp_path
     assert result.code == 0, result.err
     rng = np.random.default_rng(0)
     groups = [rng.normal(size=(50, 2, 3, 3)) * np.array([1.0, 9.0])[:, None, None], rng.normal(size=(50, 2)) * 5]
-    codes = scoring.most_varying_channels(groups, 3)
+    codes = scores.most_varying_channels(groups, 3)
     np.testing.assert_allclose(codes.std(0), 1.0)
     expected = groups[0][:, 1].mean((1, 2))
     np.testing.assert_allclose(codes[:, 0], (expected - expected.mean()) / expected.std())
@@ -253,7 +253,7 @@ def test_factors_are_missed_before_anything_is_encoded(trained: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "encode", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "mig"), "mig", "no ground-truth factors")
-        patch.setattr("launch.runs.SavedRun.load_model", refuse)
+        patch.setattr("launch.training.folder.SavedRun.load_model", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "groups"), "groups")
 
 

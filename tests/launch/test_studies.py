@@ -18,8 +18,8 @@ from torch import Tensor
 import datasets
 from datasets.dsprites import FACTOR_NAMES, FACTOR_SIZES, render
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch.config import DataConfig
-from launch.distributed import Ranks
+from launch.console.config import DataConfig
+from launch.machine.distributed import Ranks
 from launch.studies import frey, frey_report, frey_runs, grouped, grouped_report, grouped_runs, jobs
 from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
 from launch.studies.tables import Spread, markdown

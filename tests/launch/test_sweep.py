@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch import sweep, sweep_report
+from launch import sweep
+from launch.report.sweep import recommend
 from launch.studies import jobs, scripts
 from tests.launch import running
 
@@ -135,7 +136,7 @@ def test_recommended_is_the_highest_mig() -> None:
         "4": [scores(mig=0.30), scores(mig=0.31)],
         "8": [scores(mig=0.20), scores(mig=0.21)],
     }
-    assert sweep_report.recommend(results).value == "4"
+    assert recommend(results).value == "4"
 
 
 def test_of_values_that_noise_cannot_tell_apart_the_best_reconstruction_wins() -> None:
@@ -143,7 +144,7 @@ def test_of_values_that_noise_cannot_tell_apart_the_best_reconstruction_wins() -
         "1": [scores(mig=0.28, distortion=20.0), scores(mig=0.29, distortion=20.0)],
         "4": [scores(mig=0.20, distortion=40.0), scores(mig=0.40, distortion=40.0)],
     }
-    chosen = sweep_report.recommend(results)
+    chosen = recommend(results)
     assert chosen.value == "1"
     assert "within one standard error" in chosen.reason
 
@@ -154,7 +155,7 @@ def test_without_factors_the_elbo_decides_and_collapse_is_out() -> None:
         "4": [scores(elbo=-70.0)],
         "100": [scores(elbo=-50.0, active_units=0.0)],
     }
-    chosen = sweep_report.recommend(results)
+    chosen = recommend(results)
     assert chosen.value == "1"
     assert "one seed cannot tell" in chosen.reason
 
@@ -164,7 +165,7 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
         "1": [scores(mig=0.1, distortion=10.0), scores(mig=0.3, distortion=12.0)],
         "4": [scores(distortion=20.0)],
     }
-    lines = sweep_report.table("beta", results).splitlines()
+    lines = sweep.table("beta", results).splitlines()
     assert "MIG" not in lines[0]
     assert "11.0 ± 1.4" in lines[2]
     assert "| 20.0 " in lines[3]
@@ -172,7 +173,7 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
 
 @pytest.mark.parametrize("values", [("1", "10", "100"), ("burgess", "conv"), ("0", "1")])
 def test_plot_of_numbers_and_names(values: tuple[str, ...]) -> None:
-    picture = sweep_report.plot("flag", {"": {value: [scores(mig=0.1)] for value in values}})
+    picture = sweep.plot("flag", {"": {value: [scores(mig=0.1)] for value in values}})
     assert picture.ndim == 3
 
 
@@ -182,13 +183,13 @@ def test_betas_of_latent_sizes_stand_at_their_normalised_values() -> None:
         title: {beta: [scores(mig=0.1, beta_norm=float(beta) * size / 4096)] for beta in ("1", "16")}
         for title, size in sizes.items()
     }
-    positions, logarithmic = sweep_report._positions("beta", series["latent-dim 5"])
+    positions, logarithmic = sweep._positions("beta", series["latent-dim 5"])
     assert logarithmic
     assert positions == [5 / 4096, 16 * 5 / 4096]
-    assert list(sweep_report.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
-    assert sweep_report.plot("beta", series).ndim == 3
+    assert list(sweep.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
+    assert sweep.plot("beta", series).ndim == 3
     # a run without a beta, or another flag, stands at the value itself
-    assert sweep_report._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
+    assert sweep._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
 
 
 def test_two_flags_give_every_combination(tmp_path: Path) -> None:

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from datasets import ImageSpec
-from launch import checkpoint, cli, noise, trainer
-from launch.config import OptimConfig, RunConfig
-from launch.distributed import Ranks
-from launch.families import NVAETrainConfig, family_of
+from launch.console import errors
+from launch.console.config import OptimConfig, RunConfig
+from launch.families import family_of
+from launch.families.nvae import NVAETrainConfig
+from launch.machine import noise
+from launch.machine.distributed import Ranks
+from launch.training import checkpoint
+from launch.training import step as stepping
 from tests.launch import running
 from tests.launch.running import assert_same
 
@@ -62,15 +66,15 @@ class ToyObjective(nn.Module):
 
 def toy(
     *, batch: int = 8, factor: Callable[[int], float] = lambda step: 1.0, precision: Any = "fp32", **optim: Any
-) -> trainer.Trainer:
+) -> stepping.Trainer:
     torch.manual_seed(3)
     model, objective = Toy(), ToyObjective(factor)
     settings = {"lr": 0.05, "lr_warmup": 0.0, "lr_schedule": "constant", **optim}
     config = NVAETrainConfig(
         optim=OptimConfig(**settings), run=RunConfig(batch_size=batch, max_steps=50, precision=precision)
     )
-    state = trainer.new_state(model, objective, config, ALONE.device)  # type: ignore[arg-type]
-    return trainer.Trainer(state, config, ALONE, total_steps=50)
+    state = stepping.new_state(model, objective, config, ALONE.device)  # type: ignore[arg-type]
+    return stepping.Trainer(state, config, ALONE, total_steps=50)
 
 
 def images(step: int, count: int = 8, spec: ImageSpec = SPEC) -> Tensor:
@@ -79,11 +83,11 @@ def images(step: int, count: int = 8, spec: ImageSpec = SPEC) -> Tensor:
     return torch.randint(0, 256, shape, generator=source, dtype=torch.uint8)
 
 
-def snapshot(one: trainer.Trainer) -> Any:
+def snapshot(one: stepping.Trainer) -> Any:
     return copy.deepcopy(one.state.state_dict())
 
 
-def nvae() -> tuple[trainer.Trainer, ImageSpec]:
+def nvae() -> tuple[stepping.Trainer, ImageSpec]:
     """A small NVAE with batch norm, squeeze-and-excite and power iteration."""
     torch.manual_seed(0)
     spec = ImageSpec(channels=3, height=8, width=8)
@@ -96,8 +100,8 @@ def nvae() -> tuple[trainer.Trainer, ImageSpec]:
     family = family_of(config)
     model = family.build_model(config, spec)
     objective = family.build_objective(config, model, 20, 100)
-    state = trainer.new_state(model, objective, config, ALONE.device)
-    return trainer.Trainer(state, config, ALONE, 20), spec
+    state = stepping.new_state(model, objective, config, ALONE.device)
+    return stepping.Trainer(state, config, ALONE, 20), spec
 
 
 def test_steps_are_those_of_a_calculation_in_float64() -> None:
@@ -146,7 +150,7 @@ def test_accumulating_equals_one_large_batch() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def _gradient_at_the_step(subject: trainer.Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def _gradient_at_the_step(subject: stepping.Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     norms: list[float] = []
     real = subject.state.optimizer.step
 
@@ -254,13 +258,13 @@ def test_a_loss_that_is_not_finite_is_a_fault_with_a_scaler_too() -> None:
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
-    real = trainer.Trainer.noise
+    real = stepping.Trainer.noise
 
-    def noise_of(self: trainer.Trainer) -> list[Tensor]:
+    def noise_of(self: stepping.Trainer) -> list[Tensor]:
         drawn = real(self)
         return [d * float("nan") for d in drawn] if self.state.step in steps else drawn
 
-    monkeypatch.setattr(trainer.Trainer, "noise", noise_of)
+    monkeypatch.setattr(stepping.Trainer, "noise", noise_of)
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_diagnosis(
@@ -269,7 +273,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_diagnosis(
     _poison(monkeypatch, range(5, 99))
     run = tmp_path / "run"
     result = running.call("train_nvae", *running.flags(data, run, "--max-bad-steps", "4"))
-    assert result.code == cli.EXIT_DIVERGED
+    assert result.code == errors.EXIT_DIVERGED
     assert "error: 4 steps in a row were not finite, up to step 9" in result.err
     assert "fix: " in result.err
     assert "Traceback" not in result.err
@@ -312,7 +316,7 @@ def test_a_disk_that_fills_up_does_not_end_the_training(
     monkeypatch.setattr(checkpoint, "save", save)
     run = tmp_path / "run"
     result = running.call("train_nvae", *running.flags(data, run))
-    assert result.code == cli.EXIT_BAD_INPUT
+    assert result.code == errors.EXIT_BAD_INPUT
     assert "checkpoint of step 6 could not be written (No space left on device); training goes on" in result.err
     assert "error: the weights of step 16 are on no disk, the newest checkpoint is of step 3\n  fix: " in result.err
     assert [p.name for p in checkpoint.find(run / "checkpoints")] == ["step-000000003.pt"]

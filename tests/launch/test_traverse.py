@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch.hierarchy import OneGroup, hierarchy_of
+from launch.results.hierarchy import OneGroup, hierarchy_of
 from launch.traverse import TraverseConfig, axes_of, kl_map, show
 from metrics import elbo
 from nvae import latents

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from benchmarks import counting
 from benchmarks.plain import plain_model, plain_step
 from datasets.arrays import ArrayDataset
-from launch import evaluation
-from launch.config import OptimConfig
-from launch.distributed import Ranks
-from launch.optim import build
+from launch.console.config import OptimConfig
+from launch.machine.distributed import Ranks
+from launch.training import evaluation
+from launch.training.optim import build
 from metrics.elbo import terms
 from nvae import NVAE, NVAEObjective, ObjectiveConfig
 from nvae.batch_norm import BatchNorm

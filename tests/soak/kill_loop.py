@@ -24,10 +24,12 @@ from typing import Any, NoReturn
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-import torch  # noqa: E402
+import torch
 
-from launch import checkpoint, cli, train_nvae  # noqa: E402
-from tests.launch import running  # noqa: E402
+from launch import train_nvae
+from launch.console import errors
+from launch.training import checkpoint
+from tests.launch import running
 
 STEPS = 36
 LIMIT_SECONDS = 240.0  # of one try
@@ -57,7 +59,7 @@ def be_rank(rank: int, ranks: int, port: int, arguments: list[str], report: int,
     sys.argv = ["train_nvae.py", *arguments]
     code = 1
     try:
-        cli.main(train_nvae.main)
+        errors.main(train_nvae.main)
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:

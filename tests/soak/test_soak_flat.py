@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.monitor import Monitor
+from launch.training.records import Monitor
 from tests.launch import running
 
 STEPS = int(os.environ.get("STRATA_SOAK_STEPS", "5000"))

@@ -1,0 +1,1 @@
+"""What a person types and sees: flags and configuration, errors and exit codes, pictures."""

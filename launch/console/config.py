@@ -1,0 +1,248 @@
+"""A run's configuration: frozen dataclasses that become flags (tyro), JSON (pydantic) and back.
+
+Precedence: defaults < preset < flags typed by the user. A model's and an objective's part stands beside the class that
+it builds; the parts that both models share stand here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+import datasets
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images."""
+
+    dataset: str = "celeba"
+    """celeba, frey, dsprites, mnist, cifar10, or folder for your own images."""
+    data_root: Path | None = None
+    """Folder of the data set; default data/<dataset>."""
+    image_size: tuple[int, ...] | None = None
+    """Pixels, one number or height and width (celeba, folder); default the data set's."""
+    num_bits: int | None = None
+    """Bits per pixel and channel, 1 to 8; default the data set's (celeba, folder)."""
+    hflip: bool | None = None
+    """Flip half of the training images left to right (celeba, cifar10, folder)."""
+    dsprites_source: Literal["auto", "official", "rendered"] | None = None
+    """The official npz, or drawn by rule in seconds; auto takes the official one where it is (dsprites)."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept; default beside the data."""
+    skip_bad: bool = False
+    """Leave out unreadable images and record which, instead of stopping."""
+    download: bool = False
+    """Try to fetch the data set if it is not there."""
+
+    def options(self) -> dict[str, Any]:
+        """What was chosen, as options of ``datasets.open_dataset``."""
+        size: Any = self.image_size
+        if size is not None and len(size) == 1:
+            size = size[0]
+        chosen = {
+            "size": size,
+            "num_bits": self.num_bits,
+            "source": self.dsprites_source,
+            "cache_dir": self.cache_dir,
+            "skip_bad": self.skip_bad or None,
+            "download": self.download or None,
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def open(self, split: str) -> datasets.Dataset:
+        """The data set's ``split``; only training images are flipped."""
+        options = self.options()
+        if self.hflip and split == "train":
+            options["hflip"] = True
+        return datasets.open_dataset(self.dataset, self.data_root, split, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How weights move."""
+
+    optimizer: Literal["adamax", "adam", "adamw", "rmsprop", "fused_adam", "fused_lamb"] = "adamax"
+    """adamax is NVAE's; fused_* need NVIDIA's apex, built from its repository."""
+    lr: float = 1e-2
+    """Learning rate after the warm-up."""
+    lr_min: float = 1e-4
+    """Learning rate at the end of the cosine."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    lr_warmup: float = 0.05
+    """Part of the run over which the learning rate rises linearly from 0."""
+    weight_decay: float = 3e-4
+    """L2 penalty on all parameters (decoupled for adamw)."""
+    optimizer_eps: float = 1e-3
+    """The optimiser's epsilon: 1e-3 inside Adamax' infinity norm is NVAE's."""
+    rmsprop_decay: float = 0.99
+    """Of RMSprop's mean of squared gradients: torch's .99, Keras' .9. Its first steps are lr / sqrt(1 - decay) long."""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    grad_skip: float = 0.0
+    """Steps whose gradient norm exceeds this are skipped and counted; 0 never."""
+    accumulation: int = 1
+    """Batches whose gradients are averaged into one step."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that are evaluated and sampled; shorter at the start of a run; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1:
+            raise ValueError(f"--accumulation {self.accumulation}; give 1 or more")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"--ema-decay {self.ema_decay}; give a number in [0, 1)")
+        if not 0.0 <= self.lr_warmup <= 1.0:
+            raise ValueError(f"--lr-warmup {self.lr_warmup}; it is a part of the run, in [0, 1]")
+        for name in ("lr", "optimizer_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give a positive number")
+        for name in ("lr_min", "weight_decay", "grad_clip", "grad_skip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or a positive number")
+
+
+def check_timeout(minutes: float) -> None:
+    """Refuse a time that nothing can be waited for: 0 and less, NaN, and what no clock counts."""
+    if not 0.0 < minutes <= 1e6:
+        raise ValueError(f"--timeout-minutes {minutes}; give a positive number, up to 1e6")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, where, on what."""
+
+    run_dir: Path | None = None
+    """Folder of this run; default runs/<dataset>-<preset>-seed<seed>."""
+    resume: Literal["never", "auto"] = "never"
+    """auto goes on from the newest valid checkpoint, or starts where there is none."""
+    seed: int = 0
+    """Of weights, order of images, and noise."""
+    epochs: int = 90
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """Length of the run in optimiser steps instead of epochs; all schedules fit themselves into it."""
+    stop_at_step: int | None = None
+    """Save and stop here without changing the schedules; --resume auto goes on."""
+    batch_size: int = 16
+    """Images per process and forward pass; the global batch is this x processes x accumulation."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of convolutions: auto is bf16 on GPUs that have it and fp32 on CPUs. Likelihoods and statistics are always fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes GPUs where there are any."""
+    data_on_device: Literal["auto", "yes", "no"] = "auto"
+    """Keep the training images on the device and gather batches there; auto does on a GPU where they take a tenth of it."""
+    compile: bool = False
+    """torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default a twentieth of the run, at most 1,000."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    max_bad_steps: int = 20
+    """Steps in a row that may be not finite before the run stops with a diagnostic."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for another before the run ends."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "keep_checkpoints", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 1 or more")
+        for name in ("max_steps", "stop_at_step", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        check_timeout(self.timeout_minutes)
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is measured on the way."""
+
+    log_every: int = 50
+    """Steps between scalars."""
+    eval_every: int | None = None
+    """Steps between evaluations on the valid split; default a tenth of the run."""
+    eval_images: int = 1024
+    """Images of an evaluation on the way."""
+    final_eval_images: int | None = None
+    """Images of the evaluation at the end; default all of the split."""
+    eval_batch_size: int = 64
+    """Images per evaluation batch and process."""
+    iw_samples: int = 10
+    """Draws of the importance-weighted bound in the evaluation at the end."""
+    score_every: int | None = None
+    """Steps between cheap scores of the code (MIG at d = 10, active latents) on the valid split; default never."""
+    figure_images: int = 16
+    """Images in each grid of samples and reconstructions."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples"),
+            *("score_every", "figure_images"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedConfig:
+    """The parts that every run has; each model's TrainConfig adds ``model`` and ``objective``."""
+
+    preset: str = ""
+    """Name of the recipe that the defaults came from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain data."""
+    result = TypeAdapter(type(config)).dump_python(config, mode="json")
+    assert isinstance(result, dict)
+    return result
+
+
+def from_json(kind: type[C], data: Any, where: str) -> C:
+    """A configuration from plain data.
+
+    Raises:
+        ValueError: naming every field that is missing, unknown or of the wrong type; ``where`` says in which file.
+    """
+    try:
+        return TypeAdapter(_strict(kind)).validate_python(data)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
+        raise ValueError(
+            f"{where} is no {kind.__name__} ({', '.join(faults)}); restore it or start a new run"
+        ) from error
+
+
+def _strict(kind: type[C]) -> type[C]:
+    """Ask pydantic to refuse unknown fields, in this dataclass and those inside it."""
+    for f in fields(kind):  # type: ignore[arg-type]
+        if is_dataclass(f.default_factory):
+            _strict(f.default_factory)
+    kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    return kind
+
+
+def differences(config: Any, default: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, value, default) for each field whose value differs."""
+    rows: list[tuple[str, Any, Any]] = []
+    for f in fields(config):
+        value, other = getattr(config, f.name), getattr(default, f.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            rows += differences(value, other, f"{prefix}{f.name}.")
+        elif value != other:
+            rows.append((prefix + f.name, value, other))
+    return rows

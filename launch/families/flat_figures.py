@@ -1,0 +1,152 @@
+"""Pictures of a flat VAE's latents: traversals, the latent plane, KL of each latent, aggregate posterior and prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from matplotlib import pyplot
+from torch import Tensor
+
+from flat_vae import FlatVAE
+from launch.console import figures
+from launch.console.figures import Picture
+from launch.machine import noise
+
+ENCODED_AT_ONCE = 64
+MOST_TRAVERSED = 16  # latents, those with the highest KL
+TRAVERSED = (-2.5, 2.5)  # in standard deviations of the prior
+STEPS = 11
+PLANE_SIDE = 12
+SCATTERED = 5000  # points of the aggregate posterior
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Posteriors of N images on the CPU: mean, std, and KL to the prior in nats, each [N, D]."""
+
+    mean: Tensor
+    std: Tensor
+    kl: Tensor
+
+    @property
+    def order(self) -> list[int]:
+        """Latents by mean KL, highest first."""
+        return self.kl.mean(0).argsort(descending=True).tolist()
+
+    def draw(self, num: int, source: torch.Generator) -> Tensor:
+        """[num, D] from the aggregate posterior: the images' posteriors in turn."""
+        rows = torch.arange(num) % len(self.mean)
+        return self.mean[rows] + self.std[rows] * torch.randn(num, self.mean.shape[1], generator=source)
+
+
+def encode(model: FlatVAE, x: Tensor) -> Codes:
+    """Posteriors of images [N, C, H, W] in [0, 1]."""
+    parts = [model.bottom_up(batch).posterior for batch in x.split(ENCODED_AT_ONCE)]
+    mean, std = (torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("mean", "std"))
+    return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
+
+
+def _decode(model: FlatVAE, z: Tensor) -> Tensor:
+    """Mean images of latents [N, D], on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([model.decode([part.to(device)]).mean.cpu() for part in z.split(ENCODED_AT_ONCE)])
+
+
+def traversal(model: FlatVAE, codes: Codes, image: int = 0) -> Picture:
+    """Rows: latents by KL, highest first; each moved through the prior's range with the others at the image's means."""
+    latents = codes.order[:MOST_TRAVERSED]
+    values = torch.linspace(*TRAVERSED, STEPS)
+    z = codes.mean[image].repeat(len(latents), STEPS, 1)
+    for row, latent in enumerate(latents):
+        z[row, :, latent] = values
+    grid = figures.grid(_decode(model, z.flatten(0, 1)), columns=STEPS)
+    figure, axes = pyplot.subplots(figsize=(0.8 * STEPS, 0.8 * STEPS * grid.shape[0] / grid.shape[1]))
+    axes.imshow(grid)
+    middles = [(i + 0.5) * grid.shape[0] / len(latents) for i in range(len(latents))]
+    kl = codes.kl.mean(0)
+    axes.set_yticks(middles, [f"z{latent}   {kl[latent]:.2f} nats" for latent in latents])
+    across = [(i + 0.5) * grid.shape[1] / STEPS for i in range(STEPS)]
+    axes.set_xticks(across, [f"{value:g}" for value in values.tolist()])
+    axes.tick_params(length=0, labelsize=8)
+    return figures.render(figure)
+
+
+def prior_quantiles(side: int, lowest: float = 0.05) -> Tensor:
+    """Standard-normal quantiles, evenly spaced in probability from ``lowest`` to 1 - ``lowest``: [side]."""
+    probabilities = torch.linspace(lowest, 1.0 - lowest, side, dtype=torch.float64)
+    return (math.sqrt(2.0) * torch.erfinv(2.0 * probabilities - 1.0)).float()
+
+
+def manifold(model: FlatVAE, across: Tensor | None = None, down: Tensor | None = None) -> Picture:
+    """Images decoded over the plane of a 2-D latent space, z0 to the right and z1 upwards (Kingma & Welling 2013, app.).
+
+    Args:
+        model: with exactly two latents.
+        across: values of z0, [columns]; default quantiles of the prior from .05 to .95.
+        down: values of z1, [rows], likewise.
+
+    Raises:
+        ValueError: the model has not two latents.
+    """
+    num_latents = model.config.latent_dim
+    if num_latents != 2:
+        raise ValueError(
+            f"a latent plane needs 2 latents, this model has {num_latents}; train with --latent-dim 2 or look at traversals"
+        )
+    across = prior_quantiles(PLANE_SIDE) if across is None else across
+    down = prior_quantiles(PLANE_SIDE) if down is None else down
+    upwards = down.flip(0)
+    z = torch.stack([across.repeat(len(upwards)), upwards.repeat_interleave(len(across))], dim=1)
+    return figures.grid(_decode(model, z), columns=len(across))
+
+
+def aggregate_posterior(codes: Codes, source: torch.Generator) -> Picture:
+    """Draws from the aggregate posterior beside as many from the prior, in the two latents with the highest KL.
+
+    With one latent: histograms.
+    """
+    drawn = codes.draw(SCATTERED, source)
+    prior = torch.randn(drawn.shape, generator=source)
+    panels = (("aggregate posterior q(z)", drawn, "#c0504d"), ("prior p(z)", prior, "#4472a8"))
+    figure, axes = pyplot.subplots(1, 2, figsize=(8.0, 4.0), sharex=True, sharey=True)
+    chosen = codes.order[:2]
+    limit = max(3.5, float(drawn[:, chosen].abs().quantile(0.999)))
+    for panel, (title, points, colour) in zip(axes, panels, strict=True):
+        panel.set_title(title)
+        panel.set_xlabel(f"z{chosen[0]}")
+        panel.set_xlim(-limit, limit)
+        if len(chosen) == 1:
+            panel.hist(points[:, 0].numpy(), bins=60, range=(-limit, limit), density=True, color=colour)
+            continue
+        panel.scatter(
+            points[:, chosen[0]].numpy(), points[:, chosen[1]].numpy(), s=2, alpha=0.4, color=colour, linewidths=0
+        )
+        panel.set_ylabel(f"z{chosen[1]}")
+        panel.set_ylim(-limit, limit)
+        panel.set_aspect("equal")
+    return figures.render(figure)
+
+
+def _pictures(model: FlatVAE, x: Tensor, seed: int) -> Iterator[tuple[str, Picture]]:
+    codes = encode(model, x)
+    source = noise.generator(torch.device("cpu"), noise.FIGURES, seed)
+    yield "traversal", traversal(model, codes)
+    yield "kl_per_latent", figures.kl_bars(codes.kl.mean(0).tolist(), of="latent")
+    yield "aggregate_posterior", aggregate_posterior(codes, source)
+    if model.config.latent_dim == 2:
+        yield "manifold", manifold(model)
+
+
+@torch.no_grad()
+def draw(model: FlatVAE, x: Tensor, seed: int) -> dict[str, Picture]:
+    """Every picture of the latents by name.
+
+    Args:
+        model: in eval mode.
+        x: held-out images [N, C, H, W] in [0, 1]; the first is traversed.
+        seed: of the scattered points.
+    """
+    return dict(_pictures(model, x, seed))

@@ -1,0 +1,178 @@
+"""The NVAE family and its recipes: the six that NVAE published, variants for one GPU, and tiny ones that train on two CPU cores.
+
+A preset is a function that returns a complete configuration. Sources: Vahdat & Kautz 2020, table 6 and the commands
+published with it; the tiny recipe is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
+from launch.families.family import Family, Preset, choose
+from nvae import NVAE, NVAEConfig, NVAEObjective, ObjectiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NVAETrainConfig(SharedConfig):
+    """Train a hierarchical VAE."""
+
+    model: NVAEConfig = field(default_factory=NVAEConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+def _published(
+    name: str,
+    data: DataConfig,
+    model: dict[str, Any],
+    *,
+    epochs: int,
+    batch_size: int,
+    warmup_epochs: int = 5,
+    lr: float = 1e-2,
+    spectral: float = 1e-2,
+    spectral_initial: float | None = None,
+) -> NVAETrainConfig:
+    return NVAETrainConfig(
+        preset=name,
+        data=data,
+        model=NVAEConfig(**model),
+        objective=ObjectiveConfig(spectral_weight=spectral, spectral_weight_initial=spectral_initial),
+        optim=OptimConfig(lr=lr, lr_warmup=warmup_epochs / epochs, ema_decay=0.9999),
+        run=RunConfig(epochs=epochs, batch_size=batch_size),
+        log=LogConfig(log_every=100),
+    )
+
+
+def _mnist() -> NVAETrainConfig:
+    model = {"num_scales": 2, "num_groups": 10, "channels_enc": 32, "channels_dec": 32}
+    blocks = {"preprocess_blocks": 2, "preprocess_cells": 3, "postprocess_blocks": 2, "postprocess_cells": 3}
+    return _published("mnist", DataConfig(dataset="mnist"), model | blocks, epochs=400, batch_size=200)
+
+
+def _cifar10() -> NVAETrainConfig:
+    model = {"num_scales": 1, "num_groups": 30, "channels_enc": 128, "channels_dec": 128, "num_flows": 1}
+    return _published("cifar10", DataConfig(dataset="cifar10", hflip=True), model, epochs=400, batch_size=32)
+
+
+def _celeba64() -> NVAETrainConfig:
+    model = {"num_scales": 3, "num_groups": 20, "channels_enc": 64, "channels_dec": 64, "num_flows": 1}
+    data = DataConfig(dataset="celeba", hflip=True)
+    return _published("celeba64", data, model, epochs=90, batch_size=16, spectral=1e-1)
+
+
+def _imagenet32() -> NVAETrainConfig:
+    model = {"num_scales": 1, "num_groups": 28, "channels_enc": 192, "channels_dec": 192, "num_flows": 1}
+    data = DataConfig(dataset="folder", image_size=(32,), hflip=True)
+    return _published("imagenet32", data, model, epochs=45, batch_size=24, warmup_epochs=1, spectral_initial=1.0)
+
+
+def _faces256(name: str, *, epochs: int, lr: float, spectral: float) -> NVAETrainConfig:
+    model = {"num_scales": 5, "num_groups": 16, "min_groups": 4, "channels_enc": 30, "channels_dec": 30, "num_flows": 2}
+    data = DataConfig(dataset="folder", image_size=(256,), num_bits=5, hflip=True)
+    return _published(name, data, model, epochs=epochs, batch_size=4, lr=lr, spectral=spectral, spectral_initial=1.0)
+
+
+def _one_gpu(build: Callable[[], NVAETrainConfig], *, batch_size: int, accumulation: int) -> NVAETrainConfig:
+    """The same model and global batch on one card: more images at once by recomputing cells, the rest accumulated."""
+    config = build()
+    return replace(
+        config,
+        preset=config.preset + "-1gpu",
+        model=replace(config.model, checkpointing=True),
+        run=replace(config.run, batch_size=batch_size),
+        optim=replace(config.optim, accumulation=accumulation),
+    )
+
+
+TINY_MODEL = NVAEConfig(
+    num_scales=3,
+    groups_per_scale=(2, 1, 1),
+    latent_channels=8,
+    channels_enc=16,
+    channels_dec=16,
+    preprocess_cells=1,
+    postprocess_cells=1,
+    cells_per_group_enc=1,
+    cells_per_group_dec=1,
+    num_mixtures=3,
+    cell_arch="res_bnswish",
+)
+
+
+def _tiny() -> NVAETrainConfig:
+    return NVAETrainConfig(
+        preset="tiny",
+        model=TINY_MODEL,
+        optim=OptimConfig(ema_decay=0.99),
+        run=RunConfig(max_steps=600, batch_size=16),
+        log=LogConfig(log_every=10, eval_images=256, eval_batch_size=32, final_eval_images=1024),
+    )
+
+
+def _small() -> NVAETrainConfig:
+    model = NVAEConfig(num_groups=8, channels_enc=32, channels_dec=32, preprocess_cells=2, postprocess_cells=2)
+    return NVAETrainConfig(
+        preset="small",
+        model=model,
+        optim=OptimConfig(ema_decay=0.9995),
+        run=RunConfig(epochs=100, batch_size=64),
+        log=LogConfig(log_every=50),
+    )
+
+
+NVAE_PRESETS: dict[str, Preset] = {
+    "celeba64": Preset("CelebA 64x64, published (8 GPUs x 16 images, 90 epochs)", _celeba64),
+    "mnist": Preset("MNIST, dynamically binarised, published (2 GPUs x 200, 400 epochs)", _mnist),
+    "cifar10": Preset("CIFAR-10, published (8 GPUs x 32, 400 epochs)", _cifar10),
+    "imagenet32": Preset("ImageNet 32x32 from a folder, published (24 GPUs x 24, 45 epochs)", _imagenet32),
+    "celebahq256": Preset(
+        "CelebA-HQ 256x256, 5 bits, from a folder, published (24 GPUs x 4, 300 epochs)",
+        lambda: _faces256("celebahq256", epochs=300, lr=1e-2, spectral=1e-2),
+    ),
+    "ffhq256": Preset(
+        "FFHQ 256x256, 5 bits, from a folder, published (24 GPUs x 4, 200 epochs)",
+        lambda: _faces256("ffhq256", epochs=200, lr=8e-3, spectral=1e-1),
+    ),
+    "celeba64-1gpu": Preset(
+        "celeba64 with its global batch of 128 on one GPU", lambda: _one_gpu(_celeba64, batch_size=32, accumulation=4)
+    ),
+    "mnist-1gpu": Preset(
+        "mnist with its global batch of 400 on one GPU", lambda: _one_gpu(_mnist, batch_size=200, accumulation=2)
+    ),
+    "cifar10-1gpu": Preset(
+        "cifar10 with its global batch of 256 on one GPU", lambda: _one_gpu(_cifar10, batch_size=64, accumulation=4)
+    ),
+    "imagenet32-1gpu": Preset(
+        "imagenet32 with its global batch of 576 on one GPU",
+        lambda: _one_gpu(_imagenet32, batch_size=64, accumulation=9),
+    ),
+    "celebahq256-1gpu": Preset(
+        "celebahq256 with its global batch of 96 on one GPU",
+        lambda: _one_gpu(NVAE_PRESETS["celebahq256"].build, batch_size=8, accumulation=12),
+    ),
+    "ffhq256-1gpu": Preset(
+        "ffhq256 with its global batch of 96 on one GPU",
+        lambda: _one_gpu(NVAE_PRESETS["ffhq256"].build, batch_size=8, accumulation=12),
+    ),
+    "small": Preset("any data: 3 scales, 14 groups, 32 channels; one GPU, hours", _small),
+    "tiny": Preset("any data: 3 scales, 4 groups, 16 channels; two CPU cores, minutes", _tiny),
+}
+DEFAULT_PRESET = {"celeba": "celeba64", "mnist": "mnist", "cifar10": "cifar10", "frey": "tiny"}
+
+
+def recipe(name: str | None, dataset: str | None) -> NVAETrainConfig:
+    """The NVAE recipe ``name``, or the one that ``dataset`` is trained with; celeba64 where neither is typed."""
+    config = choose(NVAE_PRESETS, name, dataset, DEFAULT_PRESET, "small")
+    assert isinstance(config, NVAETrainConfig)
+    return config
+
+
+FAMILY = Family(
+    "nvae",
+    NVAETrainConfig,
+    lambda config, spec: NVAE(config.model, spec),
+    lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
+)

@@ -1,0 +1,147 @@
+"""What a sweep found: one table, one plot, and a recommended value with the rule that chose it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib import pyplot
+
+from flat_vae import BETA_FORMS
+from launch.console import figures
+from launch.machine import files
+from launch.studies import jobs
+from launch.studies.tables import Spread, markdown
+
+Scores = Mapping[str, float]
+Series = Mapping[str, Mapping[str, Sequence[Scores]]]
+COLUMNS = {  # name in the results: (heading, digits)
+    "distortion": ("reconstruction, nats", 1),
+    "rate": ("KL, nats", 2),
+    "elbo": ("ELBO, nats", 1),
+    "active_units": ("active units", 1),
+    "mig": ("MIG", 3),
+    "covariance_distance": ("covariance distance", 3),
+}
+PLOTTED = ("distortion", "rate", "mig", "covariance_distance")
+COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A value of the flag and why."""
+
+    value: str
+    reason: str
+
+
+def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
+    """The value with the highest mean MIG, or without factors the highest mean held-out ELBO.
+
+    Of the values within one standard error of the best (Breiman et al. 1984: what noise cannot tell apart) it is the one
+    that reconstructs best. Values whose runs have no active unit are out, unless there are no others.
+    """
+    alive = {v: runs for v, runs in results.items() if any(run["active_units"] > 0 for run in runs)} or dict(results)
+    criterion = "mig" if all("mig" in run for runs in alive.values() for run in runs) else "elbo"
+    spreads = {value: Spread.of([run[criterion] for run in runs]) for value, runs in alive.items()}
+    best = max(spreads, key=lambda value: spreads[value].mean)
+    floor = spreads[best].mean - spreads[best].standard_error
+    tied = [value for value, spread in spreads.items() if spread.mean >= floor]
+    chosen = min(tied, key=lambda value: Spread.of([run["distortion"] for run in alive[value]]).mean)
+    heading, digits = COLUMNS[criterion]
+    reason = f"highest {heading.split(',')[0]}, {spreads[chosen].text(digits)} over {spreads[chosen].num} seed(s)"
+    if len(tied) > 1:
+        reason = (
+            f"{', '.join(tied)} are within one standard error of the highest {heading.split(',')[0]} "
+            f"({spreads[best].text(digits)}), and of these {chosen} reconstructs best"
+        )
+    if spreads[best].num == 1:
+        reason += "; one seed cannot tell it from noise"
+    return Recommendation(chosen, reason)
+
+
+def table(flag: str, results: Mapping[str, Sequence[Scores]]) -> str:
+    """Mean and spread over seeds of every number that all runs have, a row for each value."""
+    columns = _common(results)
+    rows = []
+    for value, runs in results.items():
+        cells = [Spread.of([run[name] for run in runs]).text(COLUMNS[name][1]) for name in columns]
+        rows.append([value, str(len(runs)), *cells])
+    return markdown([flag, "seeds", *(COLUMNS[name][0] for name in columns)], rows)
+
+
+def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:
+    return [name for name in COLUMNS if all(name in run for runs in results.values() for run in runs)]
+
+
+def _positions(flag: str, results: Mapping[str, Sequence[Scores]]) -> tuple[list[float], bool]:
+    """Where values stand on the axis, and whether it is logarithmic; values that are no numbers stand in a row.
+
+    Forms of beta stand at the normalised beta, at which latent sizes and image sizes compare (Higgins et al. 2017).
+    """
+    if _is_beta(flag, results):
+        return [runs[0]["beta_norm"] for runs in results.values()], True
+    try:
+        numbers = [float(value) for value in results]
+    except ValueError:
+        return [float(i) for i in range(len(results))], False
+    return numbers, min(numbers) > 0 and max(numbers) / min(numbers) > 10
+
+
+def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
+    runs = [run for of in results.values() for run in of]
+    return flag.replace("-", "_") in BETA_FORMS and all(run.get("beta_norm", 0.0) > 0.0 for run in runs)
+
+
+def plot(flag: str, series: Series) -> figures.Picture:
+    """Each number against the flag: every seed a point, means joined by a line, a colour for each series."""
+    every = flat(series)
+    names = [name for name in _common(every) if name in PLOTTED]
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
+    for axes, name in zip(panels[0], names, strict=True):
+        for colour, (title, results) in zip(cycle(COLOURS), series.items(), strict=False):
+            positions, logarithmic = _positions(flag, results)
+            values = [[run[name] for run in runs] for runs in results.values()]
+            means = sorted(zip(positions, [Spread.of(of).mean for of in values], strict=True))
+            axes.plot(*zip(*means, strict=True), color=colour, label=title)
+            for x, of in zip(positions, values, strict=True):
+                axes.plot([x] * len(of), of, "o", markersize=4, color=colour, alpha=0.6)
+        axes.set_xlabel("normalised beta (beta x latents / pixels)" if _is_beta(flag, every) else flag)
+        axes.set_ylabel(COLUMNS[name][0])
+        if logarithmic:
+            axes.set_xscale("log")
+        else:
+            axes.set_xticks(positions, list(results))
+    if len(series) > 1:
+        panels[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    return figures.render(figure)
+
+
+def flat(series: Series) -> dict[str, Sequence[Scores]]:
+    """All settings in a row, named by their value and series."""
+    return {
+        f"{value} ({title})" if title else value: runs for title, of in series.items() for value, runs in of.items()
+    }
+
+
+def write(out: Path, flag: str, series: Series) -> str:
+    """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; the table's text.
+
+    Args:
+        out: the sweep's folder.
+        flag: what varied.
+        series: for each value of a second flag (an empty name where there is none) and each value of the first the
+            numbers of its runs, one mapping for each seed.
+    """
+    results = flat(series)
+    chosen = recommend(results)
+    text = f"{table(flag, results)}\n\nMean ± standard deviation over seeds; held-out images.\n\n"
+    text += f"Recommended {flag}: **{chosen.value}** ({chosen.reason}).\n"
+    files.write_text(out / "table.md", text)
+    figures.save(plot(flag, series), out / "sweep.png")
+    recommended = {"value": chosen.value, "reason": chosen.reason}
+    jobs.write_record(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
+    return text

@@ -1,0 +1,280 @@
+"""Codes of an evaluation set: all that a score sees of a model, encoded once and kept in the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import datasets
+import metrics
+from flat_vae import FlatVAE
+from launch.machine.distributed import Ranks
+from launch.machine.files import write_atomically
+from launch.training import evaluation
+from launch.training.evaluation import ImageSet, to_float
+from launch.training.model import VAE
+from metrics.elbo import ACTIVE_UNIT_NATS, Group
+from metrics.normal import Normal
+from nvae import NVAE
+from nvae.posterior import PosteriorMean
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+FORMAT = 1
+CHEAP_IMAGES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Which images of a data set are encoded; scores of two runs compare where this and the data agree."""
+
+    split: str = "test"
+    images: int | None = 10_000
+    """A random subset of the split by ``seed``; None: all of it."""
+    seed: int = 0
+    full_grid: bool = False
+    """Every combination of the factors instead of ``split`` and ``images``."""
+
+    def open_split(self) -> str:
+        """The split that holds the images."""
+        return "all" if self.full_grid else self.split
+
+    def rows(self, num_images: int) -> Int64:
+        """Which of a split's images, ascending."""
+        if self.full_grid or self.images is None or self.images >= num_images:
+            return np.arange(num_images, dtype=np.int64)
+        chosen = np.random.default_rng(self.seed).choice(num_images, self.images, replace=False)
+        return np.sort(chosen.astype(np.int64))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, equal for equal protocols."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Beliefs about N images with every group at its posterior mean given the means above; top group first.
+
+    Args:
+        residuals: per group (mu_q - mu_p) / sigma_p, [N, C, H, W].
+        means: per group mu_q, [N, C, H, W].
+        variance: [N, D] of a flat model's posterior; None for a hierarchy.
+        kl: [N, L] in nats, given the means above, of the posterior before any flow.
+        kl_per_channel: per group [C], nats per image.
+        resolution: per group, height of the latents in the model (maps may be kept smaller).
+        rows: [N], which images of the split.
+        max_side: maps larger than this were averaged down to it, so that N images fit the memory that was allowed.
+    """
+
+    residuals: list[Float32]
+    means: list[Float32]
+    variance: Float32 | None
+    kl: Float32
+    kl_per_channel: list[Float32]
+    resolution: list[int]
+    rows: Int64
+    max_side: int
+
+    @property
+    def kl_of_units(self) -> list[float]:
+        """Mean KL in nats of each of ``units``, given the means above."""
+        if self.variance is None:
+            return [float(v) for v in self.kl.mean(0, dtype=np.float64)]
+        return [float(v) for v in self.kl_per_channel[0]]
+
+    @property
+    def active_latents(self) -> int:
+        """Latent channels that carry more than a tenth of a nat on average."""
+        return int(sum((kl > ACTIVE_UNIT_NATS).sum() for kl in self.kl_per_channel))
+
+    @property
+    def units(self) -> list[Float32]:
+        """What counts as a group for :func:`metrics.group_information`: a flat model enters as D groups of one latent."""
+        if self.variance is None:
+            return self.residuals
+        flat = self.residuals[0].reshape(len(self.rows), -1)
+        return [flat[:, d : d + 1] for d in range(flat.shape[1])]
+
+
+def beliefs_at_means(model: VAE, x: Tensor) -> list[Group]:
+    """Posterior and prior of every group of images [B, C, H, W], ancestors at their means; tensors [B, C, H, W]."""
+    if isinstance(model, FlatVAE):  # without the decoder, which codes do not need
+        posterior = model.bottom_up(x).posterior
+        mean, std = posterior.mean[..., None, None], posterior.std[..., None, None]
+        return [Group(mean, Normal(mean, std), Normal(torch.zeros_like(mean), torch.ones_like(std)))]
+    assert isinstance(model, NVAE)
+    return list(model.top_down([PosteriorMean() for _ in model.group_shapes], model.bottom_up(x)).groups)
+
+
+def shapes_of(model: VAE) -> list[tuple[int, int, int]]:
+    """(C, H, W) of each group; flat latents are channels of one position."""
+    return [(s[0], s[1], s[2]) if len(s) == 3 else (s[0], 1, 1) for s in model.group_shapes]
+
+
+def largest_side(shapes: Sequence[tuple[int, int, int]], num_images: int, max_gib: float) -> int:
+    """The side that maps are averaged down to so that means and residuals take at most ``max_gib``; at least 1."""
+    side = max(max(h, w) for _, h, w in shapes)
+    while side > 1:
+        numbers = sum(c * min(h, side) * min(w, side) for c, h, w in shapes)
+        if 2 * 4 * numbers * num_images <= max_gib * 2**30:
+            break
+        side = 2 ** (math.ceil(math.log2(side)) - 1)
+    return side
+
+
+def _pooled(values: Tensor, side: int) -> Tensor:
+    height, width = values.shape[-2:]
+    if max(height, width) <= side:
+        return values
+    return F.adaptive_avg_pool2d(values, (min(height, side), min(width, side)))
+
+
+def _encode_block(model: VAE, x: Tensor, side: int) -> dict[str, Float32]:
+    part: dict[str, Tensor] = {}
+    kl = []
+    for i, group in enumerate(beliefs_at_means(model, x)):
+        q, p = group.posterior, group.prior
+        elementwise = q.kl(p)
+        kl.append(elementwise.flatten(1).sum(1))
+        part[f"residual{i}"] = _pooled((q.mean - p.mean) / p.std, side)
+        part[f"mean{i}"] = _pooled(q.mean, side)
+        part[f"channel_kl{i}"] = elementwise.flatten(2).sum(2)
+        if isinstance(model, FlatVAE):
+            part["variance"] = q.std.square().flatten(1)
+    part["kl"] = torch.stack(kl, dim=1)
+    return {name: value.float().cpu().numpy() for name, value in part.items()}
+
+
+@torch.no_grad()
+def encode(model: VAE, data: ImageSet, rows: Int64, ranks: Ranks, *, batch_size: int, max_gib: float) -> Encoded:
+    """Encode images ``rows`` of ``data`` in float32, whole blocks dealt to the ranks; every rank returns everything.
+
+    The model must be in eval mode. A bar shows the progress on rank 0.
+    """
+    shapes = shapes_of(model)
+    side = largest_side(shapes, len(rows), max_gib)
+    parts: list[tuple[int, dict[str, Float32]]] = []
+    shown = ranks.is_main and sys.stderr.isatty()
+    with tqdm(total=len(rows), unit="img", desc="encoding", disable=not shown, dynamic_ncols=True) as bar:
+        for block, positions in evaluation.blocks(len(rows), ranks, batch_size):
+            x = to_float(data.images(rows[positions]), data.spec, ranks.device)
+            parts.append((block, _encode_block(model, x, side)))
+            bar.update(min(len(positions) * ranks.world_size, len(rows) - bar.n))
+    gathered = sorted((part for own in ranks.gather(parts) for part in own), key=lambda part: part[0])
+    whole = {name: np.concatenate([part[name] for _, part in gathered]) for name in gathered[0][1]}
+    count = range(len(shapes))
+    return Encoded(
+        residuals=[whole[f"residual{i}"] for i in count],
+        means=[whole[f"mean{i}"] for i in count],
+        variance=whole.get("variance"),
+        kl=whole["kl"],
+        kl_per_channel=[whole[f"channel_kl{i}"].mean(0, dtype=np.float64).astype(np.float32) for i in count],
+        resolution=[height for _, height, _ in shapes],
+        rows=rows,
+        max_side=side,
+    )
+
+
+# --- The cache ------------------------------------------------------------------------------------------------------
+
+
+def cache_key(model_key: str, recipe: dict[str, Any], protocol: Protocol, max_gib: float) -> str:
+    """Names codes by all that made them: weights, data, which images, how maps are kept."""
+    made_of = [FORMAT, model_key, recipe, protocol.as_json(), max_gib]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def save(path: Path, encoded: Encoded) -> None:
+    """Write codes as a plain npz, whole or not at all."""
+    arrays: dict[str, Any] = {
+        "kl": encoded.kl,
+        "rows": encoded.rows,
+        "resolution": np.array(encoded.resolution, dtype=np.int64),
+        "max_side": np.array(encoded.max_side, dtype=np.int64),
+    }
+    for i, (residual, mean, kl) in enumerate(
+        zip(encoded.residuals, encoded.means, encoded.kl_per_channel, strict=True)
+    ):
+        arrays |= {f"residual{i}": residual, f"mean{i}": mean, f"channel_kl{i}": kl}
+    if encoded.variance is not None:
+        arrays["variance"] = encoded.variance
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def load(path: Path) -> Encoded | None:
+    """Read codes; None where there are none or the file is damaged (then they are encoded again)."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            resolution = [int(r) for r in file["resolution"]]
+            count = range(len(resolution))
+            return Encoded(
+                residuals=[file[f"residual{i}"] for i in count],
+                means=[file[f"mean{i}"] for i in count],
+                variance=file["variance"] if "variance" in file.files else None,
+                kl=file["kl"],
+                kl_per_channel=[file[f"channel_kl{i}"] for i in count],
+                resolution=resolution,
+                rows=file["rows"],
+                max_side=int(file["max_side"]),
+            )
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        print(f"warning: {path} is damaged ({str(error)[:80]}): encoding again", file=sys.stderr)
+        return None
+
+
+def encode_once(
+    model: VAE,
+    data: datasets.Dataset,
+    protocol: Protocol,
+    ranks: Ranks,
+    folder: Path,
+    *,
+    model_key: str,
+    batch_size: int,
+    max_gib: float,
+) -> Encoded | None:
+    """The codes from ``folder``, or encoded now by all ranks and kept there; None on ranks other than 0.
+
+    ``model_key`` says which weights these are (a checkpoint's hash).
+    """
+    path = folder / f"{cache_key(model_key, data.recipe, protocol, max_gib)}.npz"
+    found = load(path) if ranks.is_main else None
+    if ranks.from_main(found is not None):
+        return found
+    rows = protocol.rows(len(data))
+    if ranks.is_main and not sys.stderr.isatty():
+        print(f"encoding {len(rows):,} images", file=sys.stderr, flush=True)
+    encoded = encode(model, data, rows, ranks, batch_size=batch_size, max_gib=max_gib)
+    if not ranks.is_main:
+        return None
+    save(path, encoded)
+    return encoded
+
+
+def cheap_scores(
+    model: VAE, data: datasets.Dataset, ranks: Ranks, *, batch_size: int, seed: int, images: int = CHEAP_IMAGES
+) -> dict[str, float]:
+    """MIG at d = 10 (``moments`` of residual means, scored on one half) and active latents of some images, by tag."""
+    encoded = encode(
+        model, data, Protocol(images=images, seed=seed).rows(len(data)), ranks, batch_size=batch_size, max_gib=1.0
+    )
+    reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=10, seed=seed)
+    score = metrics.mig(reduced.codes, data.factors(encoded.rows[reduced.rows]))
+    return {"score/mig_d10": score.score, "score/active_latents": float(encoded.active_latents)}

@@ -1,0 +1,255 @@
+"""Scores by name: what each needs, how it is called on codes, and its line in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+import metrics
+from launch.console.flags import nearest
+from metrics.hierarchy import DIMS, ReducedScore, mic_over_scales
+from metrics.reductions import as_groups, halves
+
+Floats = npt.NDArray[np.floating[Any]]
+Int64 = npt.NDArray[np.int64]
+Need = Literal["factors", "grid", "variances"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What scores are computed from.
+
+    Args:
+        codes: [N, D]: a flat model's means, or a hierarchy reduced without labels; ``code_name`` says which.
+        code_factors: [N, K] of those rows; None where the data has no factors.
+        variances: [N, D] of a flat posterior.
+        groups: what reductions see, [M, C, H, W] each, top first.
+        units: what :func:`metrics.group_information` sees; ``resolution`` of each.
+        factors: [M, K] of the groups' rows.
+        grid_codes: [prod(grid_sizes), D], a code for every combination of the factors, in their order.
+        shuffles: of the permutation baselines of reduced codes; ``group_shuffles`` of the group table.
+    """
+
+    codes: Floats
+    code_name: str
+    code_factors: Int64 | None
+    variances: Floats | None
+    groups: Sequence[Floats]
+    units: Sequence[Floats]
+    resolution: Sequence[int]
+    factors: Int64 | None
+    grid_codes: Floats | None
+    grid_sizes: tuple[int, ...]
+    seed: int
+    dims: tuple[int, ...] = DIMS
+    shuffles: int = 20
+    group_shuffles: int = 0
+
+    @property
+    def with_factors(self) -> tuple[Floats, Int64]:
+        """Codes and their factors."""
+        assert self.code_factors is not None, "a metric's needs are checked before it is called"
+        return self.codes, self.code_factors
+
+    def train_and_test(self) -> tuple[Floats, Int64, Floats, Int64]:
+        """Two random halves, each codes and factors."""
+        codes, factors = self.with_factors
+        train, test = halves(len(codes), self.seed)
+        return codes[train], factors[train], codes[test], factors[test]
+
+    def code_of(self, factors: Int64) -> Floats:
+        """Codes of any combinations [n, K], looked up."""
+        assert self.grid_codes is not None, "a metric's needs are checked before it is called"
+        codes: Floats = self.grid_codes[np.ravel_multi_index(tuple(factors.T), self.grid_sizes)]
+        return codes
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score: what it needs, whether it runs when nobody asked for it by name, and how it is called."""
+
+    needs: frozenset[Need]
+    default: bool
+    compute: Callable[[Scored], Any]
+    says: str
+
+
+def _information(scored: Scored, factors: Int64) -> metrics.hierarchy.GroupInformation:
+    return metrics.group_information(scored.units, factors, seed=scored.seed)
+
+
+def _groups(scored: Scored) -> dict[str, Any]:
+    """Group x factor information with its parts, MIC over the resolutions, and what chance reaches."""
+    assert scored.factors is not None
+    found = _information(scored, scored.factors)
+    plain = metrics.to_plain(found)
+    assert isinstance(plain, dict)
+    scales, mic = mic_over_scales(found, scored.resolution)
+    result: dict[str, Any] = {**plain, "scales": list(scales), "mic_over_scales": mic.tolist(), "threshold": None}
+    if scored.group_shuffles:
+        chance = metrics.permutation_baseline(
+            lambda shuffled: _information(scored, shuffled).conditional_gain,
+            scored.factors,
+            num_shuffles=scored.group_shuffles,
+            seed=scored.seed,
+        )
+        result |= {"threshold": chance.threshold, "num_shuffles": scored.group_shuffles}
+    return result
+
+
+def _reduced_row(row: ReducedScore) -> dict[str, Any]:
+    return {
+        "kind": row.kind,
+        "dim": row.dim,
+        "num_latents": row.num_latents,
+        "mig": row.mig.score,
+        "mig_ceiling": row.mig.ceiling,
+        "mig_per_factor": row.mig.per_factor.tolist(),
+        "mig_sup": row.mig_sup.score,
+        "mig_sup_threshold": row.mig_sup_threshold,
+        "largest_share": float((row.mig.mutual_information / row.mig.entropy).max()),
+        "share_threshold": row.information_threshold,
+        "num_shuffles": row.num_shuffles,
+        "notes": list(row.notes),
+    }
+
+
+def _reduced(scored: Scored) -> dict[str, Any]:
+    """MIG and MIG-sup at equal dimension; the score is MIG of ``moments`` at d = 10, or at the first dimension."""
+    assert scored.factors is not None
+    rows = metrics.reduced_scores(
+        scored.groups, scored.factors, seed=scored.seed, dims=scored.dims, num_shuffles=scored.shuffles
+    )
+    plain = [_reduced_row(row) for row in rows]
+    headline = 10 if 10 in scored.dims else scored.dims[0]
+    score = next(r["mig"] for r in plain if r["kind"] == "moments" and r["dim"] == headline)
+    return {"score": score, "headline_dim": headline, "rows": plain, "notes": []}
+
+
+def _variances(scored: Scored) -> Floats:
+    assert scored.variances is not None
+    return scored.variances
+
+
+_FACTORS: frozenset[Need] = frozenset({"factors"})
+_GRID: frozenset[Need] = frozenset({"factors", "grid"})
+_BELIEFS: frozenset[Need] = frozenset({"variances"})
+METRICS: dict[str, Metric] = {
+    "reduced": Metric(_FACTORS, True, _reduced, "MIG of moments at d = 10: the row that compares models"),
+    "groups": Metric(_FACTORS, True, _groups, "group-MIG: the gap between the two groups that know most"),
+    "mig": Metric(_FACTORS, True, lambda s: metrics.mig(*s.with_factors), "one latent per factor, 20 bins"),
+    "mig_sup": Metric(_FACTORS, True, lambda s: metrics.mig_sup(*s.with_factors), "one factor per active latent"),
+    "modularity": Metric(_FACTORS, True, lambda s: metrics.modularity(*s.with_factors), "one factor per latent"),
+    "sap": Metric(
+        _FACTORS, False, lambda s: metrics.sap(*s.train_and_test(), seed=s.seed), "separated predictability, SVMs"
+    ),
+    "sap_r2": Metric(
+        _FACTORS, True, lambda s: metrics.sap(*s.with_factors, kind="r2", seed=s.seed), "the same, correlations"
+    ),
+    "explicitness": Metric(
+        _FACTORS,
+        False,
+        lambda s: metrics.explicitness(*s.train_and_test(), seed=s.seed),
+        "linear readability (AUC of test rows)",
+    ),
+    "dci": Metric(
+        _FACTORS, False, lambda s: metrics.dci(*s.train_and_test(), seed=s.seed), "boosted trees; minutes to run"
+    ),
+    "aggregate_mig": Metric(
+        _FACTORS | _BELIEFS,
+        False,
+        lambda s: metrics.aggregate_posterior_mig(s.codes, _variances(s), s.with_factors[1]),
+        "MIG of the aggregate posterior: not the histogram's",
+    ),
+    "beta_vae": Metric(
+        _GRID,
+        True,
+        lambda s: metrics.beta_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
+        "which factor do two images share? saturates",
+    ),
+    "factor_vae": Metric(
+        _GRID,
+        True,
+        lambda s: metrics.factor_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
+        "which factor was held?",
+    ),
+    "total_correlation": Metric(
+        frozenset(), True, lambda s: metrics.total_correlation(s.codes), "of a Gaussian, nats; lower is better"
+    ),
+    "pairwise_information": Metric(
+        frozenset(), True, lambda s: metrics.pairwise_information(s.codes), "between latents, nats; lower is better"
+    ),
+    "covariance_distance": Metric(
+        _BELIEFS,
+        True,
+        lambda s: metrics.covariance_distance(s.codes, _variances(s)),
+        "the thesis' degree of disentanglement; lower is better, ideal about sqrt(D)",
+    ),
+    "decomposition": Metric(
+        _BELIEFS,
+        False,
+        lambda s: metrics.decompose_rate(s.codes, _variances(s), seed=s.seed),
+        "the rate in three parts, nats",
+    ),
+}
+
+
+def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) -> tuple[list[str], dict[str, str]]:
+    """The metrics to run and, for defaults that cannot run, why not.
+
+    Args:
+        names: as typed; None runs every default.
+        available: for each need None where it is met, else in words what is missing and what to do.
+
+    Raises:
+        ValueError: a typed name that is unknown (the nearest is offered) or cannot run on this data.
+    """
+    for name in names or ():
+        if name not in METRICS:
+            raise ValueError(
+                f"there is no metric {name!r}{nearest(name, list(METRICS))}; choose from {', '.join(METRICS)}"
+            )
+    chosen, skipped = [], {}
+    for name in names if names is not None else [n for n, m in METRICS.items() if m.default]:
+        missing = next((reason for need in sorted(METRICS[name].needs) if (reason := available[need])), None)
+        if missing is None:
+            chosen.append(name)
+        elif names is not None:
+            raise ValueError(f"--metrics {name}: {missing}")
+        else:
+            skipped[name] = missing.partition("; ")[0]
+    if not chosen:
+        raise ValueError("no metric is left to compute; see python launch/score.py --help for what each needs")
+    return chosen, skipped
+
+
+def compute(names: Sequence[str], scored: Scored, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Plain results by name; ``say`` hears which score is being computed."""
+    results: dict[str, Any] = {}
+    for name in names:
+        say(name)
+        results[name] = metrics.to_plain(METRICS[name].compute(scored))
+    return results
+
+
+def headline(result: Mapping[str, Any]) -> float | None:
+    """The one number of a plain result; the decomposition's is its rate. None where it is not finite."""
+    value = result.get("score", result.get("rate"))
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def most_varying_channels(groups: Sequence[Floats], dim: int) -> Floats:
+    """[N, dim], standardised means of the channels that vary most, chosen on all rows: a hierarchy's code of a full grid.
+
+    No labels are used. Where a held-out half is possible :func:`metrics.reduce_groups` is the better way.
+    """
+    pooled = np.concatenate([group.mean(axis=(2, 3), dtype=np.float64) for group in as_groups(groups)], axis=1)
+    spread = pooled.std(axis=0)
+    kept = np.sort(np.argsort(-spread, kind="stable")[:dim])
+    kept = kept[spread[kept] > 0] if (spread[kept] > 0).any() else kept[:1]
+    return np.asarray((pooled[:, kept] - pooled[:, kept].mean(axis=0)) / np.where(spread[kept] > 0, spread[kept], 1.0))

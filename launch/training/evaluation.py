@@ -1,0 +1,267 @@
+"""Held-out numbers of a model: every image exactly once on any number of ranks, in float32, with fixed noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+from launch.machine import noise
+from launch.machine.distributed import Ranks
+from launch.training.model import VAE
+from metrics import elbo
+from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
+
+DRAWS_PER_PASS = {"cuda": 128, "cpu": 16}  # images; on CPU larger batches lose more to fresh pages than they gain
+
+
+class ImageSet(Protocol):
+    """What an evaluation needs of a data set."""
+
+    @property
+    def spec(self) -> datasets.ImageSpec:
+        """Shape and bit depth of its images."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def images(self, indices: Any) -> Tensor:
+        """uint8 levels [B, C, H, W]."""
+
+
+class Stopped(Exception):
+    """An evaluation was asked to stop, on some rank, before it was done."""
+
+
+def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
+    """uint8 levels as floats in [0, 1] on ``device``."""
+    return images.to(device, non_blocking=True).float().div_(2**spec.num_bits - 1)
+
+
+@dataclass(frozen=True)
+class OtherEdges:
+    """The same draws scored by a mixture's other edges, in nats."""
+
+    edges: Edges
+    log_likelihood: Tensor  # [N]
+    bound: Tensor | None  # [N]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-image numbers in nats, in the order of the data set; bound only where it was asked for."""
+
+    log_likelihood: Tensor  # [N]
+    kl: Tensor  # [N, L]
+    psnr: Tensor  # [N], of the reconstruction from posterior means, dB
+    bound: Tensor | None  # [N], importance-weighted
+    bound_draws: int
+    active_units: int
+    num_units: int
+    num_dims: int
+    other: OtherEdges | None = None
+
+    @property
+    def elbo(self) -> Tensor:
+        """[N]."""
+        return self.log_likelihood - self.kl.sum(1)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images, with the 95 % interval of the bits per dimension over images (not over seeds)."""
+        count = len(self.elbo)
+        negative = -self.elbo.double()
+        half_width = 1.96 * float(negative.std()) / math.sqrt(count) if count > 1 else float("nan")
+        values: dict[str, Any] = {
+            "num_images": count,
+            "elbo": -float(negative.mean()),
+            "elbo_95": half_width,
+            "rate": float(self.kl.sum(1).double().mean()),
+            "distortion": -float(self.log_likelihood.double().mean()),
+            "bits_per_dim": float(elbo.bits_per_dim(float(negative.mean()), self.num_dims)),
+            "bits_per_dim_95": float(elbo.bits_per_dim(half_width, self.num_dims)),
+            "psnr": float(self.psnr.double().mean()),
+            "active_units": self.active_units,
+            "num_units": self.num_units,
+            "kl_group": [float(v) for v in self.kl.double().mean(0)],
+        }
+        if self.bound is not None:
+            nats = -float(self.bound.double().mean())
+            values |= {
+                "importance_bound": -nats,
+                "importance_draws": self.bound_draws,
+                "importance_bits_per_dim": float(elbo.bits_per_dim(nats, self.num_dims)),
+            }
+        return values | self._other_summary()
+
+    def _other_summary(self) -> dict[str, Any]:
+        """``<edges>_elbo`` and so on; with the exact edges a model is scored as a probability, with legacy as published."""
+        if self.other is None:
+            return {}
+        edges, bound = self.other.edges, self.other.bound
+        nats = float((self.other.log_likelihood - self.kl.sum(1)).double().mean())
+        values = {
+            f"{edges}_elbo": nats,
+            f"{edges}_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
+        }
+        if bound is not None:
+            nats = float(bound.double().mean())
+            values |= {
+                f"{edges}_importance_bound": nats,
+                f"{edges}_importance_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
+            }
+        return values
+
+
+def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | None:
+    if not isinstance(likelihood, DiscretizedLogisticMixture):
+        return None
+    return likelihood.with_edges("legacy" if likelihood.edges == "exact" else "exact")
+
+
+def blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Whole blocks dealt in turn: the same blocks, so the same noise, at any number of ranks."""
+    for block, first in enumerate(range(0, num_images, batch_size)):
+        if block % ranks.world_size == ranks.rank:
+            yield block, np.arange(first, min(first + batch_size, num_images))
+
+
+def _log_weights(
+    model: VAE, x: Tensor, num_draws: int, source: torch.Generator, *, both_edges: bool
+) -> tuple[Tensor, Tensor | None]:
+    """[B, K] log importance weights, also with a mixture's other edges if asked for.
+
+    One bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images.
+    """
+    features = model.bottom_up(x)
+    at_once = max(1, DRAWS_PER_PASS.get(x.device.type, 128) // len(x))
+    weights: list[Tensor] = []
+    others: list[Tensor] = []
+    for done in range(0, num_draws, at_once):
+        count = min(at_once, num_draws - done)
+        drawn = noise.standard_normal(model.group_shapes, source, local=len(x) * count)
+        output, repeated = model.from_features(features.repeat(count), drawn), x.repeat_interleave(count, 0)
+        weight = elbo.log_weight(output, repeated)
+        weights.append(weight.unflatten(0, (-1, count)))
+        other = _with_other_edges(output.likelihood) if both_edges else None
+        if other is not None:
+            gain = other.log_prob(repeated) - output.likelihood.log_prob(repeated)
+            others.append((weight + gain).unflatten(0, (-1, count)))
+    return torch.cat(weights, dim=1), torch.cat(others, dim=1) if others else None
+
+
+Part = tuple[int, dict[str, Tensor]]  # number of a block, and per-image numbers of it by name
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What is asked of every block of images."""
+
+    model: VAE
+    seed: int
+    importance_draws: int
+    both_edges: bool
+
+    def block(self, x: Tensor, number: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Numbers of each image by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
+        source = noise.generator(x.device, noise.EVALUATE, self.seed, number)
+        output = self.model(x, noise.standard_normal(self.model.group_shapes, source, local=len(x)))
+        terms = elbo.terms(output, x)
+        error = (self.model.reconstruct(x) - x).square().flatten(1).mean(1)
+        part = {
+            "log_likelihood": terms.log_likelihood,
+            "kl": terms.kl,
+            "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
+        }
+        other = _with_other_edges(output.likelihood) if self.both_edges else None
+        if other is not None:
+            part[f"{other.edges}_log_likelihood"] = other.log_prob(x)
+        if self.importance_draws:
+            source = noise.generator(x.device, noise.IMPORTANCE, self.seed, number)
+            draws, both = self.importance_draws, self.both_edges
+            weights, others = _log_weights(self.model, x, draws, source, both_edges=both)
+            part["bound"] = elbo.importance_bound(weights)
+            if other is not None and others is not None:
+                part[f"{other.edges}_bound"] = elbo.importance_bound(others)
+        channels = torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x)
+        return {name: value.cpu() for name, value in part.items()}, channels
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE,
+    dataset: ImageSet,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    seed: int,
+    num_images: int | None = None,
+    importance_draws: int = 0,
+    both_edges: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluate ``model`` (in eval mode) on ``num_images`` spread evenly over a data set, shared among the ranks.
+
+    Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
+    ``both_edges`` scores the same draws of a discretised mixture with its other edges too.
+
+    Raises:
+        Stopped: ``should_stop`` said so on some rank; raised on all.
+    """
+    chosen = datasets.spread(len(dataset), num_images)
+    measured = _Measurement(model, seed, importance_draws, both_edges)
+    parts: list[Part] = []
+    channels: list[Tensor] = []
+    for number, positions in blocks(len(chosen), ranks, batch_size):
+        if should_stop():
+            break
+        x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
+        part, kl_sums = measured.block(x, number)
+        parts.append((number, part))
+        channels.append(kl_sums)
+    if any(ranks.maximum(should_stop())):
+        raise Stopped
+    gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
+    kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / len(chosen)
+    whole = _in_order([part for parts, _ in gathered for part in parts])
+    others = [
+        OtherEdges(edges, whole[f"{edges}_log_likelihood"], whole.get(f"{edges}_bound"))
+        for edges in get_args(Edges)
+        if f"{edges}_log_likelihood" in whole
+    ]
+    return Evaluation(
+        log_likelihood=whole["log_likelihood"],
+        kl=whole["kl"],
+        psnr=whole["psnr"],
+        bound=whole.get("bound"),
+        bound_draws=importance_draws,
+        active_units=elbo.active_units(kl_per_channel),
+        num_units=len(kl_per_channel),
+        num_dims=dataset.spec.num_dims,
+        other=others[0] if others else None,
+    )
+
+
+def _in_order(parts: list[Part]) -> dict[str, Tensor]:
+    """The numbers of all images in the order of the data set."""
+    blocks_in_order = [part for _, part in sorted(parts, key=lambda p: p[0])]
+    return {name: torch.cat([part[name] for part in blocks_in_order]) for name in blocks_in_order[0]}
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """An evaluation in a line."""
+    bound = (
+        f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
+        if "importance_draws" in result
+        else ""
+    )
+    return (
+        f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
+        f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
+        f"units active, {result['num_images']} images"
+    )

@@ -1,0 +1,43 @@
+"""Batches for training: read ahead from the host, or gathered from images that are kept on the device."""
+
+from __future__ import annotations
+
+import torch
+
+import datasets
+from datasets import resident
+from datasets.loader import Order
+from launch.console.config import RunConfig
+
+LARGEST_SHARE = 0.1  # of a GPU's memory that images may take without being asked to
+
+
+def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:
+    """Whether ``--data-on-device`` brings these images there: auto does on a GPU, where they take a tenth of its memory or less.
+
+    Raises:
+        ValueError: asked for, of images whose pixels are drawn anew in each epoch.
+    """
+    size = resident.nbytes(data)
+    if config.data_on_device == "yes" and size is None:
+        raise ValueError(f"--data-on-device yes: {data.name} draws its pixels anew in each epoch; leave it out")
+    if config.data_on_device != "auto" or size is None or device.type != "cuda":
+        return config.data_on_device == "yes"
+    return size <= LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def keep(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
+    """The images brought to ``device``, where :func:`keeps_on_device` says so."""
+    return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
+
+
+def loader(
+    data: datasets.Dataset,
+    order: Order,
+    start: int,
+    num_steps: int,
+    device: torch.device,
+    kept: resident.Resident | None,
+) -> datasets.Loader:
+    """Batches for ``device`` of the steps from ``start`` on; of :func:`keep`'s images, where there are any."""
+    return datasets.Loader(data, order, start, num_steps, pin_memory=device.type == "cuda", resident=kept)

@@ -1,0 +1,148 @@
+"""A run's folder: config.json, metrics.jsonl, TensorBoard's events, checkpoints/, figures/, summary.json."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import numpy
+import torch
+
+import datasets
+from launch.console.config import SharedConfig, to_json
+from launch.families import family_of
+from launch.machine import files
+from launch.machine.files import plain
+
+
+def provenance() -> dict[str, Any]:
+    """Where a run comes from: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    cuda = torch.cuda.is_available()
+    return {
+        "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "commit": git.stdout.strip() or None,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        "hardware": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "num_gpus": torch.cuda.device_count(),
+        },
+    }
+
+
+class RunFolder:
+    """A run's folder, locked while a run writes into it (the lock dies with its process)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints, self.figures = path / "checkpoints", path / "figures"
+        self._lock: IO[str] | None = None
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration and provenance."""
+        return self.path / "config.json"
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder, or take an existing one to resume; refuse to mix two runs.
+
+        Raises:
+            ValueError: it holds a run and ``resume`` is off, or something else; another process works in it.
+        """
+        self._refuse_a_run(resume)
+        if self.path.exists() and not self.config_path.exists():
+            # hidden: the lock, and what a kill during the first write left
+            visible = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
+            foreign = visible if self.path.is_dir() else [self.path.name]
+            if foreign:
+                raise ValueError(
+                    f"{self.path} exists and holds no run ({foreign[0]} is there); choose another --run-dir"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {self.path} can't be written ({error.strerror}); choose another --run-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ValueError(
+                f"another process is training in {self.path}; wait for it or choose another --run-dir"
+            ) from None
+        try:
+            self._refuse_a_run(resume)  # again: another process may have come, and gone, in between
+        except ValueError:
+            self.release()
+            raise
+        for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+
+    def _refuse_a_run(self, resume: bool) -> None:
+        if self.config_path.exists() and not resume:
+            raise ValueError(
+                f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir"
+            )
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write ``name`` (JSON, atomically)."""
+        files.write_text(self.path / name, json.dumps(plain(content), indent=1) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read ``name``.
+
+        Raises:
+            ValueError: it is missing or no JSON.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(
+                f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({str(error)[:80]}); restore it or start a new run") from error
+
+
+def write_config(folder: RunFolder, config: SharedConfig, dataset: datasets.Dataset) -> None:
+    """Record everything that made this run: configuration, image spec, data recipe, provenance."""
+    spec = dataset.spec
+    folder.write_json(
+        "config.json",
+        {
+            "format": 1,
+            "family": family_of(config).name,
+            "config": to_json(config),
+            "spec": {"channels": spec.channels, "height": spec.height, "width": spec.width, "num_bits": spec.num_bits},
+            "data": {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe},
+            **provenance(),
+        },
+    )

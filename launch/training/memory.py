@@ -1,0 +1,75 @@
+"""What a training step will need of memory, counted without computing anything: on torch's meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import datasets
+from launch.families import family_of
+from launch.training.model import as_module
+from metrics.elbo import terms
+
+GIB = 2.0**30
+STATE_COPIES = 5  # weights, gradients, two moments of the optimiser, averaged weights; fp32
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Counted bytes: an estimate from below, because work space and fragmentation come on top."""
+
+    num_parameters: int
+    state_bytes: int
+    activation_bytes_per_image: int
+
+    def step_gib(self, batch_size: int) -> float:
+        """GiB of a step on ``batch_size`` images."""
+        return (self.state_bytes + batch_size * self.activation_bytes_per_image) / GIB
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identity of the memory behind a tensor, shared by its views; meta tensors have no address."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tuple[int, int]:
+    """(bytes saved for the backward pass that are no parameters, number of parameters) of one forward pass."""
+    seen: dict[int, int] = {}
+    with torch.device("meta"):
+        model = as_module(family_of(config).build_model(config, spec)).train()
+        parameters = {_storage(p) for p in model.parameters()}
+        kept: list[Tensor] = []  # alive while counting, so that no storage's identity is used twice
+
+        def save(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in parameters and _storage(tensor) not in seen:
+                kept.append(tensor)
+                seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.rand(batch_size, spec.channels, spec.height, spec.width)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            loss = terms(model(x), x).elbo.mean()
+        del loss
+    return sum(seen.values()), sum(p.numel() for p in model.parameters())
+
+
+def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
+    """Memory of a training step in fp32; the share of an image is the difference between two batch sizes."""
+    two, num_parameters = _saved_bytes(config, spec, 2)
+    three, _ = _saved_bytes(config, spec, 3)
+    return StepMemory(num_parameters, 4 * STATE_COPIES * num_parameters, three - two)
+
+
+def with_checkpointing(config: Any) -> Any:
+    """The same configuration, cells recomputed."""
+    return replace(config, model=replace(config.model, checkpointing=True))
+
+
+def without_checkpointing(config: Any) -> Any:
+    """The same configuration, all activations kept; flat models always keep theirs."""
+    if not hasattr(config.model, "checkpointing"):
+        return config
+    return replace(config, model=replace(config.model, checkpointing=False))

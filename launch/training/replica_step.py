@@ -1,0 +1,140 @@
+"""The steps of several runs of a flat VAE taken at once, on one batched model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import datasets
+import flat_vae
+from datasets.views import Int64
+from launch.training import optim
+from launch.training.evaluation import to_float
+from launch.training.guard import Verdict
+from launch.training.model import as_module
+from launch.training.step import StepReport, Trainer, TrainState
+
+
+class Orders:
+    """The batches of several runs in one: their image indices one after the other."""
+
+    def __init__(self, orders: Sequence[datasets.Batches]) -> None:
+        self.orders, self.num_images = orders, orders[0].num_images
+
+    def indices(self, step: int) -> tuple[int, Int64]:
+        """Epoch and image indices int64 [N * B] of an optimiser step."""
+        parts = [order.indices(step) for order in self.orders]
+        return parts[0][0], np.concatenate([indices for _, indices in parts])
+
+
+class ReplicaState(TrainState):
+    """A state whose weights are slices of a stack, which would follow them whole into a file."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, each tensor with memory of its own."""
+        content = super().state_dict()
+        return content | {"model": {name: value.clone() for name, value in content["model"].items()}}
+
+
+class ReplicaTrainer:
+    """Takes the steps of several trainers at once, by the rules of :class:`Trainer`, for each on its own.
+
+    One optimiser moves the parameters of all; what it keeps of a parameter is shared with that trainer's own optimiser,
+    so that every state is complete at any time. One host synchronisation a step.
+
+    Args:
+        trainers: one process, configurations that differ in seed, folder and weights of the objective.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        self.trainers = trainers
+        first = trainers[0]
+        self.config, self.ranks = first.config, first.ranks
+        for trainer in trainers:
+            trainer.state = ReplicaState(**vars(trainer.state))
+        self.states = [trainer.state for trainer in trainers]
+        models: list[Any] = [state.model for state in self.states]
+        objectives: list[Any] = [state.objective for state in self.states]
+        self.batched = flat_vae.Replicas(models, objectives)
+        self.optimizer = optim.build(self.config.optim, [p for model in models for p in model.parameters()])
+        for state in self.states:
+            for parameter in as_module(state.model).parameters():
+                self.optimizer.state[parameter] = state.optimizer.state[parameter]
+
+    def noise(self) -> list[Tensor]:
+        """Each run's own noise of the coming step, [N, B, ...]."""
+        return [torch.stack(parts) for parts in zip(*(trainer.noise() for trainer in self.trainers), strict=True)]
+
+    def _accumulate(self, x: Tensor) -> flat_vae.Loss:
+        """Backpropagate the step's batches [N, A * B, ...]; the mean of their losses, each part with a leading N."""
+        count, size, all_noise = self.config.optim.accumulation, self.config.run.batch_size, self.noise()
+        losses = []
+        for rows in [slice(i * size, (i + 1) * size) for i in range(count)]:
+            with self.trainers[0].autocast():
+                loss = self.batched(x[:, rows], self.states[0].step, [n[:, rows] for n in all_noise])
+            (loss.total.sum() / count).backward()
+            losses.append(loss)
+        return flat_vae.Loss(
+            torch.stack([loss.total.detach() for loss in losses]).mean(0),
+            {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms},
+            torch.stack([loss.kl_per_group for loss in losses]).mean(0),
+        )
+
+    def train_step(self, images: Tensor) -> list[StepReport]:
+        """One step of every run on uint8 images [N * A * B, C, H, W]: A batches of B for each run in turn."""
+        state, config = self.states[0], self.config.optim
+        lr = optim.learning_rate(config, state.step, self.trainers[0].total_steps)
+        x = to_float(images, state.model.spec, self.ranks.device).unflatten(0, (len(self.states), -1))
+        loss = self._accumulate(x)
+        norms = self.batched.grad_norms()
+        too_long = norms > (config.grad_skip or math.inf)
+        flags = torch.stack([~loss.total.isfinite(), ~norms.isfinite(), too_long, torch.zeros_like(too_long)], dim=1)
+        verdicts = [Verdict(row) for row in flags.float().cpu()]
+        terms = loss.terms | {"loss": loss.total}
+        rows = [
+            dict(zip(terms, values, strict=True)) for values in zip(*(v.unbind() for v in terms.values()), strict=True)
+        ]
+        reports = [
+            StepReport(state.step, row, kl, norm, lr, verdict)
+            for row, kl, norm, verdict in zip(rows, loss.kl_per_group, norms, verdicts, strict=True)
+        ]
+        for each, report in zip(self.states, reports, strict=True):
+            self._settle(each, report)
+        self._move(lr, norms, [report.skipped for report in reports])
+        return reports
+
+    def is_lost(self, state: TrainState) -> bool:
+        """Whether too many steps in a row were not finite: alone the run would have ended; here it stays as it is."""
+        return state.num_bad_in_a_row >= self.config.run.max_bad_steps
+
+    def _settle(self, state: TrainState, report: StepReport) -> None:
+        """Decide whether a run's weights move, and count."""
+        found = report.verdict.read()
+        report.settled, report.skipped = True, found.skips or self.is_lost(state)
+        state.num_skipped += report.skipped
+        if not report.skipped:
+            state.num_bad_in_a_row = 0
+        elif (found.bad_loss or found.bad_gradient) and not self.is_lost(state):
+            state.num_bad_in_a_row += 1
+            report.notes.append(f"step {report.step}: loss or gradient not finite, step skipped")
+
+    def _move(self, lr: float, norms: Tensor, skipped: list[bool]) -> None:
+        """Clip each gradient, step all weights but those of runs that skip, count the step."""
+        if self.config.optim.grad_clip > 0:
+            self.batched.scale_gradients((self.config.optim.grad_clip / (norms + 1e-6)).clamp(max=1.0))
+        for optimizer in (self.optimizer, *(state.optimizer for state in self.states)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        with self.batched.holding(skipped):
+            self.optimizer.step()
+        self.batched.zero_grad()
+        for state, is_skipped in zip(self.states, skipped, strict=True):
+            if state.ema is not None and not is_skipped:
+                state.ema.update(as_module(state.model), state.step)
+            state.objective.after_step(is_skipped)
+            state.step += 1

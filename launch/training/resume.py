@@ -1,0 +1,125 @@
+"""Going on from a checkpoint: which one, and whether it is of the same run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from launch.console.config import SharedConfig, to_json
+from launch.machine.distributed import Ranks
+from launch.training import checkpoint
+from launch.training.checkpoint import load_state
+from launch.training.folder import RunFolder
+from launch.training.step import TrainState
+
+
+def _refuse_another_run(
+    content: dict[str, Any], folder: RunFolder, config: SharedConfig, ranks: Ranks, num_images: int, global_batch: int
+) -> None:
+    if not content["global_batch"]:  # written by import_official.py
+        raise ValueError(
+            f"{folder.path} holds imported weights without an optimiser's state, so training cannot go on from them; "
+            "evaluate, sample and score read it as it is; choose another --run-dir to train"
+        )
+    changed = changed_keys(content["config"], to_json(config))
+    if changed:
+        raise ValueError(
+            f"{folder.path} was trained with other settings ({', '.join(changed[:6])}); "
+            "type the old ones or choose another --run-dir"
+        )
+    if content["global_batch"] != global_batch:
+        raise ValueError(
+            f"the run has a global batch of {content['global_batch']} images, these flags make {global_batch}; choose "
+            f"--batch-size and --accumulation so that x {ranks.world_size} process(es) it is {content['global_batch']}"
+        )
+    if content["num_images"] != num_images:
+        raise ValueError(
+            f"the run was trained on {content['num_images']:,} images, now there are {num_images:,}; "
+            "bring the data back as it was or choose another --run-dir"
+        )
+
+
+def resume(
+    state: TrainState,
+    folder: RunFolder,
+    config: SharedConfig,
+    ranks: Ranks,
+    *,
+    num_images: int,
+    global_batch: int,
+    until: int | None = None,
+) -> int:
+    """Load the newest valid checkpoint (of step ``until`` or before) into ``state``, if there is one; its step, or 0.
+
+    Nothing is written before a run that does not fit is refused.
+
+    Raises:
+        ValueError: the settings that matter or the data differ from those of the run (named), or the ranks do not see
+            the same checkpoints; a checkpoint that lacks a part.
+    """
+
+    def warn(text: str) -> None:
+        if ranks.is_main:
+            print(f"warning: {text}", file=sys.stderr)
+
+    for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
+        try:
+            if until is not None and int(content["step"]) > until:
+                continue
+            _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
+            load_state(state.model, content["model"], str(path))
+            state.load_state_dict(content)
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:  # its bytes are as written, so another program wrote it
+            raise ValueError(
+                f"{path} is no whole checkpoint of a run ({error!r}); remove it to use an older one"
+            ) from error
+        if ranks.is_main:
+            print(f"resumed from {path} at step {state.step}", file=sys.stderr)
+        break
+    steps = ranks.gather(state.step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path} (steps {', '.join(map(str, steps))}); "
+            "put --run-dir on storage that all machines share"
+        )
+    return state.step
+
+
+# What may differ between the runs of one folder: where and how things are kept and shown, not what is computed.
+MAY_CHANGE = (
+    "preset",
+    "run.run_dir",
+    "run.resume",
+    "run.stop_at_step",
+    "run.device",
+    "run.data_on_device",
+    "run.compile",
+    "run.batch_size",  # with accumulation and the number of processes: only their product matters
+    "optim.accumulation",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.max_bad_steps",
+    "run.timeout_minutes",
+    "log.",
+    "data.data_root",
+    "data.cache_dir",
+    "data.download",
+)
+
+
+def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that matter and differ between a run's record and what was typed now, as 'key: old -> new'."""
+    rows: list[str] = []
+    for key in sorted(saved.keys() | now.keys()):
+        name, old, new = prefix + key, saved.get(key), now.get(key)
+        if any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            rows += changed_keys(old, new, name + ".")
+        elif old != new:
+            rows.append(f"{name}: {old} -> {new}")
+    return rows
