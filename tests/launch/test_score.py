@@ -253,7 +253,7 @@ def test_factors_are_missed_before_anything_is_encoded(trained: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "encode", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "mig"), "mig", "no ground-truth factors")
-        patch.setattr("launch.training.folder.SavedRun.load_model", refuse)
+        patch.setattr("launch.results.run.SavedRun.load_model", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "groups"), "groups")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from launch import sweep
+from launch.report import sweep as sweep_report
 from launch.report.sweep import recommend
 from launch.studies import jobs, scripts
 from tests.launch import running
@@ -165,7 +166,7 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
         "1": [scores(mig=0.1, distortion=10.0), scores(mig=0.3, distortion=12.0)],
         "4": [scores(distortion=20.0)],
     }
-    lines = sweep.table("beta", results).splitlines()
+    lines = sweep_report.table("beta", results).splitlines()
     assert "MIG" not in lines[0]
     assert "11.0 ± 1.4" in lines[2]
     assert "| 20.0 " in lines[3]
@@ -173,7 +174,7 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
 
 @pytest.mark.parametrize("values", [("1", "10", "100"), ("burgess", "conv"), ("0", "1")])
 def test_plot_of_numbers_and_names(values: tuple[str, ...]) -> None:
-    picture = sweep.plot("flag", {"": {value: [scores(mig=0.1)] for value in values}})
+    picture = sweep_report.plot("flag", {"": {value: [scores(mig=0.1)] for value in values}})
     assert picture.ndim == 3
 
 
@@ -183,13 +184,13 @@ def test_betas_of_latent_sizes_stand_at_their_normalised_values() -> None:
         title: {beta: [scores(mig=0.1, beta_norm=float(beta) * size / 4096)] for beta in ("1", "16")}
         for title, size in sizes.items()
     }
-    positions, logarithmic = sweep._positions("beta", series["latent-dim 5"])
+    positions, logarithmic = sweep_report._positions("beta", series["latent-dim 5"])
     assert logarithmic
     assert positions == [5 / 4096, 16 * 5 / 4096]
-    assert list(sweep.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
-    assert sweep.plot("beta", series).ndim == 3
+    assert list(sweep_report.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
+    assert sweep_report.plot("beta", series).ndim == 3
     # a run without a beta, or another flag, stands at the value itself
-    assert sweep._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
+    assert sweep_report._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
 
 
 def test_two_flags_give_every_combination(tmp_path: Path) -> None:
