@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flat_vae.base import FlatObjective, loss_of
 from flat_vae.model import FlatVAE
-from flat_vae.objectives import FlatObjective, Loss, loss_of
 from metrics.elbo import VAEOutput, terms
+from metrics.objective import Loss
 
 HIDDEN_UNITS, HIDDEN_LAYERS = 1000, 6
 

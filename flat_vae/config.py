@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from metrics.pixel_head import LikelihoodName
+
 NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
-LikelihoodName = Literal["auto", "bernoulli", "normal", "mixture"]
 Initialisation = Literal["auto", "he", "glorot", "torch"]
 
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from flat_vae.base import FlatObjective
 from flat_vae.model import FlatVAE, View
-from flat_vae.objectives import FlatObjective, Loss
 from metrics.elbo import VAEOutput
+from metrics.objective import Loss
+
+_PLAIN = (bool, int, float, str, tuple, list)  # settings of an objective, unlike the registries of nn.Module
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -37,7 +40,7 @@ class Replicas:
 
     Args:
         models: of one configuration, on one device; do not move them afterwards.
-        objectives: one for each model, alike but for weights that only enter arithmetic, as beta does.
+        objectives: one for each model, alike but for their batched weights, as beta.
     """
 
     def __init__(self, models: Sequence[FlatVAE], objectives: Sequence[FlatObjective]) -> None:
@@ -59,14 +62,24 @@ class Replicas:
         self._own = [[(p, p.grad) for p in model.parameters() if p.grad is not None] for model in self.models]
 
     def _differing(self, objectives: Sequence[FlatObjective]) -> dict[str, Tensor]:
-        """Weights of the objective that are not the same for all, [N] each."""
+        """Weights with more than one value, [N] each.
+
+        Raises:
+            ValueError: the objectives differ in something that is not among their batched weights.
+        """
         device = next(self.models[0].parameters()).device
-        columns = {
-            name: [float(vars(objective)[name]) for objective in objectives]
-            for name, value in vars(self.objective).items()
-            if isinstance(value, int | float)
-        }
-        return {n: torch.tensor(values, device=device) for n, values in columns.items() if len(set(values)) > 1}
+        weights: dict[str, Tensor] = {}
+        for name, value in vars(self.objective).items():
+            values = [vars(objective)[name] for objective in objectives]
+            if not isinstance(value, _PLAIN) or all(other == value for other in values):
+                continue
+            if name not in self.objective.batched:
+                raise ValueError(
+                    f"models that are trained as one have several values of {name}: {values}; train them one by one, "
+                    f"or let them differ only in {', '.join(self.objective.batched) or 'their seeds'}"
+                )
+            weights[name] = torch.tensor([float(other) for other in values], device=device)
+        return weights
 
     def __len__(self) -> int:
         return len(self.models)

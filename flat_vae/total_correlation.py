@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flat_vae.base import FlatObjective, loss_of, ramp
 from flat_vae.model import FlatVAE
-from flat_vae.objectives import FlatObjective, Loss, loss_of, ramp
 from metrics.elbo import Group, VAEOutput, terms
+from metrics.objective import Loss
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class BetaTCVAE(FlatObjective):
         gamma: weight of the dimension-wise KL.
         warmup_steps: over which beta rises linearly from 0.
     """
+
+    batched = ("alpha", "beta", "gamma")
 
     def __init__(
         self, model: FlatVAE, num_images: int, alpha: float, beta: float, gamma: float, warmup_steps: float = 0.0

@@ -1,32 +1,21 @@
-"""Which objective, and the weights of its terms: typed, or the paper's where nothing is typed."""
+"""The choice of an objective and the weights of its terms: those given, else those of the paper."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from flat_vae.base import FlatObjective
+from flat_vae.model import FlatVAE
+from flat_vae.objectives import OBJECTIVES, Row, Training
 from metrics.likelihoods import ImageSpec
 
-ObjectiveName = Literal["ae", "denoising", "vae", "beta", "capacity", "tc", "factor", "dip", "grouped"]
+if TYPE_CHECKING:
+    ObjectiveName: TypeAlias = str
+else:  # the command line offers the rows of the table
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
 BETA_FORMS = ("beta", "beta_norm", "beta_pixel_mean")
-
-# Every weight that an objective uses, with the value it has where none is typed.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "ae": {},
-        "denoising": {"corruption": "zero", "corruption_amount": 0.3},
-        "vae": {"beta_warmup": 0.0},
-        "beta": {"beta": 4.0, "beta_warmup": 0.0},
-        "capacity": {"gamma": 100.0, "capacity": 25.0, "capacity_warmup": 0.3},
-        "tc": {"beta": 6.4, "beta_warmup": 0.0, "alpha": 1.0, "gamma": 1.0},
-        "factor": {"gamma": 6.4},
-        "dip": {"dip": "i", "lambda_od": 10.0, "lambda_d": None},
-        "grouped": {"beta": 1.0, "beta_warmup": 0.0, "latent_groups": None},
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +55,13 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuse two betas, weights that the objective does not have, and values out of range."""
-        if self.objective not in get_args(ObjectiveName):
-            raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(get_args(ObjectiveName))}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}")
         betas = [name for name in BETA_FORMS if getattr(self, name) is not None]
         if len(betas) > 1:
             raise ValueError(f"{' and '.join(map(_flag, betas))} are forms of one weight; give one of them")
         for name in self.typed():
-            users = [objective for objective, used in DEFAULTS.items() if _key(name) in used]
+            users = [objective for objective, row in OBJECTIVES.items() if _key(name) in row.defaults]
             if self.objective not in users:
                 raise ValueError(
                     f"{_flag(name)} does nothing for objective {self.objective}; leave it out or choose --objective "
@@ -85,16 +74,24 @@ class ObjectiveConfig:
         """The weights that were given."""
         return {name: value for name, value in vars(self).items() if name != "objective" and value is not None}
 
+    @property
+    def row(self) -> Row:
+        """Row of the table that belongs to the objective."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def has_beta(self) -> bool:
+        """True if the objective weights its rate or its total correlation by beta."""
+        return "beta" in self.row.defaults
+
     def resolved(self) -> ObjectiveConfig:
-        """The same with every weight that this objective uses filled in."""
-        missing = {k: v for k, v in DEFAULTS[self.objective].items() if getattr(self, k) is None}
-        if any(getattr(self, name) is not None for name in BETA_FORMS):
-            missing.pop("beta", None)
-        filled = replace(self, **missing)
-        if filled.objective == "dip" and filled.lambda_d is None:
-            assert filled.lambda_od is not None
-            filled = replace(filled, lambda_d=filled.lambda_od * (10.0 if filled.dip == "i" else 1.0))
-        return filled
+        """The configuration with a value for every weight that the objective uses; beta stays in the form given."""
+        has_form = any(getattr(self, name) is not None for name in BETA_FORMS)
+        filled = {name: getattr(self, name) for name in self.row.defaults}
+        for name, value in self.row.defaults.items():
+            if filled[name] is None and not (name == "beta" and has_form):
+                filled[name] = value(filled) if callable(value) else value
+        return replace(self, **filled)
 
 
 def _flag(name: str) -> str:
@@ -147,26 +144,11 @@ def betas(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> Betas:
     return Betas(beta, beta * num_latents / num_dims, beta / num_dims)
 
 
-_FORMULAS: Mapping[str, str] = MappingProxyType(
-    {
-        "ae": "distortion at the posterior's mean",
-        "denoising": "distortion at the mean, input corrupted ({corruption}, {corruption_amount:g})",
-        "vae": "distortion + rate",
-        "beta": "distortion + {beta:g} rate",
-        "capacity": "distortion + {gamma:g} |rate - C|, C to {capacity:g} nats in {capacity_warmup:g} of the run",
-        "tc": "distortion + {alpha:g} I(x;z) + {beta:g} TC + {gamma:g} dimension-wise KL",
-        "factor": "distortion + rate + {gamma:g} TC by a discriminator",
-        "dip": "distortion + rate + {lambda_od:g} offdiag^2 + {lambda_d:g} (diag - 1)^2 (DIP-VAE-{dip})",
-        "grouped": "sum over groups of distortion + {beta:g} rate",
-    }
-)
-
-
 def describe(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> str:
     """The loss in a line, with its weights and the three forms of beta."""
     forms = betas(config, spec, num_latents)
-    formula = _FORMULAS[config.objective].format_map(vars(config.resolved()) | {"beta": forms.beta})
-    if "beta" not in DEFAULTS[config.objective]:
+    formula = config.row.formula.format_map(vars(config.resolved()) | {"beta": forms.beta})
+    if not config.has_beta:
         return f"{config.objective}: {formula}"
     warmup = config.resolved().beta_warmup
     rises = f", rising over {warmup:g} of the run" if warmup else ""
@@ -174,3 +156,19 @@ def describe(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> str:
         f"{config.objective}: {formula}; beta {forms.beta:.4g} = beta-norm {forms.beta_norm:.4g} = "
         f"beta-pixel-mean {forms.beta_pixel_mean:.4g}{rises}"
     )
+
+
+def build_objective(config: ObjectiveConfig, model: FlatVAE, total_steps: int, num_images: int) -> FlatObjective:
+    """The objective of a configuration.
+
+    Args:
+        config: name and weights of the objective.
+        model: the bare model.
+        total_steps: optimiser steps of the whole run, which set the length of its schedules.
+        num_images: images in the training data, for the estimator of tc.
+    """
+    resolved = config.resolved()
+    weights = {name: getattr(resolved, name) for name in config.row.defaults}
+    if config.has_beta:
+        weights["beta"] = betas(config, model.spec, model.config.latent_dim).beta
+    return config.row.build(model, Training(total_steps, num_images), **weights)

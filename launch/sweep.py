@@ -25,8 +25,7 @@ import numpy as np
 import torch
 
 import metrics
-from flat_vae import FlatVAE
-from flat_vae.weights import DEFAULTS, betas
+from flat_vae import FlatVAE, betas
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
@@ -137,7 +136,7 @@ def _normalised_beta(run: Path) -> dict[str, float]:
     """Of a flat VAE whose objective has a beta."""
     saved = open_run(run)
     chosen: Any = saved.config
-    if saved.family.name != "flat_vae" or "beta" not in DEFAULTS[chosen.objective.objective]:
+    if saved.family.name != "flat_vae" or not chosen.objective.has_beta:
         return {}
     return {"beta_norm": betas(chosen.objective, saved.spec, chosen.model.latent_dim).beta_norm}
 

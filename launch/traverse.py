@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -31,8 +31,8 @@ from launch.machine import distributed, files, noise
 from launch.results.hierarchy import Hierarchy, hierarchy_of
 from launch.results.run import open_run
 from launch.training import evaluation
-from nvae import NVAE, latents
-from nvae.posterior import PosteriorMean, PosteriorSample
+from metrics import edits
+from metrics.decisions import PosteriorMean, PosteriorSample
 
 MILLISECONDS = 120  # of a frame of a GIF
 Show = Literal["traverse", "interpolate", "swap", "top"]
@@ -57,7 +57,7 @@ class TraverseConfig:
     """Ends of a traversal, in standard deviations of the prior (of an axis: of the images)."""
     steps: int = 9
     """Images of a traversal or an interpolation."""
-    below: latents.Below = "coordinates"
+    below: edits.Below = "coordinates"
     """What the groups under a moved one keep: their place relative to their priors, their values, or nothing."""
     image: int = 0
     """Index of the image in the split."""
@@ -99,18 +99,18 @@ def kl_map(hierarchy: Hierarchy, x: Tensor, group: int, seed: int = 0) -> Tensor
     return hierarchy.top_down(decisions, features).groups[group].kl().mean(0)
 
 
-def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tuple[str, latents.Axis]]:
+def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tuple[str, edits.Axis]]:
     """Names and axes of the rows, those with the highest KL (or variance) first."""
     group = config.group
     channels, height, width = hierarchy.group_shapes[group]
     if config.by == "axis":
         count = min(config.rows, len(x) - 1, channels * height * width)
-        found = latents.principal_axes(_as_nvae(hierarchy), x, group, count)
+        found = edits.principal_axes(hierarchy, x, group, count)
         return [(f"axis {i}", axis) for i, axis in enumerate(found)]
     kl = kl_map(hierarchy, x, group, config.seed)
     zeros = torch.zeros_like(kl)
     scores = kl.sum((1, 2)) if config.by == "channel" else kl.flatten()
-    rows: list[tuple[str, latents.Axis]] = []
+    rows: list[tuple[str, edits.Axis]] = []
     for index in scores.argsort(descending=True)[: config.rows].tolist():
         direction = zeros.clone()
         if config.by == "channel":
@@ -119,13 +119,8 @@ def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tup
             direction.view(-1)[index] = 1.0
             place = [int(i) for i in np.unravel_index(index, (channels, height, width))]
             name = f"latent {','.join(map(str, place))}"
-        rows.append((f"{name} ({float(scores[index]):.2f} nats)", latents.Axis(group, direction, zeros)))
+        rows.append((f"{name} ({float(scores[index]):.2f} nats)", edits.Axis(group, direction, zeros)))
     return rows
-
-
-def _as_nvae(hierarchy: Hierarchy) -> NVAE:
-    """``hierarchy`` for nvae.latents, whose functions used here ask of an NVAE only what every hierarchy has."""
-    return cast(NVAE, hierarchy)
 
 
 def _traverse(hierarchy: Hierarchy, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
@@ -133,27 +128,27 @@ def _traverse(hierarchy: Hierarchy, x: Tensor, chosen: Tensor, config: TraverseC
     rows: list[Tensor] = []
     for name, axis in axes_of(hierarchy, x, config):
         print(f"row {len(rows)}: {name}")
-        rows.append(latents.traverse(_as_nvae(hierarchy), chosen, axis, values, config.below)[:, 0])
+        rows.append(edits.traverse(hierarchy, chosen, axis, values, config.below)[:, 0])
     return torch.stack(rows)
 
 
 def _swap(hierarchy: Hierarchy, pair: Tensor, group: int) -> Tensor:
     """Rows: the two images, their reconstructions, those with the group exchanged."""
-    model = _as_nvae(hierarchy)
-    plain = torch.cat(latents.swap(model, pair[:1], pair[1:], []))
-    return torch.stack([pair, plain, torch.cat(latents.swap(model, pair[:1], pair[1:], [group]))])
+    model = hierarchy
+    plain = torch.cat(edits.swap(model, pair[:1], pair[1:], []))
+    return torch.stack([pair, plain, torch.cat(edits.swap(model, pair[:1], pair[1:], [group]))])
 
 
 def _top(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
     """Rows: draws with the top 1, 2, ... groups of the image kept; in the first column the rest at their prior means."""
-    model = _as_nvae(hierarchy)
+    model = hierarchy
     decisions = [PosteriorMean() for _ in hierarchy.group_shapes]
     groups = hierarchy.top_down(decisions, hierarchy.bottom_up(x)).groups
     zs = [group.z.expand(config.steps - 1, -1, -1, -1) for group in groups]
     rows = []
     for kept in range(1, len(zs) + 1):
-        mean = latents.decode_top(model, [z[:1] for z in zs], kept)
-        drawn = latents.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
+        mean = edits.decode_top(model, [z[:1] for z in zs], kept)
+        drawn = edits.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
         rows.append(torch.cat([mean, drawn]))
     return torch.stack(rows)
 
@@ -171,12 +166,12 @@ def show(hierarchy: Hierarchy, x: Tensor, pair: Tensor, config: TraverseConfig) 
     Raises:
         ValueError: a group or a temperature that the model does not take; groups asked of a model with one.
     """
-    model = _as_nvae(hierarchy)
-    latents.check_group(model, config.group)
+    model = hierarchy
+    edits.check_group(model, config.group)
     if config.show == "traverse":
         return _traverse(hierarchy, x, pair[:1], config)
     if config.show == "interpolate":
-        return latents.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
+        return edits.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
     if len(hierarchy.group_shapes) < 2:
         raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
     if config.show == "swap":
@@ -214,7 +209,7 @@ def main(arguments: list[str]) -> None:
     ranks = distributed.start(config.device)
     model, step, _ = run.load_model(ranks.device, weights=config.weights)
     hierarchy = hierarchy_of(model)
-    latents.check_group(_as_nvae(hierarchy), config.group)
+    edits.check_group(hierarchy, config.group)
     data = open_data(run, config.split, config.data_root)
     for index in (config.image, config.other):
         if not 0 <= index < len(data):

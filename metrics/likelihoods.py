@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.normal import Normal
+from metrics.normal import Normal, at_least_float32
 
 Edges = Literal["exact", "legacy"]
 MIN_LOG_SCALE = -7.0
@@ -60,23 +60,27 @@ class Likelihood(Protocol):
         """An image drawn from the likelihood, [B, C, H, W] in [0, 1]; a lower temperature means less noise."""
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
 def _uniform_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
     return noise.clamp(UNIFORM_MARGIN, 1.0 - UNIFORM_MARGIN)
 
 
-def _check_targets(x: Tensor) -> None:
-    """Refuse values that are no probability, where looking at them is free and possible (not inside vmap or a graph)."""
-    if not x.is_cpu or torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+def check_pixels(x: Tensor) -> None:
+    """Refuse images whose values lie outside [0, 1], if the check needs no copy from a GPU.
+
+    Inside ``torch.vmap`` or a compiled function there is nothing to look at yet. NaN passes: the trainer decides what
+    becomes of a step that is not finite.
+
+    Raises:
+        ValueError: the smallest or largest value of ``x`` lies outside [0, 1], on a CPU.
+    """
+    is_traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if not x.is_cpu or is_traced or x.numel() == 0:
         return
     low, high = (float(bound) for bound in x.detach().aminmax())
-    if low < 0.0 or high > 1.0:  # NaN passes: a step that is not finite is the trainer's to skip
+    if low < 0.0 or high > 1.0:
         raise ValueError(
-            f"Bernoulli targets run from {low:g} to {high:g}; give values in [0, 1] (bytes: divide them by 255)"
+            f"images have values from {low:g} to {high:g}; give values in [0, 1] (8-bit levels: divide them by 255)"
         )
 
 
@@ -92,7 +96,7 @@ class Bernoulli:
     @property
     def mean(self) -> Tensor:
         """Probability of white, [B, C, H, W]."""
-        return torch.sigmoid(_at_least_float32(self.logits))
+        return torch.sigmoid(at_least_float32(self.logits))
 
     def log_prob_map(self, x: Tensor) -> Tensor:
         """Nats per pixel and channel, [B, C, H, W].
@@ -100,8 +104,8 @@ class Bernoulli:
         Raises:
             ValueError: targets outside [0, 1], on a CPU (on a GPU the look at them would hold up every step).
         """
-        _check_targets(x)
-        return -F.binary_cross_entropy_with_logits(_at_least_float32(self.logits), x, reduction="none")
+        check_pixels(x)
+        return -F.binary_cross_entropy_with_logits(at_least_float32(self.logits), x, reduction="none")
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Nats per image, [B]."""
@@ -109,7 +113,7 @@ class Bernoulli:
 
     def sample(self, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Binary pixels; the logits are divided by ``temperature``."""
-        probability = torch.sigmoid(_at_least_float32(self.logits) / temperature)
+        probability = torch.sigmoid(at_least_float32(self.logits) / temperature)
         noise = torch.rand(probability.shape, dtype=probability.dtype, device=probability.device, generator=generator)
         return (noise < probability).to(probability.dtype)
 
@@ -133,6 +137,7 @@ class Gaussian:
 
     def log_prob_map(self, x: Tensor) -> Tensor:
         """Nats per pixel and channel, [B, C, H, W], of the density of 2x - 1."""
+        check_pixels(x)
         return self.normal.log_prob(2.0 * x - 1.0)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -217,7 +222,7 @@ class DiscretizedLogisticMixture:
     """
 
     def __init__(self, parameters: Tensor, channels: int, num_bits: int, edges: Edges = "exact") -> None:
-        parameters = _at_least_float32(parameters)
+        parameters = at_least_float32(parameters)
         num_mixtures = parameters.shape[1] // num_mixture_parameters(channels, 1)
         if parameters.shape[1] != num_mixture_parameters(channels, num_mixtures):
             raise ValueError(
@@ -253,6 +258,7 @@ class DiscretizedLogisticMixture:
 
     def log_prob_map(self, x: Tensor) -> Tensor:
         """Nats per pixel, channels jointly, [B, H, W]."""
+        check_pixels(x)
         scaled = 2.0 * x - 1.0
         means = self._means_given(scaled)
         if self.edges == "exact":

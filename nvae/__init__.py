@@ -1,7 +1,7 @@
 """NVAE, a deep hierarchical VAE (Vahdat & Kautz 2020), for images of any size, channels and bits."""
 
 from nvae.config import NVAEConfig
-from nvae.model import NVAE, Features
-from nvae.objective import Loss, NVAEObjective, ObjectiveConfig
+from nvae.model import NVAE
+from nvae.objective import NVAEObjective, ObjectiveConfig
 
-__all__ = ["NVAE", "Features", "Loss", "NVAEConfig", "NVAEObjective", "ObjectiveConfig"]
+__all__ = ["NVAE", "NVAEConfig", "NVAEObjective", "ObjectiveConfig"]

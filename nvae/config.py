@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from metrics.likelihoods import Edges
+from metrics.pixel_head import LikelihoodName
 
 CellArch = Literal[
     "res_mbconv",
@@ -22,7 +23,6 @@ CellArch = Literal[
     "res53_mbconv",
     "res55_mbconv",
 ]
-LikelihoodName = Literal["auto", "bernoulli", "mixture", "normal"]
 
 
 @dataclass(frozen=True)

@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.decisions import Decision
 from metrics.elbo import Group, VAEOutput
-from metrics.likelihoods import (
-    Bernoulli,
-    DiscretizedLogisticMixture,
-    Gaussian,
-    ImageSpec,
-    Likelihood,
-    num_mixture_parameters,
-)
+from metrics.likelihoods import ImageSpec
+from metrics.model import VAE, Features
+from metrics.pixel_head import PixelHead
 from nvae import towers
 from nvae.cells import Cell, compile_cells, recomputed
 from nvae.config import NVAEConfig
 from nvae.convolution import WeightNormConv2d
 from nvae.flows import FlowPair
 from nvae.padding import Padding
-from nvae.posterior import (
-    Decision,
-    Fixed,
-    PosteriorMean,
-    PosteriorSample,
-    PriorSample,
-    beliefs,
-    check_temperature,
-    normal_from_raw,
-)
+from nvae.posterior import beliefs, normal_from_raw
 
 LAYOUT = torch.channels_last  # of weights and activations: what fast convolutions take, depthwise ones above all
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the bottom-up pass leaves for the posteriors: one ``[B, C_enc, H, W]`` per group, top group first."""
-
-    groups: tuple[Tensor, ...]
-
-    def repeat(self, times: int) -> Features:
-        """Every image ``times`` times in a row along the batch, for several draws from one bottom-up pass."""
-        return Features(tuple(feature.repeat_interleave(times, dim=0) for feature in self.groups))
-
-
-class NVAE(nn.Module):
+class NVAE(VAE):
     """Deep hierarchical VAE (Vahdat & Kautz 2020).
 
     Images of any number of channels, size and bits: they are zero-padded evenly (an odd pixel at the bottom or right)
@@ -65,8 +39,15 @@ class NVAE(nn.Module):
     """
 
     def __init__(self, config: NVAEConfig, spec: ImageSpec) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(spec)
+        self.config = config
+        self.pixel_head = PixelHead(
+            spec=spec,
+            likelihood=config.likelihood,
+            num_mixtures=config.num_mixtures,
+            edges=config.likelihood_edges,
+            raw_normal=normal_from_raw,
+        )
         self.padding = Padding.of(config, spec)
         num_groups, num_latents = sum(config.groups), config.latent_channels
         top_enc, top_dec = (width * config.top_multiplier for width in (config.channels_enc, config.channels_dec))
@@ -89,7 +70,7 @@ class NVAE(nn.Module):
         )
         self.decoder = towers.decoder_cells(config)
         self.postprocess = towers.postprocess_cells(config)
-        self.output_conv = WeightNormConv2d(config.channels_dec, self._num_parameters() * patch_area, 3)
+        self.output_conv = WeightNormConv2d(config.channels_dec, self.pixel_head.num_parameters * patch_area, 3)
         self.is_compiled = False
         self.layout = LAYOUT
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
@@ -117,39 +98,9 @@ class NVAE(nn.Module):
             (self.config.latent_channels, *self._size_at(mult)) for mult, count in self._scales() for _ in range(count)
         ]
 
-    @property
-    def likelihood_name(self) -> Literal["bernoulli", "mixture", "normal"]:
-        """The likelihood in use."""
-        if self.config.likelihood == "auto":
-            return "bernoulli" if self.spec.num_bits == 1 else "mixture"
-        return self.config.likelihood
-
-    def _num_parameters(self) -> int:
-        channels = self.spec.channels
-        sizes = {
-            "bernoulli": channels,
-            "mixture": num_mixture_parameters(channels, self.config.num_mixtures),
-            "normal": 2 * channels,
-        }
-        return sizes[self.likelihood_name]
-
-    def likelihood(self, parameters: Tensor) -> Likelihood:
-        """p(x | z) from the decoder's output ``[B, P, H, W]``, already cropped."""
-        if self.likelihood_name == "bernoulli":
-            return Bernoulli(parameters)
-        if self.likelihood_name == "normal":
-            return Gaussian(normal_from_raw(*parameters.chunk(2, dim=1)))
-        return DiscretizedLogisticMixture(
-            parameters, self.spec.channels, self.spec.num_bits, self.config.likelihood_edges
-        )
-
     def bottom_up(self, x: Tensor) -> Features:
-        """Read images ``[B, C, H, W]`` in [0, 1]; the result can serve any number of top-down passes."""
-        expected = (self.spec.channels, self.spec.height, self.spec.width)
-        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"images of shape {tuple(x.shape)} do not fit the model; give [B, {', '.join(map(str, expected))}]"
-            )
+        """Features ``[B, C_enc, H, W]`` of each group, top group first, from images ``[B, C, H, W]`` in [0, 1]."""
+        self.check_images(x)
         folded = F.pixel_unshuffle(2.0 * self.padding.pad(x) - 1.0, self.config.patch_size)
         h = self.stem(folded).contiguous(memory_format=self.layout)
         for cell in self.preprocess:
@@ -166,18 +117,25 @@ class NVAE(nn.Module):
     def top_down(
         self, decisions: Sequence[Decision], features: Features | None = None, num: int | None = None
     ) -> VAEOutput:
-        """Walk the decoder from the top group to the image, taking each group's latents as decided.
+        """Pass from the top group to the image, see :meth:`metrics.model.VAE.top_down`."""
+        groups, state = self._walk(decisions, features, num)
+        for cell in self.postprocess:
+            state = cell(state)
+        parameters = F.pixel_shuffle(self.output_conv(F.elu(state)), self.config.patch_size)
+        return VAEOutput(self.pixel_head(self.padding.crop(parameters)), groups)
 
-        Args:
-            decisions: one per group, top group first.
-            features: of :meth:`bottom_up`; without them every posterior is its prior.
-            num: batch size where there are no features.
-        """
-        if len(decisions) != len(self.posterior_convs):
-            raise ValueError(f"{len(decisions)} decisions for {len(self.posterior_convs)} groups; give one per group")
+    def descend(
+        self, decisions: Sequence[Decision], features: Features | None = None, num: int | None = None
+    ) -> list[Group]:
+        """Groups of :meth:`top_down`, without the cells after the last group."""
+        return self._walk(decisions, features, num)[0]
+
+    def _walk(
+        self, decisions: Sequence[Decision], features: Features | None, num: int | None
+    ) -> tuple[list[Group], Tensor]:
+        """All groups, and the decoder's state after the last of them."""
+        batch = self.check_decisions(decisions, features, num)
         combiners = [module for module in self.encoder if isinstance(module, towers.EncoderCombiner)]
-        batch = features.groups[0].shape[0] if features is not None else num
-        assert batch is not None
         state: Tensor | None = None
         if len(decisions) > 1:
             state = self.initial_state.expand(batch, -1, -1, -1).contiguous(memory_format=self.layout)
@@ -185,18 +143,15 @@ class NVAE(nn.Module):
         for module in self.decoder:
             if isinstance(module, towers.DecoderCombiner | towers.DecoderStem):
                 i = len(groups)
-                feature = None if features is None else features.groups[i]
+                feature = None if features is None else features.tensors[i]
                 if feature is not None and i > 0:
                     feature = combiners[-i](feature, state)
                 groups.append(self._group(i, state, feature, decisions[i], batch))
                 state = module(state, groups[-1].z)
             else:
                 state = module(state)
-        for cell in self.postprocess:
-            state = cell(state)
         assert state is not None
-        parameters = F.pixel_shuffle(self.output_conv(F.elu(state)), self.config.patch_size)
-        return VAEOutput(self.likelihood(self.padding.crop(parameters)), groups)
+        return groups, state
 
     def _group(self, i: int, state: Tensor | None, feature: Tensor | None, decision: Decision, batch: int) -> Group:
         if i == 0:  # raw zeros: mean 0, std 1.01, and nothing that a residual posterior could add to
@@ -212,75 +167,3 @@ class NVAE(nn.Module):
             return Group(drawn, posterior, prior)
         flow, recompute = self.flows[i], self.config.checkpointing and torch.is_grad_enabled()
         return Group(recomputed(flow, drawn) if recompute else flow(drawn), posterior, prior, base=drawn)
-
-    def forward(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> VAEOutput:
-        """Beliefs about images ``[B, C, H, W]`` in [0, 1] with latents sampled from their posteriors.
-
-        ``noise``: one standard-normal tensor ``[B, *group_shapes[i]]`` per group, top group first; None draws it.
-        """
-        return self.from_features(self.bottom_up(x), noise)
-
-    def from_features(self, features: Features, noise: Sequence[Tensor] | None = None) -> VAEOutput:
-        """The forward pass after :meth:`bottom_up`, e.g. on ``features.repeat(K)`` for K draws per image."""
-        given = self._per_group("noise", noise)
-        return self.top_down([PosteriorSample(eps) for eps in given], features)
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The likelihood's mean with all latents at their posterior means, ``[B, C, H, W]`` in [0, 1]."""
-        return self.top_down([PosteriorMean() for _ in self.group_shapes], self.bottom_up(x)).likelihood.mean
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Latents at the posterior means, one per group, each group given the means above it; no sampling.
-
-        With flows these are the means as the flow moves them, that is, what the decoder would see.
-        """
-        decisions = [PosteriorMean() for _ in self.group_shapes]
-        return [group.z for group in self.top_down(decisions, self.bottom_up(x)).groups]
-
-    def decode(self, zs: Sequence[Tensor]) -> Likelihood:
-        """p(x | z) for latents ``[B, *group_shapes[i]]`` of all groups, top group first."""
-        decisions = [Fixed(z) for z in zs]
-        return self.top_down(decisions, num=zs[0].shape[0] if zs else 0).likelihood
-
-    @torch.no_grad()
-    def sample(
-        self,
-        num: int,
-        temperature: float | Sequence[float] = 1.0,
-        noise: Sequence[Tensor] | None = None,
-        pixels: Literal["mean", "sample"] = "mean",
-        generator: torch.Generator | None = None,
-        pixel_temperature: float = 1.0,
-    ) -> Tensor:
-        """Images from the prior, ``[num, C, H, W]`` in [0, 1].
-
-        Args:
-            num: images.
-            temperature: factor on every prior's std, the top group's too; one for all or one per group, top first.
-            noise: standard-normal ``[num, *group_shapes[i]]`` per group; None draws it.
-            pixels: the likelihood's mean, or a draw from it.
-            generator: source of all draws.
-            pixel_temperature: of the pixel draw; lower means less noise.
-        """
-        if num < 1 or pixels not in ("mean", "sample"):
-            raise ValueError(f"num is {num}, pixels is {pixels!r}; give num of at least 1 and pixels mean or sample")
-        num_groups = len(self.posterior_convs)
-        temperatures = [temperature] * num_groups if isinstance(temperature, int | float) else list(temperature)
-        if len(temperatures) != num_groups:
-            raise ValueError(
-                f"{len(temperatures)} temperatures for {num_groups} groups; give one number or one per group"
-            )
-        for value in (*temperatures, pixel_temperature):
-            check_temperature(value)
-        given = self._per_group("noise", noise)
-        decisions = [PriorSample(t, eps, generator) for t, eps in zip(temperatures, given, strict=True)]
-        likelihood = self.top_down(decisions, num=num).likelihood
-        return likelihood.mean if pixels == "mean" else likelihood.sample(pixel_temperature, generator)
-
-    def _per_group(self, name: str, values: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
-        num_groups = len(self.posterior_convs)
-        if values is None:
-            return [None] * num_groups
-        if len(values) != num_groups:
-            raise ValueError(f"{name} has {len(values)} tensors for {num_groups} groups; give one per group, top first")
-        return values

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from metrics.elbo import terms
+from metrics.objective import Loss
 from nvae.batch_norm import batch_norm_penalty, num_ranks
 from nvae.convolution import DataInitConv2d, use_weights
 from nvae.model import NVAE
@@ -99,22 +100,6 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= num_ranks()
     return values
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A training loss and its parts.
-
-    Args:
-        total: scalar to differentiate: nats per image, mean over the local batch, plus penalties.
-        terms: detached scalars of the local batch by name: elbo, rate, distortion (nats per image, unweighted),
-            kl_coefficient, spectral, batch_norm (unweighted penalties), spectral_weight.
-        kl_per_group: mean KL of each group in nats, top first, [L], detached.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    kl_per_group: Tensor
 
 
 class NVAEObjective(nn.Module):

@@ -44,7 +44,7 @@ class Codes:
 
 def encode(model: FlatVAE, x: Tensor) -> Codes:
     """Posteriors of images [N, C, H, W] in [0, 1]."""
-    parts = [model.bottom_up(batch).posterior for batch in x.split(ENCODED_AT_ONCE)]
+    parts = [model.groups_at_means(batch)[0].posterior for batch in x.split(ENCODED_AT_ONCE)]
     mean, std = (torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("mean", "std"))
     return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
 

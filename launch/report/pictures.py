@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +19,8 @@ from launch.results.encoding import beliefs_at_means
 from launch.results.hierarchy import hierarchy_of
 from launch.training.evaluation import to_float
 from launch.training.model import VAE
-from nvae import NVAE, latents
+from metrics import edits
+from nvae import NVAE
 
 SHOWN = 8  # images of a row
 POOL = 48  # images that principal axes are estimated from
@@ -53,13 +53,13 @@ def top_groups(model: VAE, x: Tensor) -> Picture:
     else:
         assert isinstance(model, NVAE)
         zs = model.encode(x)
-        rows = [latents.decode_top(model, zs, kept) for kept in _levels(len(zs))]
+        rows = [edits.decode_top(hierarchy_of(model), zs, kept) for kept in _levels(len(zs))]
     return figures.grid(torch.cat([x, *rows]), columns=len(x))
 
 
 def traversals(model: VAE, pool: Tensor) -> Picture:
     """The first image moved along one axis a row: each group's first principal axes, or the latents of highest KL."""
-    hierarchy = cast(NVAE, hierarchy_of(model))  # latents' functions ask only what every hierarchy has
+    hierarchy = hierarchy_of(model)  # latents' functions ask only what every hierarchy has
     if isinstance(model, FlatVAE):
         order = beliefs_at_means(model, pool)[0].kl().flatten(1).mean(0).argsort(descending=True)[:MOST_AXES]
         zeros = pool.new_zeros(hierarchy.group_shapes[0])
@@ -67,13 +67,13 @@ def traversals(model: VAE, pool: Tensor) -> Picture:
         for latent in order.tolist():
             direction = zeros.clone()
             direction[latent] = 1.0
-            axes.append(latents.Axis(0, direction, zeros))
+            axes.append(edits.Axis(0, direction, zeros))
     else:
         chosen = [level - 1 for level in _levels(len(model.group_shapes))]
         each = max(1, MOST_AXES // len(chosen))
-        axes = [axis for group in chosen for axis in latents.principal_axes(hierarchy, pool, group, each)]
+        axes = [axis for group in chosen for axis in edits.principal_axes(hierarchy, pool, group, each)]
     values = torch.linspace(-REACH, REACH, STEPS).tolist()
-    rows = [latents.traverse(hierarchy, pool[:1], axis, values)[:, 0] for axis in axes]
+    rows = [edits.traverse(hierarchy, pool[:1], axis, values)[:, 0] for axis in axes]
     return figures.grid(torch.cat(rows), columns=STEPS)
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from launch.results.hierarchy import Hierarchy
 from launch.training.model import VAE
+from metrics.decisions import PosteriorSample
 from metrics.likelihoods import Bernoulli, DiscretizedLogisticMixture, Likelihood
 from metrics.normal import Normal
-from nvae.posterior import PosteriorSample
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -64,7 +64,7 @@ def check_codable(model: VAE) -> None:
     Raises:
         ValueError: its likelihood is a density, or flows follow its posteriors (latents on a grid leave it).
     """
-    name = getattr(model, "likelihood_name", "")
+    name = model.pixel_head.name  # type: ignore[attr-defined]
     if name not in ("bernoulli", "mixture") or (name == "bernoulli" and model.spec.num_bits != 1):
         raise ValueError(
             f"a {name} likelihood on {model.spec.num_bits}-bit images gives no probabilities of pixels to code with; "

@@ -27,10 +27,10 @@ from launch.machine.files import write_atomically
 from launch.training import evaluation
 from launch.training.evaluation import ImageSet, to_float
 from launch.training.model import VAE
+from metrics.decisions import PosteriorMean
 from metrics.elbo import ACTIVE_UNIT_NATS, Group
 from metrics.normal import Normal
 from nvae import NVAE
-from nvae.posterior import PosteriorMean
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -113,7 +113,7 @@ class Encoded:
 def beliefs_at_means(model: VAE, x: Tensor) -> list[Group]:
     """Posterior and prior of every group of images [B, C, H, W], ancestors at their means; tensors [B, C, H, W]."""
     if isinstance(model, FlatVAE):  # without the decoder, which codes do not need
-        posterior = model.bottom_up(x).posterior
+        posterior = model.groups_at_means(x)[0].posterior
         mean, std = posterior.mean[..., None, None], posterior.std[..., None, None]
         return [Group(mean, Normal(mean, std), Normal(torch.zeros_like(mean), torch.ones_like(std)))]
     assert isinstance(model, NVAE)

@@ -18,6 +18,7 @@ from launch.training.evaluation import to_float
 from launch.training.guard import Verdict
 from launch.training.model import as_module
 from launch.training.step import StepReport, Trainer, TrainState
+from metrics.objective import Loss
 
 
 class Orders:
@@ -70,7 +71,7 @@ class ReplicaTrainer:
         """Each run's own noise of the coming step, [N, B, ...]."""
         return [torch.stack(parts) for parts in zip(*(trainer.noise() for trainer in self.trainers), strict=True)]
 
-    def _accumulate(self, x: Tensor) -> flat_vae.Loss:
+    def _accumulate(self, x: Tensor) -> Loss:
         """Backpropagate the step's batches [N, A * B, ...]; the mean of their losses, each part with a leading N."""
         count, size, all_noise = self.config.optim.accumulation, self.config.run.batch_size, self.noise()
         losses = []
@@ -79,7 +80,7 @@ class ReplicaTrainer:
                 loss = self.batched(x[:, rows], self.states[0].step, [n[:, rows] for n in all_noise])
             (loss.total.sum() / count).backward()
             losses.append(loss)
-        return flat_vae.Loss(
+        return Loss(
             torch.stack([loss.total.detach() for loss in losses]).mean(0),
             {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms},
             torch.stack([loss.kl_per_group for loss in losses]).mean(0),

@@ -35,7 +35,7 @@ def test_codes_are_the_posteriors_in_order(model: FlatVAE) -> None:
     x = levels(BINARY, 70)
     with torch.no_grad():
         codes = flat_figures.encode(model, x)
-        posterior = model.bottom_up(x).posterior
+        posterior = model.groups_at_means(x)[0].posterior
         kl = posterior.kl(Normal(torch.zeros(70, 4), torch.ones(70, 4)))
     torch.testing.assert_close(codes.mean, posterior.mean)
     torch.testing.assert_close(codes.kl, kl)

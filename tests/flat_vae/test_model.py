@@ -82,7 +82,7 @@ def test_the_fixed_normal_is_a_scaled_squared_error() -> None:
 def test_the_learnt_std_cannot_fall_below_half_a_level() -> None:
     config, spec = CONFIGS["normal"]
     model = FlatVAE(config, spec)
-    likelihood = model.likelihood(torch.full((1, 6, 9, 6), -100.0))
+    likelihood = model.pixel_head(torch.full((1, 6, 9, 6), -100.0))
     assert float(likelihood.normal.std.detach().min()) == pytest.approx(1 / 31)  # type: ignore[attr-defined]
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from flat_vae import FlatVAE, FlatVAEConfig, ObjectiveConfig, build_objective
-from flat_vae.objectives import DenoisingAutoencoder, GroupedVAE, batch_covariance, ramp
-from flat_vae.weights import DEFAULTS
+from flat_vae.autoencoders import DenoisingAutoencoder
+from flat_vae.base import ramp
+from flat_vae.dip import batch_covariance
+from flat_vae.grouped import GroupedVAE
+from flat_vae.objectives import OBJECTIVES
 from metrics import elbo
 from metrics.normal import Normal
 from tests.flat_vae.cases import BINARY
@@ -25,7 +28,7 @@ def gradients(model: FlatVAE, loss: Tensor) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective(name: str, model: FlatVAE, x: Tensor) -> None:
     """Finite, repeatable by its noise, elbo = -(rate + distortion), detached terms, a gradient for each weight."""
     objective = build_objective(ObjectiveConfig(objective=name), model, 100, 1000)  # type: ignore[arg-type]
@@ -183,7 +186,7 @@ def test_groups_must_add_up(model: FlatVAE) -> None:
     assert GroupedVAE(model, None, 1.0).ends == [2, 4]
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_under_autocast_the_loss_stays_float32(name: str, model: FlatVAE, x: Tensor) -> None:
     objective = build_objective(ObjectiveConfig(objective=name), model, 100, 1000)  # type: ignore[arg-type]
     noise = noise_for(objective, len(x))

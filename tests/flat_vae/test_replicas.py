@@ -10,8 +10,9 @@ from torch import Tensor
 
 from benchmarks import counting
 from datasets import ImageSpec
-from flat_vae import FlatVAE, FlatVAEConfig, Loss, ObjectiveConfig, Replicas, build_objective
-from flat_vae.objectives import FlatObjective
+from flat_vae import FlatVAE, FlatVAEConfig, ObjectiveConfig, Replicas, build_objective
+from flat_vae.base import FlatObjective
+from metrics.objective import Loss
 from tests.flat_vae.cases import BINARY, COLOUR, levels
 
 BATCH, STEP = 6, 3
@@ -99,6 +100,15 @@ def test_each_may_have_its_own_beta(name: str) -> None:
     assert_each_is_its_own(replicas, own, BINARY)
     x, noise = inputs(3, BINARY, own[0].noise_shapes)
     assert replicas(x, STEP, noise).terms["beta"].tolist() == [0.25, 1.0, 4.0]
+
+
+def test_only_declared_weights_may_differ() -> None:
+    of = models(2, BINARY)
+    for name, other in (("warmup_steps", 6.0), ("kind", "ii")):
+        own = objectives(of, objective="dip" if name == "kind" else "beta")
+        setattr(own[1], name, other)
+        with pytest.raises(ValueError, match=name):
+            Replicas(of, own)
 
 
 def test_models_and_stacks_share_memory_and_keep_their_layout() -> None:

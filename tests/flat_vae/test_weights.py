@@ -4,7 +4,7 @@ import pytest
 
 from datasets import ImageSpec
 from flat_vae import ObjectiveConfig, betas, describe
-from flat_vae.weights import DEFAULTS
+from flat_vae.objectives import OBJECTIVES
 
 FREY = ImageSpec(channels=1, height=28, width=20, num_bits=8)
 
@@ -54,11 +54,11 @@ def test_contradictions_are_named(typed: dict[str, object], said: str) -> None:
 
 
 def test_resolved_fills_in_what_is_used_and_nothing_else() -> None:
-    for objective, defaults in DEFAULTS.items():
+    for objective, row in OBJECTIVES.items():
         resolved = ObjectiveConfig(objective=objective).resolved()  # type: ignore[arg-type]
         typed = resolved.typed()
-        assert typed.keys() <= defaults.keys()
-        assert all(value is None or name in typed for name, value in defaults.items())
+        assert typed.keys() <= row.defaults.keys()
+        assert all(value is None or name in typed for name, value in row.defaults.items())
         assert resolved.resolved() == resolved
     assert ObjectiveConfig(objective="beta", beta_norm=0.1).resolved().beta is None
 
@@ -68,9 +68,9 @@ def test_dip_weights_of_the_diagonal() -> None:
     assert ObjectiveConfig(objective="dip", dip="ii", lambda_od=3.0).resolved().lambda_d == 3.0
 
 
-@pytest.mark.parametrize("objective", DEFAULTS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_says_its_loss_in_a_line(objective: str) -> None:
     line = describe(ObjectiveConfig(objective=objective), FREY, 4)  # type: ignore[arg-type]
     assert line.startswith(objective)
     assert "None" not in line
-    assert ("beta-norm" in line) == ("beta" in DEFAULTS[objective])
+    assert ("beta-norm" in line) == ("beta" in OBJECTIVES[objective].defaults)

@@ -19,7 +19,7 @@ from launch.machine.distributed import Ranks
 from launch.results import encoding, scores
 from launch.results.encoding import Encoded, Protocol
 from launch.results.run import open_run
-from nvae.latents import residual_parameters
+from metrics.edits import residual_parameters
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 from tests.launch.test_evaluation import ThreadRanks
@@ -127,8 +127,8 @@ def test_residual_means_and_kl_of_an_nvae(runs: dict[str, Path]) -> None:
     saved = open_run(runs["nvae"])
     model: Any = saved.load_model(CPU)[0]
     x = saved.config.data.open("test").images(found.rows).float()
-    relative = residual_parameters(model, x)
     with torch.no_grad():
+        relative = [residual_parameters(group) for group in model.groups_at_means(x)]
         means = model.encode(x)
     for i, belief in enumerate(relative):
         np.testing.assert_allclose(found.residuals[i], belief.mean, atol=2e-5)
@@ -146,7 +146,7 @@ def test_a_flat_code_is_the_mean(runs: dict[str, Path]) -> None:
     model: Any = saved.load_model(CPU)[0]
     x = saved.config.data.open("test").images(found.rows).float()
     with torch.no_grad():
-        posterior = model.bottom_up(x).posterior
+        posterior = model.groups_at_means(x)[0].posterior
     assert found.variance is not None
     np.testing.assert_allclose(found.means[0][:, :, 0, 0], posterior.mean, atol=2e-5)
     np.testing.assert_array_equal(found.means[0], found.residuals[0])  # the prior is standard normal

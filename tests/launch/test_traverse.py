@@ -13,8 +13,8 @@ from torch import Tensor
 from flat_vae import FlatVAE, FlatVAEConfig
 from launch.results.hierarchy import OneGroup, hierarchy_of
 from launch.traverse import TraverseConfig, axes_of, kl_map, show
-from metrics import elbo
-from nvae import latents
+from metrics import edits, elbo
+from metrics.decisions import Fixed
 from tests.launch import running
 from tests.nvae.small import Images, images, small
 
@@ -36,9 +36,9 @@ def config(**changes: Any) -> TraverseConfig:
 def test_one_group_is_the_flat_vae_that_it_wraps() -> None:
     model, x = flat(), flat_images()
     hierarchy = OneGroup(model)
-    z = torch.randn(6, 3)
-    ours = hierarchy.top_down([latents.Fixed(z[..., None, None])], hierarchy.bottom_up(x))
-    theirs = model(x, [(z - model.bottom_up(x).posterior.mean) / model.bottom_up(x).posterior.std])
+    z, posterior = torch.randn(6, 3), model.groups_at_means(x)[0].posterior
+    ours = hierarchy.top_down([Fixed(z[..., None, None])], hierarchy.bottom_up(x))
+    theirs = model(x, [(z - posterior.mean) / posterior.std])
     torch.testing.assert_close(ours.likelihood.log_prob(x), theirs.likelihood.log_prob(x))
     torch.testing.assert_close(elbo.terms(ours, x).kl, elbo.terms(theirs, x).kl)
 
@@ -73,7 +73,7 @@ def test_an_nvae_traversal_is_the_one_of_its_axis(by: Any) -> None:
     rows = show(hierarchy_of(model), x, x[:2], chosen)
     with torch.no_grad():
         _, axis = axes_of(hierarchy_of(model), x, chosen)[1]
-    expected = latents.traverse(model, x[:1], axis, [-2.0, -1.0, 0.0, 1.0, 2.0], "latents")[:, 0]
+    expected = edits.traverse(model, x[:1], axis, [-2.0, -1.0, 0.0, 1.0, 2.0], "latents")[:, 0]
     torch.testing.assert_close(rows[1], expected)
     assert rows.shape == (2, 5, 3, 16, 16)
 
@@ -93,7 +93,7 @@ def test_swap_shows_images_reconstructions_and_the_exchange() -> None:
     model = small().eval()
     pair = images(model)[:2]
     rows = show(hierarchy_of(model), pair, pair, config(show="swap", group=2))
-    a, b = latents.swap(model, pair[:1], pair[1:], [2])
+    a, b = edits.swap(model, pair[:1], pair[1:], [2])
     torch.testing.assert_close(rows[0], pair)
     torch.testing.assert_close(rows[1], model.reconstruct(pair).detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(rows[2], torch.cat([a, b]))

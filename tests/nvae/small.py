@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metrics.model import VAE
 from nvae import NVAE, NVAEConfig
 
 
@@ -37,7 +38,7 @@ def small(spec: Images | None = None, **changes: Any) -> NVAE:
     return NVAE(NVAEConfig(**{**SMALL, **changes}), spec or Images())
 
 
-def images(model: NVAE, num: int = 4, seed: int = 5) -> Tensor:
+def images(model: VAE, num: int = 4, seed: int = 5) -> Tensor:
     """Random images on the grid of the model's bits."""
     spec = model.spec
     top = 2**spec.num_bits - 1
@@ -46,7 +47,7 @@ def images(model: NVAE, num: int = 4, seed: int = 5) -> Tensor:
     return levels.float() / top
 
 
-def noise(model: NVAE, num: int = 4, seed: int = 6) -> list[Tensor]:
+def noise(model: VAE, num: int = 4, seed: int = 6) -> list[Tensor]:
     """Standard-normal noise for every group."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(num, *shape, generator=generator) for shape in model.group_shapes]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from metrics.decisions import Fixed, PosteriorSample, PriorSample
 from metrics.elbo import importance_bound, log_weight, terms
 from metrics.likelihoods import Bernoulli, DiscretizedLogisticMixture, Gaussian
 from nvae import NVAE, NVAEConfig
 from nvae.config import CELL_OPS
-from nvae.posterior import Fixed, PosteriorSample, PriorSample
 from tests.nvae.small import SMALL, Images, images, noise, small
 
 SPECS = [
@@ -261,5 +261,5 @@ def test_requests_that_make_no_sense_are_refused() -> None:
         model.sample(1, noise=[torch.zeros(1, 3, 4, 4)])
     with pytest.raises(ValueError, match="pixels is 'median'"):
         model.sample(1, pixels="median")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="1 decisions for 3 groups"):
+    with pytest.raises(ValueError, match="1 tensors for 3 groups"):
         model.decode([torch.zeros(1, 3, 4, 4)])

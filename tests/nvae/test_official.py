@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.decisions import PosteriorSample, PriorSample
 from metrics.elbo import VAEOutput, importance_bound, log_weight, terms
 from metrics.likelihoods import DiscretizedLogisticMixture
 from nvae import NVAE, NVAEObjective, official
 from nvae.batch_norm import batch_norm_penalty, batch_norms
 from nvae.config import CELL_OPS
 from nvae.objective import kl_balance_alpha, kl_balance_coefficients, kl_coefficient
-from nvae.posterior import PosteriorSample, PriorSample
 from nvae.spectral import SpectralRegulariser
 from tests.nvae.published import ARGS, published_form, randomised
 
