@@ -1,17 +1,25 @@
 """Scores of representations and the meaning both models share: beliefs, likelihoods, the ELBO.
 
-Arrays in, plain values out. Nothing here knows a model, a data set or a file.
+Arrays in, plain values out. Nothing here knows a model, a data set or a file. Scores of codes and factors need NumPy,
+SciPy and scikit-learn; what needs PyTorch (``metrics.elbo``, ``metrics.likelihoods``, ``metrics.normal``,
+``metrics.image_scores``) is imported when it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from metrics.aggregate_posterior import aggregate_posterior_mig
-from metrics.beta_vae import beta_vae_metric
+from metrics.beta_vae import beta_vae_metric, beta_vae_of_rows
 from metrics.dci import dci
 from metrics.decomposition import decompose_rate
-from metrics.factor_vae import factor_vae_metric
-from metrics.frechet import frechet_distance, image_scores, kernel_distance, precision_recall
+from metrics.explicitness import explicitness
+from metrics.factor_vae import factor_vae_metric, factor_vae_of_rows
+from metrics.factors import quantile_classes
+from metrics.frechet import frechet_distance, kernel_distance, precision_recall
 from metrics.hierarchy import group_information, mic_over_scales, reduced_scores
-from metrics.modularity import explicitness, modularity
-from metrics.mutual_information import information, mic, mig, mig_full_grid, mig_sup
+from metrics.histogram import information
+from metrics.modularity import modularity
+from metrics.mutual_information import mic, mig, mig_full_grid, mig_sup
 from metrics.nearest_images import ImageBank, nearest_scores
 from metrics.permutation import permutation_baseline
 from metrics.reductions import reduce_groups, residual_mean
@@ -25,15 +33,33 @@ from metrics.unsupervised import (
     udr,
 )
 
+if TYPE_CHECKING:
+    from metrics.inception import image_scores
+
+_NEEDS_TORCH = {"image_scores": "metrics.inception"}
+_MODULES_WITH_TORCH = ("elbo", "inception", "likelihoods", "normal", "pixel_baseline")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs PyTorch when it is first asked for (PEP 562)."""
+    if name in _MODULES_WITH_TORCH:
+        return import_module(f"metrics.{name}")
+    if name in _NEEDS_TORCH:
+        return getattr(import_module(_NEEDS_TORCH[name]), name)
+    raise AttributeError(f"module 'metrics' has no attribute {name!r}")
+
+
 __all__ = [
     "ImageBank",
     "aggregate_posterior_mig",
     "beta_vae_metric",
+    "beta_vae_of_rows",
     "covariance_distance",
     "dci",
     "decompose_rate",
     "explicitness",
     "factor_vae_metric",
+    "factor_vae_of_rows",
     "frechet_distance",
     "gaussian_total_correlation",
     "group_information",
@@ -50,6 +76,7 @@ __all__ = [
     "pairwise_information",
     "permutation_baseline",
     "precision_recall",
+    "quantile_classes",
     "reduce_groups",
     "reduced_scores",
     "residual_mean",

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import xlogy
 
-from metrics.arrays import Array, Float64, Int64, as_codes, labelled
+from metrics.arrays import Array, Float64, Int64, as_codes, usual_scale
 from metrics.discrete import Labels, entropy, prepare_labels, top_two_gap
+from metrics.factors import QUANTILE_BINS, Table, paired
 
 WIDTH_RATIO = 1.05  # between neighbouring variances of the grid of widths; the error falls with (ratio - 1)^2
 POINTS_PER_STD = 8.0  # of the narrowest component
@@ -23,8 +23,13 @@ MAX_POINTS = 2**17  # of the grid, unless a narrow component asks for more: then
 
 
 def as_posterior(means: Array, variances: Array) -> tuple[Float64, Float64]:
-    """Checked means and variances [N, D] in float64. Raises ValueError naming both shapes, or a variance not above 0."""
-    mean, variance = as_codes(means, "means").astype(np.float64), as_codes(variances, "variances").astype(np.float64)
+    """Checked means and variances [N, D] in float64.
+
+    Raises:
+        ValueError: shapes that differ, a variance not above 0, or a scale where squares overflow or vanish.
+    """
+    mean = usual_scale(as_codes(means, "means"), "means").astype(np.float64)
+    variance = usual_scale(as_codes(variances, "variances"), "variances").astype(np.float64)
     if mean.shape != variance.shape:
         raise ValueError(f"means {mean.shape} and variances {variance.shape} differ; give one variance for each mean")
     if variance.min() <= 0:
@@ -50,27 +55,31 @@ class AggregatePosteriorMIG:
     mutual_information: Float64
     entropy: Float64
     latent_entropy: Float64
+    num_points: int
     kept: tuple[int, ...]
     notes: tuple[str, ...]
 
 
-def aggregate_posterior_mig(means: Array, variances: Array, factors: Array) -> AggregatePosteriorMIG:
+def aggregate_posterior_mig(means: Array, variances: Array, factors: Table) -> AggregatePosteriorMIG:
     """MIG of posteriors N(mean, variance), all [N, D], about factors [N, K] (Chen et al. 2018, sec. 4.1).
 
     Every row counts alike, so give the full grid or uniform draws. The beta-TCVAE paper leaves shape out (give four
     factors) and draws Monte Carlo samples; here the marginals are integrated.
     """
     mean, variance = as_posterior(means, variances)
-    data = labelled(mean, factors)
-    labels = prepare_labels(data.factors)
+    data = paired(mean, factors)
+    classes, cut_notes = data.binned(QUANTILE_BINS)
+    labels = prepare_labels(classes)
     values, latent_entropy = np.zeros((mean.shape[1], len(data.kept))), np.zeros(mean.shape[1])
-    notes = data.notes
+    notes = data.notes + cut_notes
     for d in range(mean.shape[1]):
         values[d], latent_entropy[d], note = _latent_information(mean[:, d], variance[:, d], labels)
         notes += tuple(f"latent {d}: {n}" for n in note)
     nats = entropy(labels)
     per_factor = top_two_gap(values) / nats
-    return AggregatePosteriorMIG(float(per_factor.mean()), per_factor, values, nats, latent_entropy, data.kept, notes)
+    return AggregatePosteriorMIG(
+        float(per_factor.mean()), per_factor, values, nats, latent_entropy, len(data), data.kept, notes
+    )
 
 
 def marginal_entropy(mean: Float64, variance: Float64) -> tuple[float, tuple[str, ...]]:
@@ -96,7 +105,8 @@ def _latent_information(mean: Float64, variance: Float64, labels: Labels) -> tup
 def _entropies(masses: Float64, step: float) -> Float64:
     """Differential entropy in nats of each row of masses [R, G] (normalised here) on a grid of the given step."""
     share = masses / masses.sum(axis=1, keepdims=True)
-    return np.asarray(-xlogy(share, share).sum(axis=1)) + math.log(step)
+    nats = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
+    return np.asarray(nats + math.log(step))
 
 
 def _mixture_masses(

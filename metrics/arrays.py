@@ -1,20 +1,21 @@
-"""The one place where inputs are checked: arrays or tensors in, NumPy out, a clear ValueError for what cannot be scored.
+"""Input checks for codes: arrays or tensors in, NumPy out, a clear ValueError for what cannot be scored.
 
-Codes are [N, D] floats, factors [N, K] whole numbers from 0. What a score can still be defined for becomes a note in
-plain words; the rest is refused with the shapes named.
+Codes are [N, D] floats. :mod:`metrics.factors` reads the factors beside them. PyTorch is not imported: tensors are
+recognised by their ``detach`` method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-Array: TypeAlias = npt.ArrayLike | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = Union[npt.ArrayLike, "torch.Tensor"]
 """What a user may give: anything NumPy reads, or a tensor on any device."""
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -24,13 +25,23 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 ACTIVE_VARIANCE = 1e-2
 """A latent whose means vary more than this (the prior's variance is 1) is active (Li et al. 2020 count so)."""
 
+EXTREME_EXPONENT = 100
+"""Codes whose largest magnitude lies outside 2^-100 to 2^100 (about 1e-30 to 1e30) overflow or vanish when squared."""
+
 
 def to_numpy(values: Array) -> npt.NDArray[Any]:
-    """Any array or tensor, on any device, as NumPy; half precisions become float32, because NumPy has no bfloat16."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-        return np.asarray(values.numpy())
+    """Any array or tensor as NumPy; half precisions become float32, because NumPy has no bfloat16.
+
+    Raises:
+        ValueError: entries of a masked array are masked.
+    """
+    if hasattr(values, "detach"):
+        tensor = values.detach().cpu()
+        return np.asarray(
+            (tensor.float() if tensor.dtype.itemsize == 2 and tensor.is_floating_point() else tensor).numpy()
+        )
+    if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
+        raise ValueError(f"{np.count_nonzero(values.mask)} entries are masked; leave out the rows that hold them")
     return np.asarray(values)
 
 
@@ -56,7 +67,11 @@ def as_codes(codes: Array, name: str = "codes") -> Floats:
 
 
 def as_factors(factors: Array, name: str = "factors") -> Int64:
-    """Factors [N, K] of whole numbers from 0, as int64. Raises ValueError with shape or first bad value otherwise."""
+    """Class indices [N, K] as they are, int64 from 0; :func:`metrics.factors.as_classes` also relabels others.
+
+    Raises:
+        ValueError: the shape, or the first value that is no whole number from 0.
+    """
     array = to_numpy(factors)
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"{name} have shape {array.shape}; give [N, K] with at least one point and one factor")
@@ -72,56 +87,44 @@ def as_factors(factors: Array, name: str = "factors") -> Int64:
     return whole
 
 
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Checked codes [N, D] and factors [N, K'] without the one-valued ones; ``kept`` are the columns that stayed."""
-
-    codes: Floats
-    factors: Int64
-    kept: tuple[int, ...]
-    notes: tuple[str, ...]
+def largest_exponents(codes: Floats) -> Int64:
+    """Power of two just above the largest magnitude of each column of [N, ...], 0 for columns of zeros."""
+    largest = np.maximum(codes.max(axis=0), -codes.min(axis=0))
+    return np.asarray(np.frexp(largest)[1], dtype=np.int64)
 
 
-def same_rows(first: npt.NDArray[Any], second: npt.NDArray[Any], names: str) -> None:
+def tamed(codes: Floats) -> tuple[Floats, Int64]:
+    """Codes [N, D] with columns of extreme scale divided by a power of two, and these powers' exponents [D].
+
+    The division is exact, so a score that does not depend on the scale of a latent does not change by a digit.
+    """
+    exponents = largest_exponents(codes)
+    exponents[np.abs(exponents) <= EXTREME_EXPONENT] = 0
+    if not exponents.any():
+        return codes, exponents
+    return np.ldexp(codes, -exponents), exponents
+
+
+def usual_scale(codes: Floats, name: str = "codes") -> Floats:
+    """The codes, for scores that depend on their scale.
+
+    Raises:
+        ValueError: a latent's largest magnitude lies outside 1e-30 to 1e30.
+    """
+    extreme = np.flatnonzero(np.abs(largest_exponents(codes)) > EXTREME_EXPONENT)
+    if extreme.size:
+        size = float(np.abs(codes[:, extreme[0]]).max())
+        raise ValueError(
+            f"{name} reach {size:.0e} at most in column {extreme[0]}, where squares overflow or vanish, and this score "
+            "depends on scale; divide each latent by its standard deviation"
+        )
+    return codes
+
+
+def same_rows(first: tuple[int, ...], second: tuple[int, ...], names: str) -> None:
     """Raise ValueError naming both shapes where the numbers of rows differ."""
-    if first.shape[0] != second.shape[0]:
-        raise ValueError(f"{names} have shapes {first.shape} and {second.shape}; give the same number of rows in both")
-
-
-def labelled(codes: Array, factors: Array, name: str = "") -> Labelled:
-    """Check codes and factors together and drop factors with one value, with a note."""
-    code_array, factor_array = as_codes(codes, f"{name}codes"), as_factors(factors, f"{name}factors")
-    same_rows(code_array, factor_array, f"{name}codes and {name}factors")
-    varying = factor_array.min(axis=0) != factor_array.max(axis=0)
-    kept = tuple(int(k) for k in np.flatnonzero(varying))
-    if not kept:
-        raise ValueError(
-            f"no factor of {factor_array.shape} takes two values; there is nothing that a code could encode"
-        )
-    dropped = [int(k) for k in np.flatnonzero(~varying)]
-    notes = (f"factors {dropped} take one value only and were dropped",) if dropped else ()
-    return Labelled(code_array, factor_array[:, varying] if dropped else factor_array, kept, notes)
-
-
-def labelled_split(codes: Array, factors: Array, test_codes: Array, test_factors: Array) -> tuple[Labelled, Labelled]:
-    """Train and test rows with the same latents and factors; factors with one value in train are dropped from both."""
-    train = labelled(codes, factors)
-    code_array, factor_array = as_codes(test_codes, "test_codes"), as_factors(test_factors, "test_factors")
-    same_rows(code_array, factor_array, "test_codes and test_factors")
-    num_factors = to_numpy(factors).shape[1]
-    if code_array.shape[1] != train.codes.shape[1] or factor_array.shape[1] != num_factors:
-        raise ValueError(
-            f"test_codes {code_array.shape} and test_factors {factor_array.shape} do not match codes "
-            f"{train.codes.shape} and factors {to_numpy(factors).shape}; give the same columns in both"
-        )
-    return train, Labelled(code_array, factor_array[:, list(train.kept)], train.kept, train.notes)
-
-
-def few_points_note(num_points: int, bins: int) -> tuple[str, ...]:
-    """A note where fewer points than bins make a histogram mean little."""
-    if num_points >= bins:
-        return ()
-    return (f"{num_points} points are fewer than the {bins} bins: the information is biased upwards",)
+    if first[0] != second[0]:
+        raise ValueError(f"{names} have shapes {first} and {second}; give the same number of rows in both")
 
 
 def check_count(value: int, name: str, minimum: int = 1) -> int:
@@ -133,7 +136,7 @@ def check_count(value: int, name: str, minimum: int = 1) -> int:
 
 def as_sizes(factor_sizes: Sequence[int] | Array) -> Int64:
     """Sizes [K] of the factors of a full grid, each at least 1 and one at least 2."""
-    sizes = to_numpy(np.asarray(factor_sizes) if not isinstance(factor_sizes, torch.Tensor) else factor_sizes)
+    sizes = to_numpy(factor_sizes)
     valid = sizes.ndim == 1 and sizes.size > 0 and sizes.dtype.kind in "iu" and int(sizes.min()) >= 1
     if not valid or int(sizes.max()) < 2:
         raise ValueError(

@@ -9,8 +9,9 @@ import numpy as np
 
 from metrics.arrays import Array, Float64, Floats, Int64, check_count
 from metrics.classifiers import fitted_logistic
+from metrics.factors import Table, paired
 from metrics.reductions import standardised
-from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid
+from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid, sample_rows
 
 NUMBERS_AT_ONCE = 2**20  # of codes gathered from the table, so that the working set stays in cache
 
@@ -54,31 +55,75 @@ def beta_vae_metric(
     form, which differs by at most .01. ``standardise`` divides features by their spread on the train points (pooled and
     PCA codes need it); off by default, as the peers.
     """
-    for name, value in (("num_train", num_train), ("num_eval", num_eval), ("batch_size", batch_size)):
-        check_count(value, name)
+    _check_counts(num_train, num_eval, batch_size)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
-    num_points = num_train + num_eval
-    labels, factor, _, first = draw_fixed(grid, num_points, batch_size, rng)
+    labels, factor, _, first = draw_fixed(grid, num_train + num_eval, batch_size, rng)
     shared_value = first // grid.strides[factor] % grid.sizes[factor]
     second = grid.fix(rng.integers(grid.total, size=first.shape), factor, shared_value)
     table, (rows_first, rows_second) = encode_once(code_of, grid, first, second)
     features = _mean_differences(table, rows_first, rows_second)
+    kept = tuple(int(k) for k in grid.eligible)
+    return _scored(features, labels, num_train, standardise, seed, 2 * first.size, len(table), kept, grid.notes)
+
+
+def beta_vae_of_rows(
+    codes: Array,
+    factors: Table,
+    *,
+    seed: int = 0,
+    num_train: int = 10_000,
+    num_eval: int = 5_000,
+    batch_size: int = 64,
+    standardise: bool = False,
+) -> BetaVAEMetric:
+    """:func:`beta_vae_metric` of codes [N, D] and factors [N, K] as they are, where no grid of factors can be encoded.
+
+    The two images of a pair are rows with the same class of the factor; the other factors vary as they do among the
+    rows. A row may meet itself, which makes classes of few rows look too easy.
+    """
+    _check_counts(num_train, num_eval, batch_size)
+    data, rng = paired(codes, factors, any_scale=False), np.random.default_rng(seed)
+    sampler = sample_rows(data.classes)
+    label = rng.integers(len(data.kept), size=num_train + num_eval)
+    first = rng.integers(len(data), size=(len(label), batch_size))
+    second = sampler.partners(first, label, rng)
+    features = _mean_differences(data.codes, first, second)
+    return _scored(features, label, num_train, standardise, seed, 2 * first.size, len(data), data.kept, data.notes)
+
+
+def _check_counts(num_train: int, num_eval: int, batch_size: int) -> None:
+    for name, value in (("num_train", num_train), ("num_eval", num_eval), ("batch_size", batch_size)):
+        check_count(value, name)
+
+
+def _scored(
+    features: Floats,
+    labels: Int64,
+    num_train: int,
+    standardise: bool,
+    seed: int,
+    num_draws: int,
+    num_distinct: int,
+    kept: tuple[int, ...],
+    notes: tuple[str, ...],
+) -> BetaVAEMetric:
+    """Fit the classifier on the first points and score it on the others."""
     if standardise:
         features = standardised(features, np.arange(num_train))
-    model, notes = fitted_logistic(features[:num_train], labels[:num_train], seed=seed)
+    model, fit_notes = fitted_logistic(features[:num_train], labels[:num_train], seed=seed)
     correct = model.predict(features) == labels
     tested, truth = correct[num_train:], labels[num_train:]
-    drawn = np.bincount(truth, minlength=len(grid.eligible))
+    drawn = np.bincount(truth, minlength=len(kept))
     return BetaVAEMetric(
         score=float(tested.mean()),
         train_score=float(correct[:num_train].mean()),
         per_factor=np.bincount(truth, weights=tested, minlength=len(drawn)) / np.maximum(drawn, 1),
-        baseline=1.0 / len(grid.eligible),
-        num_draws=2 * first.size,
-        num_distinct=len(table),
+        baseline=1.0 / len(kept),
+        num_draws=num_draws,
+        num_distinct=num_distinct,
         seed=seed,
-        kept=tuple(int(k) for k in grid.eligible),
-        notes=grid.notes + notes,
+        kept=kept,
+        notes=notes + fit_notes,
     )
 
 

@@ -1,4 +1,4 @@
-"""The linear classifiers that carry several scores' definitions, with scikit-learn's warnings turned into notes.
+"""The classifiers and regressors that carry several scores' definitions; scikit-learn's warnings become notes.
 
 scikit-learn is imported where it is used: both models import this package for the ELBO and should not wait for it.
 """
@@ -6,7 +6,7 @@ scikit-learn is imported where it is used: both models import this package for t
 from __future__ import annotations
 
 import warnings
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,29 +27,28 @@ class Classifier(Protocol):
 
 
 class _Estimator(Protocol):
-    def fit(self, features: Floats, labels: npt.NDArray[np.int64]) -> object:
+    def fit(self, features: Floats, labels: npt.NDArray[Any]) -> object:
         """Fit in place."""
 
 
 E = TypeVar("E", bound=_Estimator)
 
 
-def fit_with_notes(estimator: E, features: Floats, labels: Int64) -> tuple[E, tuple[str, ...]]:
-    """Fit; a solver that stopped at its limit becomes a note, any other warning stays a warning."""
+def fit_with_notes(estimator: E, features: Floats, labels: npt.NDArray[Any]) -> tuple[E, tuple[str, ...]]:
+    """Fit; warnings of the solver and of NumPy below it become notes."""
     from sklearn.exceptions import ConvergenceWarning
 
+    name = type(estimator).__name__
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         estimator.fit(features, labels)
-    notes: tuple[str, ...] = ()
+    notes: dict[str, None] = {}
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            notes = (
-                f"{type(estimator).__name__} stopped at its iteration limit (scikit-learn's default, as the peers)",
-            )
+            notes[f"{name} stopped at its iteration limit (scikit-learn's default, as the peers)"] = None
         else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return estimator, notes
+            notes[f"{name} warns: {str(warning.message).splitlines()[0]}"] = None
+    return estimator, tuple(notes)
 
 
 class OneClass:

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from metrics.aggregate_posterior import as_posterior, marginal_entropy
 from metrics.arrays import Array, Float64, check_count
@@ -41,6 +40,7 @@ class Decomposition:
     per_latent: Float64
     standard_error: float
     ceiling: float
+    num_points: int
     num_draws: int
     seed: int
     notes: tuple[str, ...]
@@ -74,6 +74,7 @@ def decompose_rate(means: Array, variances: Array, *, seed: int, num_draws: int 
         per_latent=per_latent,
         standard_error=standard_error,
         ceiling=ceiling,
+        num_points=len(mean),
         num_draws=num_draws,
         seed=seed,
         notes=notes,
@@ -96,7 +97,9 @@ def _index_code_draws(mean: Float64, variance: Float64, num_draws: int, rng: np.
         joint = np.zeros((len(z[part]), num_points))
         for d in range(num_latents):
             joint += _log_density(z[part, d, None], mean[:, d], variance[:, d])
-        draws[part] = own[part] - (logsumexp(joint, axis=1) - math.log(num_points))
+        largest = joint.max(axis=1)
+        mixture = largest + np.log(np.exp(joint - largest[:, None]).sum(axis=1)) - math.log(num_points)
+        draws[part] = own[part] - mixture
     return draws
 
 

@@ -1,40 +1,66 @@
-"""Equal-width bins and discrete mutual information, in nats: one bincount per latent over all factors.
+"""Bins and discrete mutual information, in nats: one bincount per latent over all factors.
 
-The bins are those that the published histogram scores use: edges as ``numpy.histogram`` puts them between a latent's
+The default bins are those that the published histogram scores use: edges as ``numpy.histogram`` puts them between a latent's
 minimum and maximum, in the latent's own dtype (float64 edges would move codes that sit on an edge), the last bin
-closed. Time and memory are linear in points and in latents.
+closed. Bins of equal count ("quantile") do not depend on outliers. Time and memory are linear in points and in latents.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from metrics.arrays import Array, Float64, Floats, Int64, as_codes, check_count
+from metrics.factors import dense
 
 COLUMNS_AT_ONCE = 64  # transposed together, so that each cache line of a row-major array is read once
 PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: fewer passes, tables that fit a cache
 MAX_BINS = 2**16
 MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched: rounding could put the division more than one bin off
 LATENTS_AT_ONCE = 8  # whose joint counts are held together
+CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
 
+Binning = Literal["width", "quantile"]
 Bins = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-def bin_codes(codes: Array, bins: int = 20) -> Bins:
-    """Bin index of every code: [N, D] -> [D, N] in 0..bins-1, rows contiguous. A constant latent falls into bin 0."""
+def bin_codes(codes: Array, bins: int = 20, binning: Binning = "width") -> Bins:
+    """Bin index of every code: [N, D] -> [D, N] in 0..bins-1, rows contiguous. A constant latent falls into bin 0.
+
+    ``binning`` "width" makes bins of equal width, "quantile" bins of nearly equal count (equal codes share a bin).
+    """
     array = as_codes(codes)
+    if binning not in get_args(Binning):
+        raise ValueError(f"binning={binning!r} is not known; choose 'width' or 'quantile'")
     if not 2 <= check_count(bins, "bins") <= MAX_BINS:
         raise ValueError(f"bins={bins} is not possible; give 2 to {MAX_BINS}")
     dtype = np.uint8 if bins <= 256 else np.uint16
     binned = np.empty((array.shape[1], array.shape[0]), dtype=dtype)
     for start in range(0, array.shape[1], COLUMNS_AT_ONCE):
         for row, latent in enumerate(np.ascontiguousarray(array[:, start : start + COLUMNS_AT_ONCE].T), start):
-            binned[row] = _bin_latent(latent, bins)
+            binned[row] = _bin_latent(latent, bins) if binning == "width" else _quantile_bins(latent, bins)
     return binned
+
+
+def _quantile_bins(latent: Floats, bins: int) -> Int64:
+    ordered = np.sort(latent)
+    edges = ordered[np.arange(1, bins) * len(latent) // bins]
+    return np.searchsorted(edges, latent, side="right").astype(np.int64, copy=False)
+
+
+def crowded_note(binned: Bins, bins: int, binning: Binning = "width") -> tuple[str, ...]:
+    """A note where one bin holds nearly all points of a latent that varies: outliers stretch its range."""
+    shares = np.array([np.bincount(latent, minlength=bins).max() / len(latent) for latent in binned])
+    crowded = np.flatnonzero((shares >= CROWDED_SHARE) & (shares < 1.0))
+    if not crowded.size:
+        return ()
+    which = ", ".join(map(str, crowded[:8])) + (", ..." if crowded.size > 8 else "")
+    remedy = "; binning='quantile' does not depend on outliers" if binning == "width" else ""
+    return (f"one bin holds up to {shares[crowded].max():.2%} of the points in latents {which}{remedy}",)
 
 
 def _bin_latent(latent: Floats, bins: int) -> Int64 | int:
@@ -81,8 +107,8 @@ class Labels:
 
 def prepare_labels(factors: Int64) -> Labels:
     """Relabel factors [N, K] densely and pack small ones together."""
-    columns = [_dense(np.ascontiguousarray(column)) for column in factors.T]
-    values, dense = [v for v, _ in columns], np.stack([labels for _, labels in columns])
+    columns = [dense(np.ascontiguousarray(column)) for column in factors.T]
+    values, rows = [v for v, _ in columns], np.stack([labels for _, labels in columns])
     packs: list[list[int]] = []
     room = 0
     for k, size in enumerate(map(len, values)):
@@ -92,22 +118,13 @@ def prepare_labels(factors: Int64) -> Labels:
             packs.append([k])
             room = PACKED_CLASSES
         room //= size
-    packed = np.empty((len(packs), dense.shape[1]), dtype=np.int64)
+    packed = np.empty((len(packs), rows.shape[1]), dtype=np.int64)
     offset = 0
     for row, pack in enumerate(packs):
         sizes = [len(values[k]) for k in pack]
-        packed[row] = offset + np.ravel_multi_index([dense[k] for k in pack], sizes)
+        packed[row] = offset + np.ravel_multi_index([rows[k] for k in pack], sizes)
         offset += math.prod(sizes)
-    return Labels(values, dense, packs, packed)
-
-
-def _dense(column: Int64) -> tuple[Int64, Int64]:
-    """(values that occur, label of each point): linear for class indices, by sorting for huge values."""
-    if int(column.max()) > 16 * len(column) + 1024:
-        values, labels = np.unique(column, return_inverse=True)
-        return values, labels.astype(np.int64)
-    occurs = np.bincount(column) > 0
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[column]
+    return Labels(values, rows, packs, packed)
 
 
 def mutual_information(binned: Bins, labels: Labels, bins: int) -> Float64:
@@ -168,11 +185,16 @@ def entropy(labels: Labels) -> Float64:
     return np.asarray((n_log_n[-1] - np.asarray(sums)) / labels.dense.shape[1])
 
 
-def bin_factors(labels: Labels, bins: int) -> Bins:
-    """The factors themselves as perfect latents, binned: [K, N]. Only the class values are binned, then looked up."""
+def bin_factors(labels: Labels, bins: int, binning: Binning = "width") -> Bins:
+    """The factors themselves as perfect latents, binned: [K, N]. Equal widths need only the classes, then looked up.
+
+    Classes count as 0, 1, 2, ... whatever their labels, because a perfect code need not copy gaps between labels.
+    """
+    if binning == "quantile":
+        return bin_codes(labels.dense.T.astype(np.float64), bins, binning)
     rows = [
-        bin_codes(v.astype(np.float64)[:, None], bins)[0][row]
-        for v, row in zip(labels.values, labels.dense, strict=True)
+        bin_codes(np.arange(size, dtype=np.float64)[:, None], bins)[0][row]
+        for size, row in zip(labels.sizes, labels.dense, strict=True)
     ]
     return np.stack(rows)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from metrics.arrays import Array, Float64, Floats, Int64, check_count
-from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid
+from metrics.factors import Table, paired
+from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid, sample_rows
 
 NUMBERS_AT_ONCE = 2**18  # of codes gathered from the table, so that the working set stays in cache
 
@@ -59,24 +61,82 @@ def factor_vae_metric(
     threshold (disentanglement_lib); ``prune_std=0`` prunes only exactly constant latents, which otherwise would give
     0/0 and take every vote. Codes that live on another scale than the prior's say so by ``prior_std``.
     """
-    for name, value in (("num_train", num_train), ("num_eval", num_eval)):
-        check_count(value, name)
-    check_count(batch_size, "batch_size", 2), check_count(num_variance, "num_variance", 2)
-    if not (prune_std >= 0 and prior_std > 0):
-        raise ValueError(f"prune_std={prune_std}, prior_std={prior_std} are not possible; give at least 0 and above 0")
+    _check_counts(num_train, num_eval, batch_size, num_variance)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
     anywhere = rng.integers(grid.total, size=num_variance)
     labels, factor, held, points = draw_fixed(grid, num_train + num_eval, batch_size, rng)
     table, (rows_anywhere, rows) = encode_once(code_of, grid, anywhere, grid.fix(points, factor, held))
-    sample = table[rows_anywhere]
+    pruning = _Pruning(prune_std, prior_std)
+    kept = tuple(int(k) for k in grid.eligible)
+    return _scored(table, table[rows_anywhere], rows, labels, num_train, pruning, seed, kept, grid.notes)
+
+
+def factor_vae_of_rows(
+    codes: Array,
+    factors: Table,
+    *,
+    seed: int = 0,
+    num_train: int = 10_000,
+    num_eval: int = 5_000,
+    batch_size: int = 64,
+    prune_std: float = 0.05,
+    prior_std: float = 1.0,
+) -> FactorVAEMetric:
+    """:func:`factor_vae_metric` of codes [N, D] and factors [N, K] as they are, where no grid of factors can be encoded.
+
+    A batch holds rows with the same class of a factor, drawn with replacement; the other factors vary as they do among
+    the rows. Variances come from all rows.
+    """
+    _check_counts(num_train, num_eval, batch_size, 2)
+    data, rng = paired(codes, factors, any_scale=False), np.random.default_rng(seed)
+    labels = rng.integers(len(data.kept), size=num_train + num_eval)
+    anchor = np.broadcast_to(rng.integers(len(data), size=(len(labels), 1)), (len(labels), batch_size))
+    rows = sample_rows(data.classes).partners(anchor, labels, rng)
+    pruning = _Pruning(prune_std, prior_std)
+    return _scored(data.codes, data.codes, rows, labels, num_train, pruning, seed, data.kept, data.notes)
+
+
+def _check_counts(num_train: int, num_eval: int, batch_size: int, num_variance: int) -> None:
+    for name, value, least in (
+        ("num_train", num_train, 1),
+        ("num_eval", num_eval, 1),
+        ("batch_size", batch_size, 2),
+        ("num_variance", num_variance, 2),
+    ):
+        check_count(value, name, least)
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    std: float
+    prior_std: float
+
+    def __post_init__(self) -> None:
+        if not (self.std >= 0 and self.prior_std > 0):
+            raise ValueError(
+                f"prune_std={self.std}, prior_std={self.prior_std} are not possible; give at least 0 and above 0"
+            )
+
+
+def _scored(
+    table: Floats,
+    sample: Floats,
+    rows: Int64,
+    labels: npt.NDArray[np.integer[Any]],
+    num_train: int,
+    pruning: _Pruning,
+    seed: int,
+    kept: tuple[int, ...],
+    notes: tuple[str, ...],
+) -> FactorVAEMetric:
+    """Vote over batches of ``rows`` [P, L] of the table; ``sample`` gives the global variances."""
     variance = sample.var(axis=0, ddof=1, dtype=np.float64)
     # "At most" and not "below": with prune_std=0 this is the constant latents, whose variance may round above 0.
-    pruned = (np.sqrt(variance) <= prune_std * prior_std) | (sample.min(axis=0) == sample.max(axis=0))
-    num_factors, notes = len(grid.eligible), grid.notes
+    pruned = (np.sqrt(variance) <= pruning.std * pruning.prior_std) | (sample.min(axis=0) == sample.max(axis=0))
     if pruned.any():
-        notes += (f"{int(pruned.sum())} latents with std at most {prune_std} x {prior_std} take no part",)
-    votes = np.zeros((len(variance), num_factors), dtype=np.int64)
-    score = train_score = 1.0 / num_factors
+        notes += (f"{int(pruned.sum())} latents with std at most {pruning.std} x {pruning.prior_std} take no part",)
+    votes = np.zeros((len(variance), len(kept)), dtype=np.int64)
+    score = train_score = 1.0 / len(kept)
     if pruned.all():
         notes += ("every latent is pruned: the score is chance",)
     else:
@@ -90,11 +150,11 @@ def factor_vae_metric(
         votes=votes,
         pruned=pruned,
         global_variance=variance,
-        baseline=1.0 / num_factors,
-        num_draws=num_variance + points.size,
+        baseline=1.0 / len(kept),
+        num_draws=len(sample) + rows.size,
         num_distinct=len(table),
         seed=seed,
-        kept=tuple(int(k) for k in grid.eligible),
+        kept=kept,
         notes=notes,
     )
 

@@ -1,26 +1,17 @@
 """Scores of generated images on feature arrays: FID, KID, improved precision and recall, density and coverage.
 
-Any features [N, F] will do; the figures compare only with figures from the same extractor. :func:`image_scores` uses
-torchvision's inception_v3 with weights from a user's file. Published FIDs come from another set of Inception weights
-(TensorFlow's), so these are for comparing runs with each other.
+Any features [N, F] will do; the figures compare only with figures from the same extractor. :mod:`metrics.inception`
+extracts such features from images.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from metrics.arrays import Array, Float64, as_codes, check_count
 
-INCEPTION_SIZE = 299
-INCEPTION_FEATURES = 2048
 ROWS_AT_ONCE = 1024
 
 
@@ -59,17 +50,6 @@ class PrecisionRecall:
     coverage: float
     neighbours: int
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class ImageScores:
-    """FID, KID and precision/recall of images; ``score`` is the FID, None (with the reason in notes) without weights."""
-
-    score: float | None
-    frechet: Frechet | None
-    kernel: KernelDistance | None
-    neighbours: PrecisionRecall | None
-    notes: tuple[str, ...]
 
 
 def _features(real: Array, generated: Array) -> tuple[Float64, Float64]:
@@ -163,53 +143,3 @@ def _radii(points: Float64, neighbours: int) -> Float64:
         # The point itself is the nearest of all, at 0.
         radii[part] = np.partition(_squared_distances(points[part], points), neighbours, axis=1)[:, neighbours]
     return radii
-
-
-def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
-    """torchvision's inception_v3 from a file of its weights: images [B, C, H, W] in [0, 1] -> features [B, 2048].
-
-    The file is read with ``weights_only=True``, so it can hold no code. Raises ValueError for a file that is missing,
-    is no state dict, or does not fit.
-    """
-    from torchvision.models import inception_v3
-
-    if not weights.is_file():
-        raise ValueError(
-            f"extractor weights {weights} are not there; save torchvision's inception_v3 state dict under that name"
-        )
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        model = inception_v3(weights=None, init_weights=False, transform_input=True)
-        model.load_state_dict(state)
-    except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{weights} is no state dict of torchvision's inception_v3 ({reason}); save model.state_dict()"
-        ) from error
-    model.fc = nn.Identity()
-    model.eval().requires_grad_(False)
-
-    def extract(images: Tensor) -> Tensor:
-        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        resized = F.interpolate(colour.float(), size=INCEPTION_SIZE, mode="bilinear", antialias=True)
-        features: Tensor = model(2.0 * resized - 1.0)
-        return features
-
-    return extract
-
-
-def image_scores(
-    real: Tensor, generated: Tensor, weights: Path | None, *, seed: int, batch_size: int = 32
-) -> ImageScores:
-    """FID, KID and precision/recall of images [N, C, H, W] in [0, 1]; null with a reason where ``weights`` is None."""
-    if weights is None:
-        reason = "no extractor weights were given: FID, KID and precision/recall need a file of inception_v3 weights"
-        return ImageScores(None, None, None, None, (reason,))
-    extract = load_inception(weights)
-    features = [torch.cat([extract(part) for part in images.split(batch_size)]) for images in (real, generated)]
-    frechet = frechet_distance(*features)
-    neighbours = precision_recall(*features) if min(map(len, features)) > 5 else None
-    notes = (*frechet.notes, "torchvision's weights: compare with figures from the same weights only")
-    if neighbours is None:
-        notes += ("precision and recall need at least 6 images on either side",)
-    return ImageScores(frechet.score, frechet, kernel_distance(*features, seed=seed), neighbours, notes)

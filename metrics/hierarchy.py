@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Int64, as_factors, check_count, labelled, to_numpy
+from metrics.arrays import Array, Float64, Int64, check_count, to_numpy
 from metrics.classifiers import fit_with_notes, fitted_logistic
 from metrics.discrete import bin_codes, entropy, mutual_information, prepare_labels, top_two_gap
+from metrics.factors import QUANTILE_BINS, Table, paired, quantile_classes
 from metrics.mutual_information import MIG, MIGSup, mig, mig_sup
 from metrics.permutation import permutation_baseline
 from metrics.reductions import LARGEST_TOP, Kind, as_groups, halves, pca, reduce_groups, standardised
@@ -56,7 +57,7 @@ class GroupInformation:
 
 
 def group_information(
-    groups: Sequence[Array], factors: Array, *, seed: int, probe: Probe = "logistic", max_features: int = 32
+    groups: Sequence[Array], factors: Table, *, seed: int, probe: Probe = "logistic", max_features: int = 32
 ) -> GroupInformation:
     """Information of each group, and of each with all above it, about factors [N, K].
 
@@ -69,16 +70,18 @@ def group_information(
         raise ValueError(f"probe={probe!r} is not known; choose 'logistic' or 'mlp'")
     check_count(max_features, "max_features")
     arrays = as_groups(groups)
-    data = labelled(arrays[0].reshape(len(arrays[0]), -1), factors)
-    fit, test = halves(len(data.codes), seed)
+    data = paired(arrays[0].reshape(len(arrays[0]), -1), factors)
+    classes, cut_notes = data.binned(QUANTILE_BINS)
+    fit, test = halves(len(data), seed)
     features = []
     for array in arrays:
         flat = array.reshape(len(array), -1)
         features.append(standardised(pca(flat, fit, max_features, seed) if flat.shape[1] > max_features else flat, fit))
-    nats = entropy(prepare_labels(data.factors[test]))
-    above = [np.concatenate(features[: i + 1], axis=1) for i in range(len(features))]
-    alone, notes = _probe_all(features, data.factors, fit, test, nats, probe, seed)
-    joint, joint_notes = _probe_all(above[1:], data.factors, fit, test, nats, probe, seed)
+    nats = entropy(prepare_labels(classes[test]))
+    alone, notes = _probe_all(features, classes, fit, test, nats, probe, seed)
+    # Views of one array: a copy for every group and all above it would take memory quadratic in the groups.
+    whole, ends = np.concatenate(features, axis=1), np.cumsum([array.shape[1] for array in features])
+    joint, joint_notes = _probe_all([whole[:, :end] for end in ends[1:]], classes, fit, test, nats, probe, seed)
     cumulative = np.maximum.accumulate(np.maximum(np.concatenate([alone[:1], joint]), alone), axis=0)
     per_factor = _share(top_two_gap(alone), nats)
     return GroupInformation(
@@ -93,7 +96,7 @@ def group_information(
         num_test=len(test),
         seed=seed,
         kept=data.kept,
-        notes=tuple(dict.fromkeys(data.notes + notes + joint_notes)),
+        notes=tuple(dict.fromkeys(data.notes + cut_notes + notes + joint_notes)),
     )
 
 
@@ -170,6 +173,7 @@ class ReducedScore:
     mig_sup: MIGSup
     information_threshold: float
     mig_sup_threshold: float
+    num_points: int
     num_shuffles: int
     seed: int
     notes: tuple[str, ...]
@@ -177,7 +181,7 @@ class ReducedScore:
 
 def reduced_scores(
     groups: Sequence[Array],
-    factors: Array,
+    factors: Table,
     *,
     seed: int,
     kinds: Sequence[Kind] | None = None,
@@ -191,7 +195,7 @@ def reduced_scores(
     model ([N, D] as one group) as the control.
     """
     arrays = as_groups(groups)
-    rows = as_factors(factors)
+    rows = quantile_classes(factors, bins=bins)
     if len(rows) != len(arrays[0]):
         raise ValueError(f"groups[0] {arrays[0].shape} and factors {rows.shape} differ in their points")
     top: tuple[Kind, ...] = ("top",) if arrays[0][0].size <= LARGEST_TOP else ()
@@ -203,14 +207,14 @@ def _reduced_score(
     groups: Sequence[Array], factors: Int64, kind: Kind, dim: int, seed: int, num_shuffles: int, bins: int
 ) -> ReducedScore:
     reduced = reduce_groups(groups, kind, dim=dim, seed=seed)
-    data = labelled(reduced.codes, factors[reduced.rows])
-    score, supervised = mig(data.codes, data.factors, bins=bins), mig_sup(data.codes, data.factors, bins=bins)
+    data = paired(reduced.codes, factors[reduced.rows])
+    score, supervised = mig(data.codes, data.classes, bins=bins), mig_sup(data.codes, data.classes, bins=bins)
     binned = bin_codes(data.codes, bins)
 
     def share(shuffled: Int64) -> Float64:
         return mutual_information(binned, prepare_labels(shuffled), bins) / score.entropy
 
-    chance = permutation_baseline(share, data.factors, num_shuffles=num_shuffles, seed=seed)
+    chance = permutation_baseline(share, data.classes, num_shuffles=num_shuffles, seed=seed)
     gaps = top_two_gap(chance.draws, axis=2)[:, supervised.active]
     chance_sup = float(np.quantile(gaps.mean(axis=1), 0.95)) if supervised.active.any() else 0.0
     return ReducedScore(
@@ -221,6 +225,7 @@ def _reduced_score(
         mig_sup=supervised,
         information_threshold=chance.threshold,
         mig_sup_threshold=chance_sup,
+        num_points=len(data),
         num_shuffles=num_shuffles,
         seed=seed,
         notes=data.notes + reduced.notes,

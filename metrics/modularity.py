@@ -1,4 +1,4 @@
-"""Modularity and explicitness (Ridgeway & Mozer 2018)."""
+"""Modularity (Ridgeway & Mozer 2018): the share of what a latent knows that is about one factor."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metrics.arrays import ACTIVE_VARIANCE, Array, Float64, Floats, labelled, labelled_split
-from metrics.classifiers import fitted_logistic
-from metrics.mutual_information import information
-from metrics.reductions import standardised
+from metrics.arrays import ACTIVE_VARIANCE, Array, Float64
+from metrics.discrete import Binning
+from metrics.factors import Table
+from metrics.histogram import Histogram, histogram
+
+NUM_DRAWS = 1_000  # of the noise level
 
 
 @dataclass(frozen=True, eq=False)
 class Modularity:
-    """Whether each latent knows about one factor only.
+    """Modularity with its parts.
 
     Args:
-        score: mean over ALL latents, in [0, 1]; a dead latent counts 0, pure noise about .66.
+        score: mean over ALL latents, in [0, 1]; a dead latent counts 0, a noise latent about ``noise_level``.
         active_score: the same over active latents (variance of means above .01) alone; 0 where there is none.
+        noise_level: expected modularity of a latent that knows nothing of these factors. It depends on their sizes
+            alone: .99 for sizes (2, 100), .2 for five factors of ten classes.
         per_latent: [D].
         active: [D].
         mutual_information: [D, K] in nats, not divided by H.
@@ -27,95 +31,58 @@ class Modularity:
 
     score: float
     active_score: float
+    noise_level: float
     per_latent: Float64
     active: npt.NDArray[np.bool_]
     mutual_information: Float64
+    num_points: int
     kept: tuple[int, ...]
     notes: tuple[str, ...]
 
 
-def modularity(codes: Array, factors: Array, *, bins: int = 20) -> Modularity:
+def modularity(codes: Array, factors: Table, *, bins: int = 20, binning: Binning = "width") -> Modularity:
     """1 - (sum_k I^2 - max_k I^2) / ((K-1) max_k I^2) for each latent of codes [N, D], with histogram I (Ridgeway & Mozer)."""
-    data = labelled(codes, factors)
-    found = information(data.codes, data.factors, bins=bins)
-    squared = found.mutual_information**2
-    largest = squared.max(axis=1)
-    informed = largest > 0
-    others = (squared.sum(axis=1) - largest) / max(squared.shape[1] - 1, 1)
-    per_latent = np.where(informed, 1.0 - others / np.where(informed, largest, 1.0), 0.0)
-    active = np.var(data.codes, axis=0, dtype=np.float64) > ACTIVE_VARIANCE
-    notes = data.notes + found.notes
-    if squared.shape[1] == 1:
+    found = histogram(codes, factors, bins, binning)
+    per_latent = concentration_of_squares(found.mutual_information)
+    informed = found.mutual_information.max(axis=1) > 0
+    active, notes = found.data.variance > ACTIVE_VARIANCE, found.notes
+    if found.mutual_information.shape[1] == 1:
         notes += ("there is one factor: every latent that knows anything is modular",)
     if not informed.all():
         notes += (f"{int((~informed).sum())} latents carry no information and count 0; see active_score",)
     return Modularity(
         score=float(per_latent.mean()),
         active_score=float(per_latent[active].mean()) if active.any() else 0.0,
+        noise_level=_noise_level(found),
         per_latent=per_latent,
         active=active,
         mutual_information=found.mutual_information,
-        kept=data.kept,
+        num_points=len(found.data),
+        kept=found.data.kept,
         notes=notes,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Explicitness:
-    """How well a linear classifier reads each factor, as area under the ROC curve.
+def concentration_of_squares(information: Float64) -> Float64:
+    """1 - (sum_k I^2 - max_k I^2) / ((K-1) max_k I^2) of each row of [D, K]; 0 where a row is 0."""
+    squared = information**2
+    largest = squared.max(axis=1)
+    others = (squared.sum(axis=1) - largest) / max(squared.shape[1] - 1, 1)
+    return np.where(largest > 0, 1.0 - others / np.where(largest > 0, largest, 1.0), 0.0)
 
-    Args:
-        score: mean over factors on test rows, chance .5, perfect 1 (the AUC itself, not 2 (AUC - .5)).
-        train_score: the same on train rows.
-        per_factor: [K] on test rows.
+
+def _noise_level(found: Histogram) -> float:
+    """Mean over latents of the modularity that noise in their place would have.
+
+    2 N I of a latent that is independent of a factor is asymptotically chi-squared with (bins - 1)(classes - 1) degrees
+    of freedom (Wilks 1938), where bins counts those that hold points. The draws are always the same.
     """
-
-    score: float
-    train_score: float
-    per_factor: Float64
-    baseline: float
-    kept: tuple[int, ...]
-    seed: int
-    notes: tuple[str, ...]
-
-
-def explicitness(
-    codes: Array, factors: Array, test_codes: Array, test_factors: Array, *, seed: int = 0
-) -> Explicitness:
-    """One logistic regression per factor on standardised codes, one-vs-rest AUC per class, mean over classes, then factors.
-
-    Constant latents are dropped. ``seed`` is passed to scikit-learn, whose default solver draws nothing.
-    """
-    train, test = labelled_split(codes, factors, test_codes, test_factors)
-    varying = train.codes.min(axis=0) != train.codes.max(axis=0)
-    notes = train.notes
-    if not varying.all():
-        notes += (f"{int((~varying).sum())} constant latents were dropped",)
-    chance = np.full(len(train.kept), 0.5)
-    if not varying.any():
-        notes += ("all latents are constant: the score is chance",)
-        return Explicitness(0.5, 0.5, chance, 0.5, train.kept, seed, notes)
-    both = np.concatenate([train.codes[:, varying], test.codes[:, varying]])
-    train_x, test_x = np.split(standardised(both, np.arange(len(train.codes))), [len(train.codes)])
-    train_auc, test_auc = chance.copy(), chance.copy()
-    for k in range(len(train.kept)):
-        model, fit_notes = fitted_logistic(train_x, train.factors[:, k], seed=seed)
-        train_auc[k], _ = _mean_auc(model.predict_proba(train_x), train.factors[:, k], model.classes_)
-        test_auc[k], auc_notes = _mean_auc(model.predict_proba(test_x), test.factors[:, k], model.classes_)
-        notes += tuple(f"factor {train.kept[k]}: {note}" for note in fit_notes + auc_notes)
-    return Explicitness(float(test_auc.mean()), float(train_auc.mean()), test_auc, 0.5, train.kept, seed, notes)
-
-
-def _mean_auc(
-    probability: Floats, truth: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
-) -> tuple[float, tuple[str, ...]]:
-    """Unweighted mean over classes of the one-vs-rest AUC; classes that these rows lack have none."""
-    from sklearn.metrics import roc_auc_score
-
-    present = [i for i, c in enumerate(classes) if 0 < np.count_nonzero(truth == c) < len(truth)]
-    if not present:
-        return 0.5, ("these rows hold one class: AUC is undefined, chance is reported",)
-    aucs = [roc_auc_score(truth == classes[i], probability[:, i]) for i in present]
-    missing = len(classes) - len(present)
-    notes = (f"{missing} classes do not occur in these rows and are left out of the mean",) if missing else ()
-    return float(np.mean(aucs)), notes
+    rng = np.random.default_rng(0)
+    classes = np.array(found.labels.sizes) - 1
+    used = [np.count_nonzero(np.bincount(latent)) for latent in found.binned]
+    levels = {
+        bins: concentration_of_squares(rng.chisquare((bins - 1) * classes, size=(NUM_DRAWS, len(classes)))).mean()
+        for bins in sorted(set(used))
+        if bins > 1
+    }
+    return float(np.mean([levels[bins] for bins in used if bins > 1])) if levels else 0.0

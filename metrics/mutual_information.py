@@ -8,37 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metrics.arrays import ACTIVE_VARIANCE, Array, Float64, Labelled, few_points_note, labelled, to_numpy
-from metrics.discrete import bin_codes, bin_factors, entropy, mutual_information, prepare_labels, top_two_gap
+from metrics.arrays import ACTIVE_VARIANCE, Array, Float64, to_numpy
+from metrics.discrete import Binning, bin_factors, mutual_information, prepare_labels, top_two_gap
+from metrics.factors import Table
+from metrics.histogram import histogram
 from metrics.permutation import Baseline, permutation_baseline
 from metrics.sampling import CodeOf, encode_grid
-
-
-@dataclass(frozen=True, eq=False)
-class Information:
-    """Histogram information between every latent and every factor.
-
-    Args:
-        mutual_information: [D, K] in nats.
-        entropy: [K], empirical H(v_k) in nats.
-        kept: the factors' columns that take more than one value; K counts these.
-    """
-
-    mutual_information: Float64
-    entropy: Float64
-    kept: tuple[int, ...]
-    notes: tuple[str, ...]
-
-
-def information(codes: Array, factors: Array, *, bins: int = 20) -> Information:
-    """I(d; k) in nats with ``bins`` equal-width bins per latent; codes [N, D], factors [N, K]."""
-    return _information(labelled(codes, factors), bins)
-
-
-def _information(data: Labelled, bins: int) -> Information:
-    labels = prepare_labels(data.factors)
-    values = mutual_information(bin_codes(data.codes, bins), labels, bins)
-    return Information(values, entropy(labels), data.kept, data.notes + few_points_note(len(data.codes), bins))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +47,18 @@ class MIG:
         return self.score / self.ceiling if self.ceiling > 0 else 0.0
 
 
-def mig(codes: Array, factors: Array, *, bins: int = 20) -> MIG:
+def mig(codes: Array, factors: Table, *, bins: int = 20, binning: Binning = "width") -> MIG:
     """Histogram MIG of codes [N, D] about factors [N, K] (Chen et al. 2018, sec. 4; bins as Locatello et al. 2019).
 
-    The gap is over equal-width bins of the means; the paper's own estimate, from the aggregate posterior, is
-    :func:`metrics.aggregate_posterior_mig`, and the two do not belong into one column. With one latent the gap is
-    I itself. Raises ValueError for codes or factors that cannot be scored.
+    The gap is over bins of the means, by default of equal width; ``binning="quantile"`` does not depend on outliers.
+    The paper's own estimate, from the aggregate posterior, is :func:`metrics.aggregate_posterior_mig`, and the two do
+    not belong into one column. With one latent the gap is I itself. Continuous factors are cut into ``bins`` quantile
+    bins. Raises ValueError for codes or factors that cannot be scored.
     """
-    data = labelled(codes, factors)
-    labels = prepare_labels(data.factors)
-    nats, values = entropy(labels), mutual_information(bin_codes(data.codes, bins), labels, bins)
+    found = histogram(codes, factors, bins, binning)
+    data, labels, nats, values, notes = found.data, found.labels, found.entropy, found.mutual_information, found.notes
     per_factor = top_two_gap(values) / nats
-    ceiling = top_two_gap(mutual_information(bin_factors(labels, bins), labels, bins)) / nats
-    notes = data.notes + few_points_note(len(data.codes), bins)
+    ceiling = top_two_gap(mutual_information(bin_factors(labels, bins, binning), labels, bins)) / nats
     if data.codes.shape[1] == 1:
         notes += ("there is one latent: the gap is its information, with nothing to subtract",)
     return MIG(
@@ -94,7 +68,7 @@ def mig(codes: Array, factors: Array, *, bins: int = 20) -> MIG:
         entropy=nats,
         ceiling=float(ceiling.mean()),
         ceiling_per_factor=ceiling,
-        num_points=len(data.codes),
+        num_points=len(data),
         kept=data.kept,
         notes=notes,
     )
@@ -126,21 +100,36 @@ class MIGSup:
     active: npt.NDArray[np.bool_]
     mutual_information: Float64
     entropy: Float64
+    num_points: int
     kept: tuple[int, ...]
     notes: tuple[str, ...]
 
 
-def mig_sup(codes: Array, factors: Array, *, bins: int = 20, active_variance: float = ACTIVE_VARIANCE) -> MIGSup:
+def mig_sup(
+    codes: Array,
+    factors: Table,
+    *,
+    bins: int = 20,
+    binning: Binning = "width",
+    active_variance: float = ACTIVE_VARIANCE,
+) -> MIGSup:
     """MIG-sup of codes [N, D] (Li et al. 2020): I/H normalised per factor, then the gap over factors of each latent."""
-    data = labelled(codes, factors)
-    found = _information(data, bins)
-    active = np.var(data.codes, axis=0, dtype=np.float64) > active_variance
+    found = histogram(codes, factors, bins, binning)
+    active = found.data.variance > active_variance
     per_latent = np.where(active, top_two_gap(found.mutual_information / found.entropy, axis=1), 0.0)
     notes = found.notes
     if not active.any():
         notes += (f"no latent varies by more than {active_variance}: nothing is encoded, the score is 0",)
-    score = float(per_latent[active].mean()) if active.any() else 0.0
-    return MIGSup(score, per_latent, active, found.mutual_information, found.entropy, found.kept, notes)
+    return MIGSup(
+        score=float(per_latent[active].mean()) if active.any() else 0.0,
+        per_latent=per_latent,
+        active=active,
+        mutual_information=found.mutual_information,
+        entropy=found.entropy,
+        num_points=len(found.data),
+        kept=found.data.kept,
+        notes=notes,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +153,18 @@ class MIC:
     subset: tuple[int, ...]
     mutual_information: Float64
     entropy: Float64
+    num_points: int
     kept: tuple[int, ...]
     notes: tuple[str, ...]
 
 
 def mic(
     codes: Array,
-    factors: Array,
+    factors: Table,
     subset: Sequence[int] | Array,
     *,
     bins: int = 20,
+    binning: Binning = "width",
     num_shuffles: int = 20,
     seed: int = 0,
 ) -> MIC:
@@ -182,21 +173,18 @@ def mic(
     Fix the subset before looking: all latents maximise the score. Each latent adds about (bins - 1)(n_k - 1) / 2N nats
     of bias, so noise in thousands of latents scores high; compare ``corrected``.
     """
-    data = labelled(codes, factors)
-    num_latents = data.codes.shape[1]
+    found = histogram(codes, factors, bins, binning)
+    num_latents, nats = found.data.codes.shape[1], found.entropy
     chosen = _subset(subset, num_latents)
     sign = np.full(num_latents, -1.0)
     sign[chosen] = 1.0
-    binned, labels = bin_codes(data.codes, bins), prepare_labels(data.factors)
-    nats, values = entropy(labels), mutual_information(binned, labels, bins)
     baseline = permutation_baseline(
-        lambda shuffled: sign @ mutual_information(binned, prepare_labels(shuffled), bins) / nats,
-        data.factors,
+        lambda shuffled: sign @ mutual_information(found.binned, prepare_labels(shuffled), bins) / nats,
+        found.labels.dense.T,
         num_shuffles=num_shuffles,
         seed=seed,
     )
-    per_factor = sign @ values / nats
-    notes = data.notes + few_points_note(len(data.codes), bins)
+    per_factor, notes = sign @ found.mutual_information / nats, found.notes
     if len(chosen) == num_latents:
         notes += ("the subset holds every latent: MIC is then at its maximum whatever the code",)
     return MIC(
@@ -205,16 +193,17 @@ def mic(
         baseline=baseline,
         corrected=per_factor - baseline.mean,
         subset=tuple(chosen),
-        mutual_information=values,
+        mutual_information=found.mutual_information,
         entropy=nats,
-        kept=data.kept,
+        num_points=len(found.data),
+        kept=found.data.kept,
         notes=notes,
     )
 
 
 def _subset(subset: Sequence[int] | Array, num_latents: int) -> list[int]:
     """Sorted indices from indices or from a mask [D]."""
-    given = to_numpy(np.asarray(subset) if isinstance(subset, Sequence) else subset)
+    given = to_numpy(subset)
     if given.dtype == np.bool_ and given.shape == (num_latents,):
         given = np.flatnonzero(given)
     fits = given.ndim == 1 and given.size > 0 and given.dtype.kind in "iu"

@@ -154,7 +154,7 @@ def nearest_scores(
         ValueError: rows or columns that do not fit, or a negative distance.
     """
     classes, sizes = as_factors(factors), as_sizes(factor_sizes)
-    same_rows(classes, nearest.distance, "factors and distances")
+    same_rows(classes.shape, nearest.distance.shape, "factors and distances")
     if classes.shape[1] != len(sizes) or bool((classes >= sizes).any()):
         raise ValueError(f"factors {classes.shape} do not fit factor_sizes {sizes.tolist()}; give classes below these")
     if min(within, *distances) < 0:

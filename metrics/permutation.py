@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Int64, as_factors, check_count
+from metrics.arrays import Float64, Int64, check_count
+from metrics.factors import Table, as_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,11 @@ class Baseline:
 
 
 def permutation_baseline(
-    statistic: Callable[[Int64], Float64], factors: Array, *, num_shuffles: int = 20, seed: int
+    statistic: Callable[[Int64], Float64], factors: Table, *, num_shuffles: int = 20, seed: int
 ) -> Baseline:
     """Evaluate ``statistic(factors)`` on ``num_shuffles`` random orders of the rows of factors [N, K]."""
     check_count(num_shuffles, "num_shuffles")
-    rows = as_factors(factors)
+    rows = as_classes(factors)
     rng = np.random.default_rng(seed)
     draws = np.stack([np.asarray(statistic(rows[rng.permutation(len(rows))]), np.float64) for _ in range(num_shuffles)])
     largest = draws.reshape(num_shuffles, -1).max(axis=1)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Floats, Int64, as_floats, check_count, to_numpy
+from metrics.arrays import EXTREME_EXPONENT, Array, Float64, Floats, Int64, as_floats, check_count, to_numpy
 
 Kind = Literal["top", "pool", "moments", "pca", "flat"]
 LARGEST_TOP = 32  # dims up to which a top group is scored flat
@@ -39,7 +39,10 @@ def residual_mean(posterior_mean: Array, prior_mean: Array, prior_std: Array) ->
 
 
 def as_groups(groups: Sequence[Array]) -> list[Floats]:
-    """Groups checked and brought to [N, C, H, W]; [N, D] is D channels of one pixel."""
+    """Groups checked and brought to [N, C, H, W]; [N, D] is D channels of one pixel.
+
+    Where their largest magnitude is extreme, all are divided by one power of two, so that squares are finite.
+    """
     arrays = [as_floats(group, f"groups[{i}]") for i, group in enumerate(groups)]
     if not arrays:
         raise ValueError("there are no groups; give at least one array [N, C, H, W] or [N, D]")
@@ -48,6 +51,9 @@ def as_groups(groups: Sequence[Array]) -> list[Floats]:
             raise ValueError(f"groups[{i}] has shape {array.shape}; give [N, C, H, W] or [N, D], not empty")
         if array.shape[0] != arrays[0].shape[0]:
             raise ValueError(f"groups[0] {arrays[0].shape} and groups[{i}] {array.shape} differ in their points")
+    exponent = int(np.frexp(max(float(max(array.max(), -array.min())) for array in arrays))[1])
+    if abs(exponent) > EXTREME_EXPONENT:
+        arrays = [np.ldexp(array, -exponent) for array in arrays]
     return [array if array.ndim == 4 else array[:, :, None, None] for array in arrays]
 
 

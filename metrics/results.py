@@ -6,9 +6,6 @@ import dataclasses
 import math
 from typing import TypeAlias
 
-import numpy as np
-import torch
-
 Plain: TypeAlias = bool | int | float | str | list["Plain"] | dict[str, "Plain"] | None
 
 
@@ -24,8 +21,9 @@ def to_plain(result: object) -> Plain:
         return int(result)
     if isinstance(result, float):
         return float(result) if math.isfinite(result) else str(float(result))
-    if isinstance(result, (np.ndarray, np.generic, torch.Tensor)):
-        return to_plain(result.tolist())
+    tolist = getattr(result, "tolist", None)
+    if tolist is not None and not isinstance(result, type):  # an array, a NumPy number or a tensor
+        return to_plain(tolist())
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         return {field.name: to_plain(getattr(result, field.name)) for field in dataclasses.fields(result)}
     if isinstance(result, (list, tuple)):

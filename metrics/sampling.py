@@ -1,7 +1,7 @@
-"""Codes by factors: draw from the grid of factors, encode every distinct combination once.
+"""Batches of images that share a factor's value: drawn from the grid of factors, or from rows of codes and factors.
 
-A sampled score asks for ``code_of: factors [n, K] -> codes [n, D]``, the encoder's MEAN at those factors (a function, so
-that asking twice would give the same). A point of the grid is one flat index; a draw that is uniform over the grid is
+A sampled score on the grid asks for ``code_of: factors [n, K] -> codes [n, D]``, the encoder's MEAN at those factors (a
+function, so that asking twice would give the same). A point of the grid is one flat index; a draw that is uniform over the grid is
 iid uniform per factor.
 """
 
@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from metrics.arrays import Array, Floats, Int64, as_codes, as_sizes
+from metrics.arrays import Array, Floats, Int64, as_codes, as_sizes, usual_scale
 
 CodeOf: TypeAlias = Callable[[Int64], Array]
 
@@ -107,4 +107,32 @@ def _encode(code_of: CodeOf, grid: Grid, distinct: Int64) -> Floats:
             )
         table[start : start + len(asked)] = codes
     assert table is not None, "a grid has at least one point"
-    return table
+    return usual_scale(table, "what code_of returned")
+
+
+@dataclass(frozen=True, eq=False)
+class RowSampler:
+    """Rows of a table by the value of one factor: ``order`` [K, N] sorts the rows by class.
+
+    The other factors vary as they do among the rows, so that factors which depend on each other stay dependent.
+    """
+
+    classes: Int64
+    order: Int64
+    starts: list[Int64]
+
+    def partners(self, rows: Int64, label: Int64, rng: np.random.Generator) -> Int64:
+        """For rows [P, L] random rows, with replacement, that have the same class of the batch's factor ``label`` [P]."""
+        found = np.empty_like(rows)
+        for k, starts in enumerate(self.starts):
+            batches = np.flatnonzero(label == k)
+            value = self.classes[rows[batches], k]
+            found[batches] = self.order[k][rng.integers(starts[value], starts[value + 1])]
+        return found
+
+
+def sample_rows(classes: Int64) -> RowSampler:
+    """Make ready to draw from factors [N, K] of classes 0..n_k-1."""
+    order = np.argsort(classes.T, axis=1, kind="stable")
+    starts = [np.concatenate([[0], np.cumsum(np.bincount(column))]) for column in classes.T]
+    return RowSampler(classes, order, starts)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Floats, Int64, Labelled, labelled, labelled_split
+from metrics.arrays import Array, Float64, Floats, Int64
 from metrics.classifiers import fit_with_notes
 from metrics.discrete import top_two_gap
+from metrics.factors import Pairs, Table, paired, paired_split
 
 Kind = Literal["discrete", "r2"]
 DEAD_VARIANCE = 1e-12  # a latent or factor that varies less predicts nothing
@@ -32,6 +33,8 @@ class SAP:
     matrix: Float64
     kind: Kind
     ceiling: float | None
+    num_train: int
+    num_test: int
     kept: tuple[int, ...]
     seed: int
     notes: tuple[str, ...]
@@ -39,9 +42,9 @@ class SAP:
 
 def sap(
     codes: Array,
-    factors: Array,
+    factors: Table,
     test_codes: Array | None = None,
-    test_factors: Array | None = None,
+    test_factors: Table | None = None,
     *,
     kind: Kind = "discrete",
     seed: int = 0,
@@ -51,33 +54,42 @@ def sap(
 
     "discrete" fits a linear SVM (C = .01, balanced classes) on one raw latent at a time and scores test rows; without
     test rows it scores the train rows and says so. "r2" is the squared Pearson correlation of latent and class index
-    on train rows. ``ceiling`` also scores a perfect code, at the same cost again. The solver draws nothing; ``seed``
-    is passed on and reported.
+    on train rows, and takes continuous factors. ``ceiling`` also scores a perfect code, at the same cost again. The
+    solver draws nothing; ``seed`` is passed on and reported.
     """
     if kind not in ("discrete", "r2"):
         raise ValueError(f"kind={kind!r} is not known; choose 'discrete' or 'r2'")
     if (test_codes is None) != (test_factors is None):
         raise ValueError("only one of test_codes and test_factors was given; give both or neither")
     if test_codes is None or test_factors is None:
-        train = test = labelled(codes, factors)
+        train = test = paired(codes, factors, any_scale=kind == "r2")
         own_rows = ("there are no test rows: accuracy is on the rows it was fitted to",) if kind == "discrete" else ()
     else:
-        train, test = labelled_split(codes, factors, test_codes, test_factors)
+        train, test = paired_split(codes, factors, test_codes, test_factors, any_scale=kind == "r2")
         own_rows = ()
     matrix, notes = _matrix(train, test, kind, seed)
     per_factor = top_two_gap(matrix)
     best = None
     if ceiling:
-        perfect = [Labelled(d.factors.astype(np.float64), d.factors, d.kept, ()) for d in (train, test)]
+        perfect = [replace(part, codes=part.values) for part in (train, test)]
         best = float(top_two_gap(_matrix(perfect[0], perfect[1], kind, seed)[0]).mean())
     return SAP(
-        float(per_factor.mean()), per_factor, matrix, kind, best, train.kept, seed, train.notes + own_rows + notes
+        score=float(per_factor.mean()),
+        per_factor=per_factor,
+        matrix=matrix,
+        kind=kind,
+        ceiling=best,
+        num_train=len(train),
+        num_test=0 if kind == "r2" else len(test),
+        kept=train.kept,
+        seed=seed,
+        notes=train.notes + own_rows + notes,
     )
 
 
-def _matrix(train: Labelled, test: Labelled, kind: Kind, seed: int) -> tuple[Float64, tuple[str, ...]]:
+def _matrix(train: Pairs, test: Pairs, kind: Kind, seed: int) -> tuple[Float64, tuple[str, ...]]:
     if kind == "r2":
-        return _squared_correlation(train.codes, train.factors), ()
+        return squared_correlation(train.codes, train.values, train.exponents), ()
     matrix = np.zeros((train.codes.shape[1], len(train.kept)))
     notes: set[str] = set()
     for d in range(matrix.shape[0]):
@@ -87,21 +99,23 @@ def _matrix(train: Labelled, test: Labelled, kind: Kind, seed: int) -> tuple[Flo
     return matrix, tuple(sorted(notes))
 
 
-def _accuracy(train: Labelled, test: Labelled, d: int, k: int, seed: int) -> tuple[float, tuple[str, ...]]:
+def _accuracy(train: Pairs, test: Pairs, d: int, k: int, seed: int) -> tuple[float, tuple[str, ...]]:
     from sklearn.svm import LinearSVC
 
     svm = LinearSVC(C=0.01, class_weight="balanced", random_state=seed)
-    svm, notes = fit_with_notes(svm, train.codes[:, d : d + 1], train.factors[:, k])
-    return float(np.mean(svm.predict(test.codes[:, d : d + 1]) == test.factors[:, k])), notes
+    svm, notes = fit_with_notes(svm, train.codes[:, d : d + 1], train.classes[:, k])
+    return float(np.mean(svm.predict(test.codes[:, d : d + 1]) == test.classes[:, k])), notes
 
 
-def _squared_correlation(codes: Floats, factors: Int64) -> Float64:
-    """[N, D], [N, K] -> [D, K]; 0 where either side hardly varies."""
+def squared_correlation(codes: Floats, values: Float64, exponents: Int64) -> Float64:
+    """[N, D] latents divided by 2^exponents [D], factors [N, K] -> [D, K]; 0 where either side hardly varies."""
     code = codes.astype(np.float64)
     code -= code.mean(axis=0)
-    factor = factors - factors.mean(axis=0)
+    factor = values - values.mean(axis=0)
     code_variance, factor_variance = np.mean(code**2, axis=0), np.mean(factor**2, axis=0)
-    alive = (code_variance[:, None] > DEAD_VARIANCE) & (factor_variance > DEAD_VARIANCE)
+    with np.errstate(over="ignore", under="ignore"):
+        on_given_scale = np.ldexp(code_variance, 2 * exponents)
+    alive = (on_given_scale[:, None] > DEAD_VARIANCE) & (factor_variance > DEAD_VARIANCE)
     product = np.where(alive, code_variance[:, None] * factor_variance, 1.0)
     squared: Float64 = np.where(alive, (code.T @ factor / len(code)) ** 2 / product, 0.0)
     return squared

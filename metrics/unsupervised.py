@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Floats, as_codes, as_floats, few_points_note, same_rows, to_numpy
-from metrics.discrete import bin_codes, mutual_information, prepare_labels
+from metrics.arrays import Array, Float64, Floats, as_codes, as_floats, same_rows, tamed, to_numpy, usual_scale
+from metrics.discrete import Binning, bin_codes, crowded_note, mutual_information, prepare_labels
+from metrics.factors import few_points_note
 
 UDR_KL = 0.01  # nats; a latent below it is uninformative (Duan et al. 2020)
 LASSO_ALPHA = 0.1
@@ -31,6 +32,7 @@ class TotalCorrelation:
     kept: tuple[int, ...]
     correlation: Float64
     shrinkage: float
+    num_points: int
     notes: tuple[str, ...]
 
 
@@ -41,7 +43,7 @@ def gaussian_total_correlation(codes: Array) -> float:
 
 def total_correlation(codes: Array, *, shrink: bool = False) -> TotalCorrelation:
     """:func:`gaussian_total_correlation` with its parts. It wants N >> D; ``shrink`` regularises (Ledoit & Wolf 2004)."""
-    array = as_codes(codes).astype(np.float64)
+    array = tamed(as_codes(codes))[0].astype(np.float64)
     varying = array.min(axis=0) != array.max(axis=0)
     kept = tuple(int(d) for d in np.flatnonzero(varying))
     notes: tuple[str, ...] = ()
@@ -49,7 +51,7 @@ def total_correlation(codes: Array, *, shrink: bool = False) -> TotalCorrelation
         notes += (f"{int((~varying).sum())} constant latents were left out",)
     if len(kept) < 2:
         notes += ("fewer than two latents vary: nothing can correlate",)
-        return TotalCorrelation(0.0, kept, np.eye(len(kept)), 0.0, notes)
+        return TotalCorrelation(0.0, kept, np.eye(len(kept)), 0.0, len(array), notes)
     standardised = array[:, varying] - array[:, varying].mean(axis=0)
     standardised /= np.sqrt(np.mean(standardised**2, axis=0))
     correlation, shrinkage = standardised.T @ standardised / len(standardised), 0.0
@@ -64,9 +66,9 @@ def total_correlation(codes: Array, *, shrink: bool = False) -> TotalCorrelation
     eigenvalues = np.linalg.eigvalsh(correlation)
     if eigenvalues[0] <= eigenvalues[-1] * len(kept) * np.finfo(np.float64).eps:
         notes += ("some latents are exact linear functions of others: total correlation is infinite",)
-        return TotalCorrelation(math.inf, kept, correlation, float(shrinkage), notes)
+        return TotalCorrelation(math.inf, kept, correlation, float(shrinkage), len(array), notes)
     score = max(0.0, -0.5 * float(np.log(eigenvalues).sum()))
-    return TotalCorrelation(score, kept, correlation, float(shrinkage), notes)
+    return TotalCorrelation(score, kept, correlation, float(shrinkage), len(array), notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,19 +84,20 @@ class PairwiseInformation:
     score: float
     varying_score: float
     matrix: Float64
+    num_points: int
     notes: tuple[str, ...]
 
 
-def pairwise_information(codes: Array, *, bins: int = 20) -> PairwiseInformation:
+def pairwise_information(codes: Array, *, bins: int = 20, binning: Binning = "width") -> PairwiseInformation:
     """Mean histogram information between two latents of codes [N, D]: 0 if independent, at most log(bins)."""
-    binned = bin_codes(codes, bins)
+    binned = bin_codes(tamed(as_codes(codes))[0], bins, binning)
     matrix = mutual_information(binned, prepare_labels(binned.T.astype(np.int64)), bins)
     varying = binned.min(axis=1) != binned.max(axis=1)
-    notes = few_points_note(binned.shape[1], bins)
+    notes = few_points_note(binned.shape[1], bins, bins) + crowded_note(binned, bins, binning)
     if not varying.all():
         notes += (f"{int((~varying).sum())} constant latents count with 0; varying_score leaves them out",)
     return PairwiseInformation(
-        _mean_off_diagonal(matrix), _mean_off_diagonal(matrix[varying][:, varying]), matrix, notes
+        _mean_off_diagonal(matrix), _mean_off_diagonal(matrix[varying][:, varying]), matrix, binned.shape[1], notes
     )
 
 
@@ -118,6 +121,7 @@ class CovarianceDistance:
     per_sqrt_dim: float
     offdiagonal: float
     covariance: Float64
+    num_points: int
     notes: tuple[str, ...] = ()
 
 
@@ -127,7 +131,8 @@ def covariance_distance(means: Array, variances: Array) -> CovarianceDistance:
     The thesis' degree of disentanglement. Costs O(ND + D^2) and never forms a D x D matrix per point. Raises
     ValueError for shapes that differ or negative variances.
     """
-    mean, variance = as_codes(means, "means").astype(np.float64), as_codes(variances, "variances").astype(np.float64)
+    mean = usual_scale(as_codes(means, "means"), "means").astype(np.float64)
+    variance = usual_scale(as_codes(variances, "variances"), "variances").astype(np.float64)
     if mean.shape != variance.shape:
         raise ValueError(f"means {mean.shape} and variances {variance.shape} differ; give one variance for each mean")
     if variance.min() < 0:
@@ -138,7 +143,7 @@ def covariance_distance(means: Array, variances: Array) -> CovarianceDistance:
     off_diagonal = covariance - np.diag(diagonal)
     off_squared = float((off_diagonal**2).sum())
     score = float(np.sqrt(((variance - diagonal) ** 2).sum(axis=1) + off_squared).mean())
-    return CovarianceDistance(score, score / math.sqrt(mean.shape[1]), math.sqrt(off_squared), covariance)
+    return CovarianceDistance(score, score / math.sqrt(mean.shape[1]), math.sqrt(off_squared), covariance, len(mean))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +162,7 @@ class UDR:
     pairs: Float64
     kept: tuple[tuple[int, ...], ...]
     method: Literal["lasso", "spearman"]
+    num_points: int
     notes: tuple[str, ...]
 
 
@@ -172,13 +178,13 @@ def udr(codes: Sequence[Array], kl: Sequence[Array], *, method: Literal["lasso",
         raise ValueError(f"method={method!r} is not known; choose 'lasso' or 'spearman'")
     if len(codes) < 2 or len(codes) != len(kl):
         raise ValueError(f"{len(codes)} codes and {len(kl)} kl were given; give both for the same two models or more")
-    arrays = [as_codes(c, f"codes[{m}]") for m, c in enumerate(codes)]
+    arrays = [tamed(as_codes(c, f"codes[{m}]"))[0] for m, c in enumerate(codes)]
     keep = [_informative(array, k, m) for m, (array, k) in enumerate(zip(arrays, kl, strict=True))]
     ready = [_standardised(array) * mask for array, mask in zip(arrays, keep, strict=True)]
     num_models = len(ready)
     pairs = np.zeros((num_models, num_models))
     for i in range(num_models):
-        same_rows(arrays[0], arrays[i], f"codes[0] and codes[{i}]")
+        same_rows(arrays[0].shape, arrays[i].shape, f"codes[0] and codes[{i}]")
         for j in range(num_models):
             if i != j:
                 strength = _strength(ready[i], ready[j], method)
@@ -187,7 +193,7 @@ def udr(codes: Sequence[Array], kl: Sequence[Array], *, method: Literal["lasso",
     dead = [m for m in range(num_models) if not keep[m].any()]
     notes = (f"models {dead} have no latent with KL above {UDR_KL} and score 0",) if dead else ()
     kept = tuple(tuple(int(d) for d in np.flatnonzero(mask)) for mask in keep)
-    return UDR(float(per_model.mean()), per_model, pairs, kept, method, notes)
+    return UDR(float(per_model.mean()), per_model, pairs, kept, method, len(arrays[0]), notes)
 
 
 def _informative(codes: Floats, kl: Array, model: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -11,7 +11,7 @@ import torch
 from torchvision.models import inception_v3
 
 import metrics
-from metrics.frechet import load_inception
+from metrics.inception import load_inception
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(400, 5)) @ RNG.normal(size=(5, 5))

@@ -45,15 +45,141 @@ def metric(request: pytest.FixtureRequest):
         (np.where(CODES > 2, np.nan, CODES), FACTORS, "NaN"),
         (np.where(CODES > 2, np.inf, CODES), FACTORS, "infinite"),
         (CODES, FACTORS - 1, "negative value -1"),
-        (CODES, FACTORS + 0.5, "whole numbers"),
-        (CODES, np.full(FACTORS.shape, np.nan), "whole numbers"),
+        (CODES, np.full(FACTORS.shape, np.nan), "NaN"),
         (CODES, np.ones_like(FACTORS), "no factor"),
-        (CODES, FACTORS.astype(str), "dtype"),
+        (CODES, FACTORS.astype(complex), "dtype"),
     ],
 )
 def test_what_cannot_be_scored_is_named(metric, codes: np.ndarray, factors: np.ndarray, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         metric(codes, factors)
+
+
+@pytest.mark.parametrize("name", ON_ARRAYS)
+def test_continuous_factors_are_scored_binned_or_refused_with_the_names_of_scores_that_take_them(name: str) -> None:
+    """DCI with trees regresses them; classifiers refuse them; histograms cut them into quantile bins and say so."""
+    continuous = np.stack([FACTORS[:, 0], RNG.normal(size=200) + CODES[:, 0]], axis=1)
+    if name in ("sap", "explicitness"):
+        with pytest.raises(ValueError, match=r"(?s)factors 1 .*whole numbers.*linear_r2.*quantile_classes"):
+            ON_ARRAYS[name](CODES, continuous)
+        return
+    result = ON_ARRAYS[name](CODES, continuous)
+    assert finite(metrics.to_plain(result))
+    assert any("quantile bins" in note for note in result.notes) == (name not in ("sap_r2", "dci"))
+
+
+CHEAP = [name for name in ON_ARRAYS if name not in ("sap", "explicitness", "dci")]
+
+
+def test_labels_score_as_dense_ones() -> None:
+    """Ten classes and more, so that the order of numbers and of their spellings differ."""
+    factors = np.stack([RNG.integers(n, size=200) for n in (2, 12)], axis=1)
+    words = np.array(list("abcdefghijkl"))
+    for given in (
+        factors + 1,
+        factors * 1000,
+        words[factors],
+        factors.astype(str),
+        factors.astype(np.float32),
+        {"first": factors[:, 0], "second": words[factors[:, 1]]},
+    ):
+        np.testing.assert_array_equal(metrics.quantile_classes(given), factors)
+        for name in CHEAP:
+            assert metrics.to_plain(ON_ARRAYS[name](CODES, given)) == metrics.to_plain(ON_ARRAYS[name](CODES, factors))
+    small = FACTORS[:, 1:]
+    split = metrics.explicitness(CODES[:150], words[small[:150]], CODES[150:], words[small[150:]])
+    assert split.score == metrics.explicitness(CODES[:150], small[:150], CODES[150:], small[150:]).score
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-200, 1e307, 1e-300])
+@pytest.mark.parametrize("name", [*CHEAP, "explicitness"])
+def test_codes_of_extreme_scale_give_a_value(name: str, scale: float) -> None:
+    codes = CODES.astype(np.float64)
+    if name == "aggregate":  # its variances have the codes' scale
+        with pytest.raises(ValueError, match="standard deviation"):
+            ON_ARRAYS[name](codes * scale, FACTORS)
+        return
+    found = ON_ARRAYS[name](codes * scale, FACTORS)
+    assert finite(metrics.to_plain(found))
+    if scale > 1 or name not in ("mig_sup", "sap_r2"):  # both have absolute thresholds of variance
+        assert found.score == pytest.approx(ON_ARRAYS[name](codes, FACTORS).score, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-200, 1e307])
+def test_scores_that_depend_on_scale_refuse_extreme_ones_in_a_line(scale: float) -> None:
+    for score in (metrics.sap, metrics.beta_vae_of_rows, metrics.factor_vae_of_rows):
+        with pytest.raises(ValueError, match=r"^codes reach [^\n]*standard deviation$"):
+            score(CODES.astype(np.float64) * scale, FACTORS)
+
+
+def test_unsupervised_scores_of_extreme_scale() -> None:
+    for scale in (1e160, 1e-200, 1e307):
+        codes = CODES.astype(np.float64) * scale
+        assert metrics.gaussian_total_correlation(codes) == pytest.approx(
+            metrics.gaussian_total_correlation(CODES.astype(np.float64)), abs=1e-9
+        )
+        assert metrics.pairwise_information(codes).score == metrics.pairwise_information(CODES.astype(np.float64)).score
+        with pytest.raises(ValueError, match="standard deviation"):
+            metrics.covariance_distance(codes, np.ones_like(codes))
+        with pytest.raises(ValueError, match="standard deviation"):
+            metrics.factor_vae_of_rows(codes, FACTORS, num_train=10, num_eval=10)
+        reduced = metrics.reduce_groups([codes], "pca", dim=2, seed=0).codes
+        expected = metrics.reduce_groups([CODES.astype(np.float64)], "pca", dim=2, seed=0).codes
+        np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-9)
+
+
+def test_an_outlier_is_noted_and_quantile_bins_do_not_mind() -> None:
+    rng = np.random.default_rng(1)
+    factors = rng.integers(5, size=(1_000, 1))
+    codes = np.concatenate([factors + 0.01 * rng.normal(size=factors.shape), rng.normal(size=(1_000, 1))], axis=1)
+    codes[0, 0] = 1e5
+    spoilt = metrics.mig(codes, factors)
+    assert spoilt.score < 0.1
+    assert any("one bin holds" in note and "binning='quantile'" in note for note in spoilt.notes)
+    assert metrics.mig(codes, factors, binning="quantile").score > 0.95
+    with pytest.raises(ValueError, match="'width' or 'quantile'"):
+        metrics.mig(codes, factors, binning="equal")  # type: ignore[arg-type]
+
+
+def test_few_points_for_the_cells_of_a_histogram_are_noted() -> None:
+    """MIG of noise is .26 at one latent and 200 images: 20 bins and 32 classes make 640 cells."""
+    rng = np.random.default_rng(2)
+    noise = metrics.mig(rng.normal(size=(200, 1)), rng.integers(32, size=(200, 1)))
+    assert noise.score > 0.2
+    assert any("Miller-Madow" in note for note in noise.notes)
+
+
+def test_masked_and_missing_entries_are_refused() -> None:
+    masked = np.ma.masked_array(CODES, mask=CODES > 2.0)
+    with pytest.raises(ValueError, match="masked"):
+        metrics.mig(masked, FACTORS)
+    for missing in (None, ""):
+        factors = FACTORS.astype(object)
+        factors[3, 0] = missing
+        with pytest.raises(ValueError, match="empty cells in factor 0"):
+            metrics.mig(CODES, factors)
+
+
+def test_modularity_of_noise_is_reported_beside_it() -> None:
+    rng = np.random.default_rng(3)
+    for sizes in ((2, 100), (4, 10, 20), (10,) * 5):
+        factors = np.stack([rng.integers(n, size=4_000) for n in sizes], axis=1)
+        result = metrics.modularity(rng.normal(size=(4_000, 60)), factors)
+        assert result.noise_level == pytest.approx(result.score, abs=0.02)
+
+
+def test_group_information_of_many_groups_takes_memory_linear_in_them() -> None:
+    """40 copies of 40 latents of 2,000 points would be 25 MB; their growing concatenations 13 times as much."""
+    import tracemalloc
+
+    groups = [RNG.normal(size=(2_000, 1)) for _ in range(40)]
+    factors = RNG.integers(2, size=(2_000, 1))
+    metrics.group_information(groups[:2], factors, seed=0)
+    tracemalloc.start()
+    metrics.group_information(groups, factors, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 40 * 2_000 * 8
 
 
 def finite(plain: object) -> bool:
