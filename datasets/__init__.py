@@ -1,11 +1,11 @@
 """Data sets: uint8 images by index from decoded caches, and batches of indices that resume anywhere."""
 
-from datasets import dsprites, resident
+from datasets import dsprites, recipes, resident
 from datasets.arrays import SPLITS, Dataset
 from datasets.batches import Batches, spread
 from datasets.loader import Batch, Loader
 from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
-from datasets.spec import DataError, ImageSpec, to_float
+from datasets.spec import DataError, ImageSpec, NoSuchSplit, to_float
 from datasets.subset import Subset, choose_rows
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "ImageSpec",
     "Loader",
+    "NoSuchSplit",
     "Subset",
     "choose_rows",
     "default_root",
@@ -24,6 +25,7 @@ __all__ = [
     "open_dataset",
     "option_names",
     "prepare",
+    "recipes",
     "resident",
     "spread",
     "to_float",

@@ -36,12 +36,16 @@ class Dataset(Protocol):
         """Plain data that says everything that determines the pixels; equal recipes: comparable runs."""
 
     @property
+    def note(self) -> str:
+        """What to tell the user in one line before the data is used: the rule of the split, what is left out; or ""."""
+
+    @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the K factors; empty where the data has none."""
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each of the K factors."""
+        """Number of classes of each of the K factors; 0 for a continuous one."""
 
     def __len__(self) -> int:
         """Count the images of this split."""
@@ -53,7 +57,11 @@ class Dataset(Protocol):
         """Return uint8 `[B, C, H, W]` in 0..2^num_bits - 1; `draw` (the epoch) picks the random view, if any."""
 
     def factors(self, indices: Indices) -> Tensor:
-        """Return int64 `[B, K]`, the classes of each factor; ValueError where the data has no factors."""
+        """Return the factors `[B, K]`: classes as int64, or float64 where one of them is continuous.
+
+        Raises:
+            ValueError: the data has no factors.
+        """
 
 
 class Storage(NamedTuple):
@@ -117,13 +125,14 @@ class Factors:
     """Ground-truth factors of the images of a split; the table is read when it is first needed."""
 
     names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    load: Callable[[], npt.NDArray[np.integer[Any]]]  # [N, K]
+    sizes: tuple[int, ...]  # 0 for a continuous factor
+    load: Callable[[], npt.NDArray[Any]]  # [N, K]
 
     @cached_property
-    def table(self) -> npt.NDArray[np.integer[Any]]:
-        """Classes [N, K]."""
-        return self.load()
+    def table(self) -> npt.NDArray[Any]:
+        """Factors [N, K]: int64 classes, or float64 where one of them is continuous."""
+        values = self.load()
+        return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
 @lru_cache(maxsize=4)
@@ -144,6 +153,7 @@ class ArrayDataset:
     recipe: dict[str, Any]
     factor_source: Factors | None = None
     no_factors: str = "has no ground-truth factors"
+    note: str = ""
 
     @cached_property
     def spec(self) -> ImageSpec:
@@ -159,7 +169,7 @@ class ArrayDataset:
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each factor."""
+        """Number of classes of each factor; 0 for a continuous one."""
         return self.factor_source.sizes if self.factor_source else ()
 
     def __len__(self) -> int:
@@ -194,10 +204,9 @@ class ArrayDataset:
         return torch.from_numpy(images)
 
     def factors(self, indices: Indices) -> Tensor:
-        """Return the classes of the factors of these images: int64 `[B, K]`."""
+        """Return the factors of these images `[B, K]`: int64 classes, or float64 where one of them is continuous."""
         if self.factor_source is None:
             raise DataError(
                 f"{self.name} {self.no_factors}; choose a data set with factors, such as dsprites or celeba"
             )
-        table = self.factor_source.table
-        return torch.from_numpy(table[as_indices(indices, len(self))].astype(np.int64))
+        return torch.from_numpy(self.factor_source.table[as_indices(indices, len(self))])

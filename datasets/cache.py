@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from datasets.files import open_regular, read_bytes
 from datasets.spec import DataError
 from datasets.views import UInt8
 
 _FORMAT = 1
+_LARGEST_META = 2**28  # bytes; a million images take 20 MB
 _log = logging.getLogger(__name__)
 
 Write = Callable[[UInt8], None]
@@ -49,17 +51,29 @@ class Cached:
         return bad
 
 
-def cache_folder(root: Path, cache_dir: str | Path | None) -> Path:
-    """Folder for the caches of the data at `root`: below `cache_dir`, else below the data, else in the user's cache.
+def cache_folders(root: Path, cache_dir: str | Path | None) -> tuple[Path, ...]:
+    """List the folders that may hold the caches of the data at `root`: the first is built in, all are looked in.
 
-    The last two of these hold a folder for each root, so that data of the same name do not displace each other.
+    With `cache_dir`, a folder below it. Else `.strata_cache` beside the data where that can be written, else a folder
+    in the user's cache; a cache that somebody else prepared beside read-only data is used. Folders outside the data
+    are named after the root, so that data of the same name do not displace each other.
+
+    Raises:
+        DataError: the data are read-only and the user has no home folder.
     """
+    beside = root / ".strata_cache"
     if cache_dir is None and _writable(root):
-        return root / ".strata_cache"
-    own = f"{root.resolve().name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:8]}"
+        return (beside,)
+    own = f"{root.resolve().name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]}"
     if cache_dir is not None:
-        return Path(cache_dir).expanduser() / own
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strata" / own
+        return (Path(cache_dir).expanduser() / own,)
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise DataError(
+            f"{root} cannot be written and this user has no home folder; name a folder for decoded images (--cache-dir)"
+        ) from error
+    return home / "strata" / own, beside
 
 
 def _writable(folder: Path) -> bool:
@@ -80,20 +94,25 @@ def progress(total: int, what: str, unit: str) -> tqdm[NoReturn]:
 
 
 def open_cached(
-    folder: Path, label: str, recipe: dict[str, Any], fingerprint: str, build: Build, verify: bool = False
+    folders: Sequence[Path], label: str, recipe: dict[str, Any], fingerprint: str, build: Build, verify: bool = False
 ) -> Cached:
     """Open the array of this recipe and these sources, and build it first where it is missing, stale or damaged.
 
     `recipe` says how the rows are made, `fingerprint` what they are made from. Shape, size and the hash of the meta
-    file are checked always, the SHA-256 of the array's bytes with `verify`. ValueError when there is no room to build.
+    file are checked always, the SHA-256 of the array's bytes with `verify`. The first valid cache in `folders` is used;
+    a new one is built in the first folder.
+
+    Raises:
+        DataError: there is no room to build it, or its folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
-    meta_path = folder / f"{label}-{key}.json"
-    cached = _open(meta_path, recipe, fingerprint, verify)
-    if isinstance(cached, Cached):
-        return cached
+    for folder in folders:
+        cached = _open(folder / f"{label}-{key}.json", recipe, fingerprint, verify)
+        if isinstance(cached, Cached):
+            return cached
+    meta_path = folders[0] / f"{label}-{key}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        meta_path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(meta_path.with_suffix(".lock")):
             again = _open(meta_path, recipe, fingerprint, verify)  # another process may have built it meanwhile
             if isinstance(again, Cached):
@@ -114,26 +133,28 @@ def open_cached(
 def _open(meta_path: Path, recipe: dict[str, Any], fingerprint: str, verify: bool) -> Cached | str:
     """Open a cache that passes every check, or say why not."""
     try:
-        meta = json.loads(meta_path.read_text())
+        if not meta_path.exists():
+            return "there is none yet"
+        meta = json.loads(read_bytes(meta_path, _LARGEST_META))
         if meta["meta_sha256"] != _meta_hash(meta):
-            return "the meta file of the old one does not match its checksum"
+            return "the old meta file does not match its checksum"
         path = meta_path.parent / meta["array"]
+        with open_regular(path, 2**63 - 1):
+            pass  # a pipe or a device under this name is no array
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         size = path.stat().st_size
-    except FileNotFoundError:
-        return "there is none yet"
     except Exception as error:  # damaged bytes can end numpy's reader with anything
-        return f"the old one cannot be read ({error!r})"
+        return f"the old cache cannot be read ({error!r})"
     if not isinstance(array, np.memmap):
-        return "the array of the old one is none"
+        return "the old array holds no values"
     if (meta["format"], meta["recipe"], meta["fingerprint"]) != (_FORMAT, recipe, fingerprint):
         return "the recipe or the source images changed"
     if array.dtype != np.uint8 or list(array.shape) != meta["shape"] or size != meta["file_bytes"]:
-        return "the array of the old one has the wrong size"
+        return "the old array has the wrong size"
     if not array.flags.c_contiguous or array.offset + array.nbytes != size:
-        return "the header of the old one says another order or place of its values"
+        return "the header of the old array does not fit its values"
     if verify and sha256(array) != meta["sha256"]:
-        return "the array of the old one does not match its checksum"
+        return "the old array does not match its checksum"
     return Cached(array=array, meta=meta)
 
 

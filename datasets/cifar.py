@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets import download as downloads
 from datasets.arrays import ArrayDataset
+from datasets.files import open_regular, read_bytes
 from datasets.holdout import check_options, official_split
 from datasets.spec import DataError
 from datasets.views import UInt8, Views
@@ -23,12 +24,13 @@ ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as TensorFlow Datasets 4.9 records it
 TRAIN_FILES, TEST_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)
+_MOST_BYTES = 2**29  # the archive has 170 MB
 NUM_RECORDS, RECORD_BYTES = 10_000, 1 + 3 * 32 * 32  # of one file
 
 
 def check_archive(path: Path) -> None:
     """Refuse an archive that is not the official one, before anything of it is unpacked."""
-    with path.open("rb") as file:
+    with open_regular(path, _MOST_BYTES) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
         raise DataError(
@@ -55,16 +57,10 @@ def _from_archive(path: Path, names: Sequence[str]) -> list[bytes]:
 
 
 def _from_folder(folder: Path, names: Sequence[str]) -> list[bytes]:
-    contents = []
-    for name in names:
-        try:
-            with (folder / name).open("rb") as file:
-                contents.append(file.read(NUM_RECORDS * RECORD_BYTES + 1))
-        except OSError as error:
-            raise DataError(
-                f"{folder / name} cannot be read ({error.strerror or error}); unpack {ARCHIVE} there again, from {URL}"
-            ) from error
-    return contents
+    try:
+        return [read_bytes(folder / name, _MOST_BYTES) for name in names]
+    except DataError as error:
+        raise DataError(f"{str(error).partition('; ')[0]}; unpack {ARCHIVE} there again, from {URL}") from error
 
 
 def decode(content: bytes, where: str) -> UInt8:
@@ -101,13 +97,13 @@ def open_cifar10(
     *,
     num_bits: int = 8,
     hflip: bool = False,
-    num_valid: int = 5_000,
+    num_valid: int = 0,
     seed: int = 0,
     download: bool = False,
 ) -> ArrayDataset:
-    """Open CIFAR-10, RGB 32x32: 45,000 / 5,000 / 10,000 images for train / valid / test.
+    """Open CIFAR-10, RGB 32x32: 50,000 / 10,000 images for train / test, as published models are trained and tested.
 
-    The last `num_valid` training images are valid; with 0, train has all 50,000. `hflip` mirrors at random in split
+    With `num_valid`, the last so many training images are valid instead: 5,000 leaves 45,000. `hflip` mirrors at random in split
     train only. `root` holds the archive `cifar-10-binary.tar.gz`, checked by its SHA-256, or what it unpacks to, which
     is read faster.
     """

@@ -1,4 +1,7 @@
-"""Image files to uint8 arrays: listed, decoded by a pool of threads, with every bad file named at once."""
+"""Image files to uint8 arrays: decoded by a pool of threads, with every bad file named at once.
+
+Whatever a decoder raises for a file is a fault of that file: it is recorded with its reason, and the others go on.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ import io
 import logging
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.cache import Begin, progress
+from datasets.files import Files
 from datasets.spec import DataError
 from datasets.views import UInt8
 
@@ -28,86 +29,74 @@ _log = logging.getLogger(__name__)
 
 _CHUNK = 256  # images decoded between two writes
 _MAX_NAMED = 100
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # and no others: PIL runs programs for some
-
-# What PIL raises for a file that is no image, is cut off, or is a decompression bomb.
-_BAD = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # and no others: PIL runs programs for some
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Image files by name, in a folder or in a zip; `stamps` has what tells that one changed (size, time or CRC)."""
-
-    where: Path
-    stamps: dict[str, tuple[int, int]]
-    zip_prefix: str | None = None
-
-    @contextmanager
-    def reader(self) -> Iterator[Callable[[str], bytes]]:
-        """Give a function that returns the bytes of a file; any number of threads may call it."""
-        if self.zip_prefix is None:
-            yield lambda name: (self.where / name).read_bytes()
-        else:
-            prefix = self.zip_prefix
-            with zipfile.ZipFile(self.where) as archive:
-                yield lambda name: archive.read(prefix + name)
-
-    def fingerprint(self, names: Sequence[str]) -> str:
-        """SHA-256 over names and stamps, in this order."""
-        digest = hashlib.sha256()
-        for name in names:
-            digest.update(
-                f"{name}\0{self.stamps[name][0]}\0{self.stamps[name][1]}\n".encode("utf-8", "surrogateescape")
-            )
-        return digest.hexdigest()
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def folder_files(folder: Path, suffixes: tuple[str, ...]) -> Files:
-    """List the image files of a tree, by path relative to it; hidden files and folders are skipped."""
-    stamps: dict[str, tuple[int, int]] = {}
-    pending: list[tuple[Path, str, frozenset[Path]]] = [(folder, "", frozenset())]
-    while pending:
-        directory, prefix, above = pending.pop()
-        real = directory.resolve()
-        if real in above:
-            continue  # a link back up
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((Path(entry.path), f"{prefix}{entry.name}/", above | {real}))
-                elif entry.name.lower().endswith(suffixes):
-                    stamps[prefix + entry.name] = _stamp(entry)
-    return Files(where=folder, stamps=stamps)
+# --- One image ------------------------------------------------------------------------------------------------------
 
 
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, as it is stored, where the EXIF data is missing, damaged or says else."""
+    if image.format == "TIFF":
+        image.load()  # Pillow turns these itself, and removes the tag
     try:
-        stat = entry.stat()
-    except FileNotFoundError:
-        return -1, -1  # a dangling link: listed, so that decoding names it
-    return stat.st_size, stat.st_mtime_ns
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged block can end Pillow's reader with anything
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def zip_files(path: Path, prefix: str) -> Files:
-    """List the members of a zip below `prefix`; DataError where it is no zip."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.startswith(prefix) and not info.is_dir()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} cannot be read as a zip ({error}); download it again") from error
-    stamps = {info.filename.removeprefix(prefix): (info.file_size, info.CRC) for info in members}
-    return Files(where=path, stamps=stamps, zip_prefix=prefix)
+def header(image: Image.Image) -> tuple[int, int, bool]:
+    """Return height and width, as the image is to be seen, and whether it is grey; few formats are decoded for it."""
+    turned = orientation(image) >= 5  # these lie on their side
+    width, height = reversed(image.size) if turned else image.size
+    return height, width, _is_grey(image)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("P", "PA"):
+        colours = np.asarray(image.convert("RGB"))  # those that are used: unused entries of a palette do not matter
+        return bool((colours == colours[..., :1]).all())
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+
+
+def upright(image: Image.Image, channels: int) -> Image.Image:
+    """Turn an image as its EXIF orientation says, and convert it to 8 bits, grey (1) or RGB (3).
+
+    Transparency is laid over black. Of 16 bits the upper 8 are kept, as Pillow does with 16-bit colour.
+
+    Raises:
+        ValueError: 32-bit integers or floats, whose range no file states.
+    """
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint16)
+        turn = orientation(image)
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    elif image.mode.startswith(("I", "F")):
+        raise ValueError(f"has mode {image.mode}, whose range of values is unknown")
+    else:
+        turn = orientation(image)
+    if turn in _TURNS:
+        image = image.transpose(_TURNS[turn])
+    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], height: int, width: int) -> Image.Image:
@@ -136,20 +125,28 @@ def to_array(image: Image.Image) -> UInt8:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
+# --- All of them ----------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _bombs_are_errors() -> Iterator[None]:
+def _only_bombs_are_errors() -> Iterator[None]:
+    """Make Pillow's warning of a huge image an error, raised before it is decoded, and silence its other warnings."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def each_image(
-    files: Files, names: Sequence[str], use: Callable[[Image.Image], T], what: str
+    files: Files, names: Sequence[str], use: Callable[[Image.Image, bytes], T], what: str
 ) -> Iterator[tuple[list[T | None], dict[str, str]]]:
-    """Open every image in turn in a pool of threads and yield chunks: results (None for bad files), and what is bad."""
+    """Open every image in turn in a pool of threads and yield chunks: results (None for bad files), and what is bad.
+
+    `use` is given the opened image, which is not decoded yet, and the bytes of its file.
+    """
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with (
-        _bombs_are_errors(),
+        _only_bombs_are_errors(),
         files.reader() as read,
         ThreadPoolExecutor(workers) as pool,
         progress(len(names), what, "img") as bar,
@@ -157,12 +154,13 @@ def each_image(
 
         def one(name: str) -> tuple[T | None, str]:
             try:
-                with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as image:
-                    return use(image), ""
+                content = read(name)
+                with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                    return use(image, content), ""
             except UnidentifiedImageError:
-                return None, f"is no {', '.join(_FORMATS)} image"
-            except _BAD as error:
-                return None, " ".join(str(error).split()) or type(error).__name__
+                return None, f"is no {', '.join(FORMATS)} image"
+            except Exception as error:  # damaged bytes can end a decoder with anything
+                return None, _why(error, files, name)
 
         for start in range(0, len(names), _CHUNK):
             chunk = names[start : start + _CHUNK]
@@ -170,6 +168,13 @@ def each_image(
             bad = {name: why for name, (_, why) in zip(chunk, results, strict=True) if why}
             yield [result for result, _ in results], bad
             bar.update(len(chunk))
+
+
+def _why(error: Exception, files: Files, name: str) -> str:
+    """Return one line on why a file is bad, without the path, which the list of bad files gives."""
+    text = " ".join(str(error).split()).replace("; ", ", ").replace(f"{files.where / files.paths.get(name, name)} ", "")
+    plain = isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning))
+    return text if text and plain else f"{type(error).__name__} {text}".strip()
 
 
 def decode_all(
@@ -180,26 +185,40 @@ def decode_all(
     to_pixels: Callable[[Image.Image], UInt8],
     skip_bad: bool,
 ) -> dict[str, Any]:
-    """Decode all images into the cache. Bad ones: all named in one DataError, or zeros and recorded with `skip_bad`."""
+    """Decode all images into the cache. Bad ones: all named in one DataError, or zeros and recorded with `skip_bad`.
+
+    The result also holds the first 64 bits of the SHA-256 of each file: what tells images apart under any name.
+    """
     write = begin((len(names), *shape))
     bad: dict[str, str] = {}
+    contents: list[str] = []
     blank = np.zeros(shape, np.uint8)
-    for arrays, failed in each_image(files, names, to_pixels, f"decoding {files.where.name}"):
+
+    def use(image: Image.Image, content: bytes) -> tuple[UInt8, str]:
+        return to_pixels(image), hashlib.sha256(content).hexdigest()[:16]
+
+    for results, failed in each_image(files, names, use, f"decoding {files.where.name}"):
         bad |= failed
+        contents += ["0" * 16 if result is None else result[1] for result in results]
         if skip_bad or not bad:  # once one is bad, only look for the others
-            write(np.stack([blank if array is None else array for array in arrays]))
+            write(np.stack([blank if result is None else result[0] for result in results]))
     if bad and (not skip_bad or len(bad) == len(names)):
         refuse_bad(files.where, bad, len(names))
     if bad:
         _log.warning("%s: left out %d of %d images that cannot be used", files.where, len(bad), len(names))
-    return {"bad": bad, "names_sha256": hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()}
+    return {"bad": bad, "contents": "".join(contents)}
 
 
 def refuse_bad(where: Path, bad: dict[str, str], total: int) -> None:
-    """Raise a DataError that names the bad files."""
-    named = ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:_MAX_NAMED])
-    more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
-    raise DataError(
-        f"{len(bad)} of {total} images in {where} cannot be used: {named}{more}; "
-        "replace them, or leave them out with skip_bad=True (--skip-bad)"
+    """Raise a DataError that names the bad files, those with the same reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in list(bad.items())[:_MAX_NAMED]:
+        by_reason.setdefault(reason, []).append(name)
+    named = ", ".join(
+        f"{first} ({reason})" + (f" and for the same reason {', '.join(others)}" if others else "")
+        for reason, (first, *others) in by_reason.items()
     )
+    more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+    whole = len(bad) == total
+    remedy = "give other images" if whole else "replace them, or leave them out with skip_bad=True (--skip-bad)"
+    raise DataError(f"{len(bad)} of {total} images in {where} cannot be used: {named}{more}; {remedy}")

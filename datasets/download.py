@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from datasets.spec import DataError
+
+_MOST_BYTES = 2**31  # no file that is fetched has more than 170 MB
 
 
 def fetch(url: str, target: Path, check: Callable[[Path], None]) -> None:
@@ -20,13 +22,23 @@ def fetch(url: str, target: Path, check: Callable[[Path], None]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as file:
-            shutil.copyfileobj(source, file)
+            _copy(source, file, url)
         check(temporary)
         temporary.rename(target)
     except (urllib.error.URLError, OSError) as error:
         raise DataError(f"cannot download {url} ({error}); get it by hand and save it as {target}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, url: str) -> None:
+    """Copy at most `_MOST_BYTES`: a wrong server may send without end."""
+    total = 0
+    while block := source.read(2**20):
+        total += len(block)
+        if total > _MOST_BYTES:
+            raise DataError(f"{url} sends more than {_MOST_BYTES:,} bytes; get it by hand")
+        target.write(block)
 
 
 def celeba(root: Path, home: str) -> None:

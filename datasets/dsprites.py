@@ -23,7 +23,8 @@ from torch import Tensor
 
 from datasets import download as downloads
 from datasets.arrays import SPLITS, Indices, Storage, as_indices, check_split, item
-from datasets.cache import Begin, cache_folder, open_cached, progress
+from datasets.cache import Begin, cache_folders, open_cached, progress
+from datasets.files import open_regular
 from datasets.spec import DataError, ImageSpec
 from datasets.views import Int64, UInt8, UInt64, hash64, hash_split
 
@@ -34,6 +35,7 @@ FILE_NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 URL = f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{FILE_NAME}"
 BLOB_ID = "d98996d3f8ee1550e06b9d4ed78d0beb478910d5"
 
+_MOST_BYTES = 2**30  # of the official file, which has 27 MB
 _RADIUS = 0.15 * 64  # px
 _POSITIONS = FACTOR_SIZES[3] * FACTOR_SIZES[4]
 _log = logging.getLogger(__name__)
@@ -139,8 +141,8 @@ def _render_grid(begin: Begin) -> dict[str, Any]:
 
 def check_official(path: Path) -> None:
     """Refuse a file that is not the official one, by its git blob id."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
+    with open_regular(path, _MOST_BYTES) as file:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
         while block := file.read(2**20):
             digest.update(block)
     blob = digest.hexdigest()
@@ -207,6 +209,7 @@ class DSprites:
     grid: UInt8  # [737280, 512]
     rows: Int64  # [N] of the grid
     recipe: dict[str, Any]
+    note: str = ""
     spec: ImageSpec = ImageSpec(channels=1, height=64, width=64, num_bits=1)  # noqa: RUF009 (frozen)
     factor_names: tuple[str, ...] = FACTOR_NAMES
     factor_sizes: tuple[int, ...] = FACTOR_SIZES
@@ -280,7 +283,7 @@ def open_dsprites(
     if official:
         check_official(path)
     cached = open_cached(
-        cache_folder(root, cache_dir),
+        cache_folders(root, cache_dir),
         f"dsprites-{kind}",
         {"name": "dsprites", "source": kind, "rule": 1},
         BLOB_ID if official else hashlib.sha256(b"drawn by rule 1").hexdigest(),

@@ -5,90 +5,111 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+import numpy.typing as npt
+from PIL import Image
 
 from datasets.arrays import SPLITS, ArrayDataset, check_split
-from datasets.cache import Begin, cache_folder, open_cached
-from datasets.decode import Files, crop_and_resize, decode_all, each_image, fit_box, folder_files, refuse_bad, to_array
-from datasets.spec import DataError, check_bits, check_size
-from datasets.views import UInt8, UInt64, Views, hash_split
+from datasets.cache import Begin, Cached, cache_folders, open_cached
+from datasets.decode import SUFFIXES, crop_and_resize, decode_all, fit_box, to_array, upright
+from datasets.files import Files, folder_files, normalised
+from datasets.folder_shape import Channels, survey
+from datasets.folder_splits import RULES, Assignment, SplitBy, assign, copies_of_train
+from datasets.labels import read_labels
+from datasets.spec import DataError, NoSuchSplit, check_bits, check_size
+from datasets.split_folders import describe_unused
+from datasets.views import UInt8, UInt64, Views
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-_GREY = ("1", "L", "LA")
-Channels = Literal["auto", 1, 3]
-
-
-def split_names(names: list[str], split: str) -> tuple[list[str], str]:
-    """Return the images of a split, and the rule: by sub-folder where one is called train, else by a hash of the name.
-
-    Sub-folders train, valid (or val, validation) and test; what lies outside them is not used. The hash is the SHA-256
-    of the path relative to the root, 90/5/5 %: images may come and go without moving others from split to split.
-    """
-    tops = {name.split("/", 1)[0] for name in names if "/" in name}
-    if "train" in tops:
-        roles = {name: _SPLIT_FOLDERS.get(name.split("/", 1)[0]) if "/" in name else None for name in names}
-        return [name for name, role in roles.items() if role and split in ("all", role)], "sub-folders"
-    digests = (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
-    words: UInt64 = np.array([int.from_bytes(digest[:8], "big") for digest in digests], np.uint64)
-    roles_by_hash = (SPLITS[number] for number in hash_split(words))
-    chosen = [name for name, role in zip(names, roles_by_hash, strict=True) if split in ("all", role)]
-    return chosen, "hash of the path, 90/5/5"
+_SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of runs that were split by path
 
 
-def _header(image: Image.Image) -> tuple[int, int, bool]:
-    """Height, width (as it is to be seen) and whether it is grey, without decoding."""
-    turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
-    width, height = reversed(image.size) if turned else image.size
-    return height, width, image.mode in _GREY
-
-
-def _upright(image: Image.Image, channels: int) -> Image.Image:
-    """Image turned as its EXIF orientation says, transparency over black, in grey or RGB; ValueError if not 8-bit."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"has mode {image.mode}, which is not 8-bit")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _survey(files: Files, names: list[str], size: tuple[int, int] | None, channels: Channels) -> tuple[int, int, int]:
-    """Find the shape (C, H, W) that all images get, from their headers where it is not given."""
-    if size is not None and channels != "auto":
-        return channels, *size
-    seen: Counter[tuple[int, int]] = Counter()
-    all_grey = True
-    bad: dict[str, str] = {}
-    for headers, failed in each_image(files, names, _header, f"looking at {files.where.name}"):
-        bad |= failed
-        found = [header for header in headers if header is not None]
-        seen.update((height, width) for height, width, _ in found)
-        all_grey = all_grey and all(grey for _, _, grey in found)
-    if not seen:
-        refuse_bad(files.where, bad, len(names))
-    if size is None and len(seen) > 1:
-        sizes = ", ".join(f"{h}x{w} ({n} images)" for (h, w), n in seen.most_common(4))
-        raise DataError(
-            f"the images in {files.where} have {len(seen)} sizes (height x width): {sizes}"
-            f"{', ...' if len(seen) > 4 else ''}; give a size, to which all are cropped and resized"
-        )
-    height, width = size or next(iter(seen))
-    return (1 if all_grey else 3) if channels == "auto" else channels, height, width
-
-
-def _list(root: Path) -> Files:
-    how = f"put images ({', '.join(SUFFIXES)}) there, in any sub-folders, or name another folder (--data-root)"
+def _list(root: Path, suffixes: tuple[str, ...]) -> Files:
+    how = f"put images ({', '.join(suffixes)}) there, in any sub-folders, or name another folder (--data-root)"
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; {how}")
-    files = folder_files(root, SUFFIXES)
+    files = folder_files(root, suffixes)
     if not files.stamps:
         raise DataError(f"the folder {root} has no images; {how}")
     return files
+
+
+def _note(names: list[str], split: Assignment, files: Files, cached: Cached, copies: str) -> str:
+    """Say in one line by which rule images are split, what is used and what is not."""
+    good = [(name, role) for name, role in zip(names, split.roles, strict=True) if name not in cached.bad]
+    counts = Counter(role for _, role in good)
+    where = {part: ", ".join(path for path, role in split.folders.items() if role == part) for part in SPLITS}
+    parts = [f"{p} {counts[p]:,}" + (f" ({where[p]})" if where[p] else "") for p in SPLITS if counts[p] or where[p]]
+    unused = describe_unused([name for name, _ in good], [role for _, role in good])
+    others = ", ".join(f"{count:,} {ending}" for ending, count in files.others.most_common(4))
+    said = [
+        f"split by {split.rule}: {', '.join(parts)}{copies}",
+        f"not used: {unused}" if unused else "",
+        f"bad images left out: {len(cached.bad):,}" if cached.bad else "",
+        f"files of other kinds: {others}" if others else "",
+        *cached.meta["extra"].get("notes", []),
+    ]
+    return "; ".join(part for part in said if part)
+
+
+def _rows(root: Path, split: str, assignment: Assignment, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Rows of a split. DataError where it has no image."""
+    roles = assignment.roles
+    mine = np.array([role is not None and split in ("all", role) for role in roles])
+    rows = np.flatnonzero(mine & usable).astype(np.int64)
+    if len(rows):
+        return rows
+    there = tuple(part for part in SPLITS if part in roles)
+    named = f"choose one that has: {', '.join(there)} (--split), or " if there else ""
+    raise NoSuchSplit(
+        f"no image of the {len(roles)} in {root} falls into split {split} ({assignment.rule}); {named}sort the images "
+        "into sub-folders train, valid and test, or split all of them by content (--split-by content)",
+        there,
+    )
+
+
+def _decoded(
+    root: Path,
+    files: Files,
+    names: list[str],
+    made: dict[str, Any],
+    *,
+    size: tuple[int, int] | None,
+    cache_dir: str | Path | None,
+    verify: bool,
+) -> Cached:
+    """Open the decoded images [N, C, H, W] in the order of `names`; `made` says how they are made."""
+
+    def build(begin: Begin) -> dict[str, Any]:
+        shape, notes = survey(files, names, size, made["channels"])
+
+        def pixels(image: Image.Image) -> UInt8:
+            seen = upright(image, shape[0])
+            box = fit_box((0, 0, *seen.size), shape[1], shape[2])
+            return to_array(crop_and_resize(seen, box, shape[1], shape[2]))
+
+        return decode_all(begin, files, names, shape, pixels, made["skip_bad"]) | {"notes": notes}
+
+    label = f"folder-{size[0]}x{size[1]}" if size else "folder"
+    return open_cached(cache_folders(root, cache_dir), label, made, files.fingerprint(names), build, verify)
+
+
+def _content_words(cached: Cached, num_images: int) -> UInt64:
+    """Return the start of each file's SHA-256, uint64 [N]; zeros in caches of version 1, which have none."""
+    digits: str = cached.meta["extra"].get("contents", "0" * 16 * num_images)
+    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
+
+
+def _digest(words: UInt64) -> str:
+    return hashlib.sha256(np.sort(words).astype(">u8").tobytes()).hexdigest()
+
+
+def _check_choices(channels: Channels, split_by: SplitBy) -> None:
+    if channels not in ("auto", 1, 3):
+        raise DataError(f"channels {channels!r} makes no sense; choose auto, 1 (grey) or 3 (RGB)")
+    if split_by not in ("auto", "folders", "content", "path"):
+        raise DataError(f"split_by {split_by!r} makes no sense; choose auto, folders, content or path")
 
 
 def open_folder(
@@ -100,56 +121,68 @@ def open_folder(
     num_bits: int = 8,
     hflip: bool = False,
     seed: int = 0,
+    split_by: SplitBy = "auto",
+    labels: str | Path | None = None,
     cache_dir: str | Path | None = None,
     skip_bad: bool = False,
     verify: bool = False,
 ) -> ArrayDataset:
-    """Open all PNG, JPEG, WebP and BMP images below `root`, at any depth; `split_names` says how they are split.
+    """Open all images below `root`, at any depth (PNG, JPEG, WebP, BMP, TIFF, GIF, PPM); hidden files are left out.
 
-    `size` (an int is square, or (height, width)): each image is cropped to its middle of that aspect ratio and resized,
-    bilinear and antialiased; None keeps the size that all images must then have. `channels` "auto" is grey (1) when all
-    images are, else RGB. EXIF orientation is followed, transparency is laid over black. `hflip` mirrors at random in
-    split train only. Hidden files are not looked at.
+    Args:
+        root: the folder.
+        split: train, valid, test or all.
+        size: an int is square, or (height, width): each image is cropped to its middle of that aspect ratio and
+            resized, bilinear and antialiased. None keeps the size that all images must then have.
+        channels: 1 (grey), 3 (RGB), or "auto": grey where nearly all images are (fewer than one in 20 in colour).
+        num_bits: bits of a value; below 8 the highest are kept.
+        hflip: mirror at random in split train only.
+        seed: of the mirroring.
+        split_by: "folders" by sub-folders train, valid, test in any usual spelling at any level; "content" by a hash of
+            each file's content (`roles_by_content`); "auto" by folders where there are any; "path" as runs recorded
+            before these rules were split (`roles_by_path`).
+        labels: a CSV file with a row of factors for each image (`labels.read_labels`).
+        cache_dir: where decoded images are kept.
+        skip_bad: leave out unreadable images and record which, instead of refusing all.
+        verify: check the checksum of the decoded images.
+
+    Returns:
+        The data set. EXIF orientation is followed, transparency is laid over black, of 16 bits the upper 8 are kept.
+
+    Raises:
+        DataError: no usable images, or unusable ones (all named); no image in this split.
     """
     check_split("folder", split)
     check_bits(num_bits)
     wanted = None if size is None else check_size(size)
-    if channels not in ("auto", 1, 3):
-        raise DataError(f"channels {channels!r} makes no sense; choose auto, 1 (grey) or 3 (RGB)")
-    files = _list(root)
-    names = sorted(files.stamps)
-    chosen, rule = split_names(names, split)
-
-    def build(begin: Begin) -> dict[str, Any]:
-        shape = _survey(files, names, wanted, channels)
-
-        def pixels(image: Image.Image) -> UInt8:
-            upright = _upright(image, shape[0])
-            box = fit_box((0, 0, *upright.size), shape[1], shape[2])
-            return to_array(crop_and_resize(upright, box, shape[1], shape[2]))
-
-        return decode_all(begin, files, names, shape, pixels, skip_bad)
-
-    recipe: dict[str, Any] = {
-        "name": "folder",
-        "size": wanted and list(wanted),
-        "channels": channels,
-        "resize": "bilinear",
-    }
-    label = f"folder-{wanted[0]}x{wanted[1]}" if wanted else "folder"
-    cached = open_cached(
-        cache_folder(root, cache_dir), label, recipe | {"skip_bad": skip_bad}, files.fingerprint(names), build, verify
-    )
-    row_of = {name: row for row, name in enumerate(names)}
-    rows = np.array([row_of[name] for name in chosen if name not in cached.bad], np.int64)
-    if not len(rows):
-        raise DataError(
-            f"no image of the {len(names)} in {root} falls into split {split} ({rule}); "
-            "add images, or sort them into sub-folders train, valid and test"
-        )
+    _check_choices(channels, split_by)
+    is_old = split_by == "path"
+    files = _list(root, _SUFFIXES_1 if is_old else SUFFIXES)
+    names = sorted(files.stamps) if is_old else sorted(files.stamps, key=lambda name: (normalised(name), name))
+    recipe: dict[str, Any] = {"name": "folder", "size": wanted and list(wanted), "channels": channels}
+    recipe |= {"resize": "bilinear"} | ({} if is_old else {"rules": RULES})
+    made = recipe | {"skip_bad": skip_bad}
+    cached = _decoded(root, files, names, made, size=wanted, cache_dir=cache_dir, verify=verify)
+    words, usable = _content_words(cached, len(names)), np.array([name not in cached.bad for name in names])
+    assignment = assign(root, names, words, split_by)
+    rows = _rows(root, split, assignment, usable)
+    used = [name for name, role, good in zip(names, assignment.roles, usable, strict=True) if role and good]
+    factors, said = read_labels(Path(labels).expanduser(), used, [names[row] for row in rows]) if labels else (None, "")
+    copies = "" if is_old else copies_of_train(words, assignment.roles, usable)
+    note = _note(names, assignment, files, cached, copies)
     flips = hflip and split == "train"
-    recipe |= {"source": root.resolve().name, "split": split, "split_rule": rule, "num_bits": num_bits, "hflip": flips}
+    recipe |= {"split": split, "split_rule": assignment.rule, "num_bits": num_bits, "hflip": flips}
     recipe |= {"size": list(cached.array.shape[2:]), "channels": cached.array.shape[1], "count": len(rows)}
     recipe |= {"num_bad": len(cached.bad), "sha256": cached.meta["sha256"]} | ({"seed": seed} if flips else {})
-    views = Views(seed=seed, hflip=flips)
-    return ArrayDataset(name="folder", array=cached.array, rows=rows, num_bits=num_bits, views=views, recipe=recipe)
+    recipe |= {"source": root.resolve().name} if is_old else {"images_sha256": _digest(words[rows])}
+    return ArrayDataset(
+        name="folder",
+        array=cached.array,
+        rows=rows,
+        num_bits=num_bits,
+        views=Views(seed=seed, hflip=flips),
+        recipe=recipe,
+        factor_source=factors,
+        no_factors="has no labels (give a table of them: --labels FILE.csv)",
+        note="; ".join(part for part in (note, said) if part),
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import download as downloads
 from datasets.arrays import ArrayDataset, check_split
 from datasets.cache import sha256
+from datasets.files import read_bytes
 from datasets.spec import DataError, check_bits
 from datasets.views import Int64, UInt8
 
@@ -82,7 +83,7 @@ def _matrix(data: bytes, name: bytes) -> tuple[int, int, bytes]:
 def _read(path: Path) -> UInt8:
     """Frames uint8 [1965, 1, 28, 20] of the public MATLAB file; DataError for anything else."""
     try:
-        rows, columns, pixels = _matrix(path.read_bytes()[: 2 * _MOST_BYTES], b"ff")
+        rows, columns, pixels = _matrix(read_bytes(path, 2 * _MOST_BYTES), b"ff")
     except (struct.error, zlib.error, ValueError, OSError) as error:
         raise DataError(f"{path} is not the Frey Faces file ({error}); download it from {URL}") from error
     if (rows, columns) != (HEIGHT * WIDTH, NUM_FRAMES):
@@ -113,7 +114,7 @@ def open_frey(
     path = root / FILE_NAME
     if download and not path.exists():
         downloads.fetch(URL, path, _check_download)
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"no {FILE_NAME} in {root}; put it there (from {URL}), or name its folder (--data-root)")
     frames = _check(path) if verify else _read(path)
     recipe: dict[str, Any] = {

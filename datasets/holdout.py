@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.arrays import SPLITS, ArrayDataset, check_split
 from datasets.cache import sha256
-from datasets.spec import DataError, check_bits
+from datasets.spec import DataError, NoSuchSplit, check_bits
 from datasets.views import Int64, UInt8, Views
 
 
@@ -41,6 +41,9 @@ def _rows(name: str, split: str, num_train: int, num_valid: int) -> Int64:
     if not 0 <= num_valid < num_train:
         raise DataError(f"num_valid {num_valid} makes no sense for {num_train} training images of {name}; give less")
     if split == "valid" and num_valid == 0:
-        raise DataError(f"{name}: num_valid 0 leaves no images for split valid; use split test, or give num_valid")
+        raise NoSuchSplit(
+            f"{name}: num_valid 0 leaves no images for split valid; use split test, or hold some out (--num-valid 5000)",
+            ("train", "test"),
+        )
     cut = num_train - num_valid
     return np.arange(cut, num_train) if split == "valid" else np.arange(cut)

@@ -15,7 +15,7 @@ from datasets.dsprites import open_dsprites
 from datasets.folder import open_folder
 from datasets.frey import open_frey
 from datasets.mnist import open_mnist
-from datasets.spec import DataError
+from datasets.spec import DataError, NoSuchSplit
 
 _OPENERS: dict[str, Callable[..., Dataset]] = {
     "celeba": open_celeba,
@@ -64,6 +64,20 @@ def open_dataset(name: str, root: str | Path | None = None, split: str = "train"
 
 
 def prepare(name: str, root: str | Path | None = None, **options: Any) -> dict[str, Dataset]:
-    """Open every split, with caches built and their checksums verified; returns the data sets by split."""
-    verify = {"verify": True} if "verify" in option_names(name) else {}
-    return {split: open_dataset(name, root, split, **verify, **options) for split in SPLITS}
+    """Open every split that has images, with caches built and their checksums verified; the data sets by split.
+
+    Raises:
+        DataError: as `open_dataset`; no split has images.
+    """
+    more = {"verify": True} if "verify" in option_names(name) else {}
+    opened: dict[str, Dataset] = {}
+    missing: NoSuchSplit | None = None
+    for split in SPLITS:
+        try:
+            opened[split] = open_dataset(name, root, split, **options, **more)
+        except NoSuchSplit as error:
+            missing = error
+        more = {}  # once is enough: all splits are rows of one array
+    if missing is not None and not opened:
+        raise missing
+    return opened

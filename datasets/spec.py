@@ -8,9 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LARGEST_SPEC = 65_536
+_LARGEST_SIDE = 8192  # pixels: an image of this size takes 200 MB
+
 
 class DataError(ValueError):
     """Something is wrong with the data or the options that a user gave; the message is one line for the user."""
+
+
+class NoSuchSplit(DataError):
+    """The data has no image in the split that was asked for; `splits` names those that have some."""
+
+    def __init__(self, message: str, splits: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.splits = splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +38,13 @@ class ImageSpec:
     """Bits of one value, 1 (binary) to 8."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below one and bit depths outside 1..8."""
-        for field in ("channels", "height", "width"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"ImageSpec: {field} is {getattr(self, field)}; give 1 or more")
-        if not 1 <= self.num_bits <= 8:
-            raise ValueError(f"ImageSpec: num_bits is {self.num_bits}; give 1 to 8")
+        """Refuse what is no whole number, sizes outside 1 to 65,536 and bit depths outside 1 to 8."""
+        for field in ("channels", "height", "width", "num_bits"):
+            value, most = getattr(self, field), 8 if field == "num_bits" else _LARGEST_SPEC
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"ImageSpec: {field} is {value!r}; give a whole number, 1 to {most:,}")
+            if not 1 <= value <= most:
+                raise ValueError(f"ImageSpec: {field} is {value}; give 1 to {most:,}")
 
     @property
     def num_dims(self) -> int:
@@ -63,8 +75,11 @@ def to_float(images: Tensor, spec: ImageSpec, device: torch.device | str | None 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Turn an image size, an int (square) or (height, width), into (height, width); DataError for anything else."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
-        raise DataError(f"size {size!r} makes no sense; give pixels, such as 64, or height and width, such as (48, 64)")
+    if len(pair) != 2 or not all(isinstance(n, int) and 1 <= n <= _LARGEST_SIDE for n in pair):
+        raise DataError(
+            f"size {size!r} makes no sense; give 1 to {_LARGEST_SIDE:,} pixels, such as 64, "
+            "or height and width, such as (48, 64)"
+        )
     return pair[0], pair[1]
 
 

@@ -70,13 +70,18 @@ class Subset:
         return {**self.data.recipe, "count": len(self), "rows_sha256": digest}
 
     @property
+    def note(self) -> str:
+        """What the whole data set says of itself."""
+        return self.data.note
+
+    @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the K factors; empty without factors."""
         return self.data.factor_names
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
-        """Number of classes of each factor."""
+        """Number of classes of each factor; 0 for a continuous one."""
         return self.data.factor_sizes
 
     def __len__(self) -> int:
@@ -91,5 +96,5 @@ class Subset:
         return self.data.images(self.rows[as_indices(indices, len(self))], draw)
 
     def factors(self, indices: Indices) -> Tensor:
-        """Return the classes of the factors of these images: int64 `[B, K]`."""
+        """Return the factors of these images `[B, K]`, as the whole data set does."""
         return self.data.factors(self.rows[as_indices(indices, len(self))])

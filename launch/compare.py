@@ -65,6 +65,8 @@ class CompareConfig:
     """Folder of the report."""
     score_missing: bool = True
     """Score runs that have no scores, or those of an older checkpoint."""
+    split: str | None = None
+    """Split of that scoring: train, valid or test; default that of the first scored run, else test."""
     images: int | None = None
     """Images of that scoring; default as many as the first scored run has, else 10,000."""
     untrained: bool = True
@@ -73,6 +75,8 @@ class CompareConfig:
     """Of at most so many configurations show samples, reconstructions, top groups and traversals; 0 for none."""
     data_root: Path | None = None
     """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
 
@@ -110,7 +114,9 @@ def _pictures(
     drawn: list[tuple[str, Any]] = []
     for c in configurations[: config.pictures]:
         try:
-            drawn.append((c.label, report_pictures.draw(c.first, config.data_root, ranks.device)))
+            drawn.append(
+                (c.label, report_pictures.draw(c.first, config.data_root, ranks.device, insist=config.other_data))
+            )
         except (ValueError, OSError) as error:
             yield Text(f"No pictures of {c.label}: {str(error).partition('; ')[0]}.")
     if len(configurations) > config.pictures > 0:
@@ -238,6 +244,7 @@ def _prepare(out: Path) -> None:
 def _scoring(config: CompareConfig) -> score.ScoreConfig:
     """How runs without scores are scored: as the first that has scores was."""
     chosen: dict[str, Any] = {"untrained": config.untrained, "data_root": config.data_root, "device": config.device}
+    chosen["other_data"] = config.other_data
     for path in config.runs:
         try:
             protocol = json.loads((path / "scores.json").read_text(encoding="utf-8"))["protocol"]
@@ -245,6 +252,8 @@ def _scoring(config: CompareConfig) -> score.ScoreConfig:
             break
         except (OSError, ValueError, KeyError, TypeError):
             continue  # read_runs says what is wrong with it
+    if config.split is not None:
+        chosen["split"] = config.split
     if config.images is not None:
         chosen["images"] = config.images
     return score.ScoreConfig(**chosen)

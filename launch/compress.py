@@ -29,9 +29,9 @@ from tqdm import tqdm
 import datasets
 from launch.console import errors, figures
 from launch.console.flags import parse
-from launch.evaluate import open_data
 from launch.machine import distributed, files, noise
 from launch.results import bits_back
+from launch.results.data import open_data
 from launch.results.hierarchy import hierarchy_of
 from launch.results.run import SavedRun, open_run
 from launch.training import checkpoint, evaluation
@@ -63,6 +63,8 @@ class CompressConfig:
     """auto: the averaged weights if the run has them."""
     data_root: Path | None = None
     """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
     seed: int = 0
     """Of the initial bits and of the reported ELBO's draws."""
 
@@ -263,7 +265,7 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
         raise ValueError(f"{config.out} is a folder; give --out a file to write")
     model, step, path = run.load_model(torch.device("cpu"), weights=config.weights)
     bits_back.check_codable(model)
-    split = open_data(run, config.split, config.data_root)
+    split = open_data(run, config.split, config.data_root, insist=config.other_data)
     data = Spread(split, min(config.images or len(split), len(split)))
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()

@@ -8,7 +8,7 @@ Examples:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from launch.console.flags import parse
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.results import baseline
+from launch.results.data import open_data
 from launch.results.run import SavedRun, open_run
 from launch.training import evaluation
 
@@ -44,6 +45,8 @@ class EvaluateConfig:
     """Fit and show the no-latents baseline."""
     data_root: Path | None = None
     """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
     seed: int = 0
     """Of the latent draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -55,12 +58,6 @@ class EvaluateConfig:
         if self.batch_size < 1 or self.iw_samples < 0 or (self.images is not None and self.images < 1):
             raise ValueError("--batch-size and --images must be 1 or more and --iw-samples 0 or more; change them")
         check_timeout(self.timeout_minutes)
-
-
-def open_data(run: SavedRun, split: str, data_root: Path | None) -> Any:
-    """The run's data set; the user may say where it is now."""
-    data = run.config.data if data_root is None else replace(run.config.data, data_root=data_root)
-    return data.open(split)
 
 
 def table(result: dict[str, Any], reference: dict[str, float] | None) -> str:
@@ -107,7 +104,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
-    data = open_data(run, config.split, config.data_root)
+    with ranks.main_first():
+        data = open_data(run, config.split, config.data_root, insist=config.other_data)
     model, step, path = run.load_model(ranks.device, weights=config.weights)
     result = evaluation.evaluate(
         model,
@@ -121,7 +119,7 @@ def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
     ).summary()
     if not ranks.is_main:
         return
-    train = open_data(run, "train", config.data_root) if config.baseline else None
+    train = open_data(run, "train", config.data_root, insist=config.other_data) if config.baseline else None
     reference = baseline.no_latents(train, data, config.images) if train is not None else None
     print(
         f"{config.run}, step {step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"

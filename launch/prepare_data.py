@@ -21,14 +21,15 @@ from launch.console.flags import parse
 def main(arguments: list[str]) -> None:
     """Parse, build or verify the cache, and say what there is."""
     config = parse(DataConfig, DataConfig(), arguments, prog="prepare_data.py", description=__doc__ or "")
-    for split in datasets.SPLITS:
-        data = config.open(split)
+    for split, data in datasets.prepare(config.dataset, config.data_root, **config.options()).items():
         spec = data.spec
         factors = f", {len(data.factor_names)} factors" if data.factor_names else ""
         print(
             f"{data.name:24}{split:8}{len(data):>9,} images "
             f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits{factors}"
         )
+    if data.note:
+        print(data.note)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ import metrics
 from launch.console import errors
 from launch.console.config import check_timeout
 from launch.console.flags import parse
-from launch.evaluate import open_data
 from launch.machine import distributed, files
 from launch.machine.distributed import Ranks
 from launch.machine.files import plain
 from launch.results import encoding, scores
 from launch.results.codes_file import grid_of, read_codes
+from launch.results.data import open_data
 from launch.results.encoding import Encoded, Int64, Protocol
 from launch.results.run import SavedRun, open_run
 from launch.results.score_tables import describe
@@ -81,6 +81,8 @@ class ScoreConfig:
     """auto: the averaged weights if the run has them."""
     data_root: Path | None = None
     """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
     out: Path | None = None
     """JSON file; default scores.json in the run folder, or beside the codes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -200,7 +202,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         ValueError: before anything is encoded, for what cannot be scored.
     """
     run = open_run(path)
-    data: datasets.Dataset = open_data(run, config.protocol.open_split(), config.data_root)
+    data: datasets.Dataset = open_data(run, config.protocol.open_split(), config.data_root, insist=config.other_data)
     if config.full_grid:
         _check_grid(data)
     is_flat = run.family.name == "flat_vae"

@@ -30,6 +30,7 @@ from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
 from launch.report import sweep as sweep_report
+from launch.results.data import open_data
 from launch.results.run import open_run
 from launch.studies import jobs, scripts
 from launch.studies.scripts import Script, ScriptRun
@@ -148,7 +149,7 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     model, _, _ = open_run(run).load_model(device)
     if not isinstance(model, FlatVAE):
         return {}
-    data = open_run(run).config.data.open("test")
+    data = open_data(open_run(run), "test")
     rows = np.random.default_rng(0).permutation(len(data))[:num_images]
     parts = [
         flat_figures.encode(model, evaluation.to_float(data.images(part), data.spec, device))

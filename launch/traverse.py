@@ -26,8 +26,8 @@ from torch import Tensor
 from launch.console import errors, figures
 from launch.console.figures import Picture
 from launch.console.flags import parse
-from launch.evaluate import open_data
 from launch.machine import distributed, files, noise
+from launch.results.data import open_data
 from launch.results.hierarchy import Hierarchy, hierarchy_of
 from launch.results.run import open_run
 from launch.training import evaluation
@@ -71,6 +71,8 @@ class TraverseConfig:
     """train, valid or test."""
     data_root: Path | None = None
     """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
     out: Path | None = None
     """Folder; default <run>/figures."""
     weights: Literal["auto", "raw"] = "auto"
@@ -210,7 +212,7 @@ def main(arguments: list[str]) -> None:
     model, step, _ = run.load_model(ranks.device, weights=config.weights)
     hierarchy = hierarchy_of(model)
     edits.check_group(hierarchy, config.group)
-    data = open_data(run, config.split, config.data_root)
+    data = open_data(run, config.split, config.data_root, insist=config.other_data)
     for index in (config.image, config.other):
         if not 0 <= index < len(data):
             raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")

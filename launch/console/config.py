@@ -7,6 +7,7 @@ it builds; the parts that both models share stand here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import datasets
+from datasets import ImageSpec, recipes
 
 C = TypeVar("C")
 
@@ -30,14 +32,25 @@ class DataConfig:
     """Pixels, one number or height and width (celeba, folder); default the data set's."""
     num_bits: int | None = None
     """Bits per pixel and channel, 1 to 8; default the data set's (celeba, folder)."""
+    channels: Literal[1, 3] | None = None
+    """1 reads images in grey, 3 in RGB (folder); default grey where nearly all of them are."""
     hflip: bool | None = None
     """Flip half of the training images left to right (celeba, cifar10, folder)."""
+    binarise: bool | None = None
+    """Draw each pixel anew as 0 or 1 in each epoch, as published models do (mnist); default yes."""
+    num_valid: int | None = None
+    """Hold out the last so many training images as the valid split (mnist, cifar10); default none."""
+    split_by: Literal["auto", "folders", "content", "path"] | None = None
+    """How images are split (folder): by sub-folders train, valid, test; by a hash of their content; auto: by sub-folders
+    where there are any. path is the rule of older runs."""
+    labels: Path | None = None
+    """CSV file with a row of factors for each image (folder); its first column names the images."""
     dsprites_source: Literal["auto", "official", "rendered"] | None = None
     """The official npz, or drawn by rule in seconds; auto takes the official one where it is (dsprites)."""
     cache_dir: Path | None = None
     """Where decoded images are kept; default beside the data."""
     skip_bad: bool = False
-    """Leave out unreadable images and record which, instead of stopping."""
+    """Leave out unreadable and missing images and record which, instead of stopping."""
     download: bool = False
     """Try to fetch the data set if it is not there."""
 
@@ -49,6 +62,11 @@ class DataConfig:
         chosen = {
             "size": size,
             "num_bits": self.num_bits,
+            "channels": self.channels,
+            "binarise": self.binarise,
+            "num_valid": self.num_valid,
+            "split_by": self.split_by,
+            "labels": self.labels,
             "source": self.dsprites_source,
             "cache_dir": self.cache_dir,
             "skip_bad": self.skip_bad or None,
@@ -56,12 +74,36 @@ class DataConfig:
         }
         return {name: value for name, value in chosen.items() if value is not None}
 
-    def open(self, split: str) -> datasets.Dataset:
-        """The data set's ``split``; only training images are flipped."""
+    def open(
+        self, split: str, *, seed: int = 0, recorded: Mapping[str, Any] | None = None, spec: ImageSpec | None = None
+    ) -> datasets.Dataset:
+        """Open a split of the data set.
+
+        Args:
+            split: train, valid or test.
+            seed: of what is drawn anew in each epoch of training: flips and binarised pixels. Held-out images are
+                drawn with seed 0 in every run, so that runs of several seeds compare on the same images.
+            recorded: the recipe of a run, whose rules for splits are kept.
+            spec: the shape that images of any size and colour get (folder).
+        """
+        taken = datasets.option_names(self.dataset)
         options = self.options()
-        if self.hflip and split == "train":
-            options["hflip"] = True
+        if spec is not None and self.dataset == "folder":
+            options |= {"size": (spec.height, spec.width), "channels": spec.channels}
+        if split == "train":
+            options |= ({"hflip": True} if self.hflip else {}) | ({"seed": seed} if "seed" in taken else {})
+        kept = recipes.options_of(recorded or {})
+        options |= {name: value for name, value in kept.items() if name != "seed" or split == "train"}
         return datasets.open_dataset(self.dataset, self.data_root, split, **options)
+
+    def open_held_out(self, *, recorded: Mapping[str, Any] | None = None) -> datasets.Dataset:
+        """Open the images for evaluations during training: split valid, or test where the data has no valid split."""
+        try:
+            return self.open("valid", recorded=recorded)
+        except datasets.NoSuchSplit as error:
+            if "test" not in error.splits:
+                raise
+            return self.open("test", recorded=recorded)
 
 
 @dataclass(frozen=True, kw_only=True)

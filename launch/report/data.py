@@ -23,7 +23,7 @@ Float64 = npt.NDArray[np.float64]
 HEADLINE_KIND = "moments"
 CONFIDENCE = 0.95
 # What a data set's recipe says about the split that a run was trained on, not about the images.
-OF_THE_SPLIT = ("split", "split_rule", "count")
+OF_THE_SPLIT = ("split", "split_rule", "count", "rows_sha256", "images_sha256", "rules", "seed")
 # What a comparison reads of scores.json.
 NEEDED = {
     *("scores", "untrained", "protocol", "held_out", "data", "num_images", "code", "step", "weights", "num_parameters"),

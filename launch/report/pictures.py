@@ -12,9 +12,9 @@ import datasets
 from flat_vae import FlatVAE
 from launch.console import figures
 from launch.console.figures import Picture
-from launch.evaluate import open_data
 from launch.machine import noise
 from launch.report.data import ScoredRun
+from launch.results.data import open_data
 from launch.results.encoding import beliefs_at_means
 from launch.results.hierarchy import hierarchy_of
 from launch.training.evaluation import to_float
@@ -78,14 +78,16 @@ def traversals(model: VAE, pool: Tensor) -> Picture:
 
 
 @torch.no_grad()
-def draw(run: ScoredRun, data_root: Path | None, device: torch.device) -> Mapping[str, Picture]:
+def draw(
+    run: ScoredRun, data_root: Path | None, device: torch.device, *, insist: bool = False
+) -> Mapping[str, Picture]:
     """Pictures by name; all runs on one data set show the same images.
 
     Raises:
         ValueError: the data or the weights are not there.
     """
     protocol = run.record["protocol"]
-    data: datasets.Dataset = open_data(run.saved, "all" if protocol["full_grid"] else protocol["split"], data_root)
+    data = open_data(run.saved, "all" if protocol["full_grid"] else protocol["split"], data_root, insist=insist)
     model, _, _ = run.saved.load_model(device, weights=run.record["weights"])
     pool = to_float(data.images(datasets.spread(len(data), POOL)), data.spec, device)
     x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]

@@ -111,6 +111,18 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The recorded recipe of the training images; None where nothing readable is recorded."""
+        try:
+            record = self.read_json("config.json")
+        except (ValueError, OSError):
+            return None
+        recipe = (
+            record["data"].get("recipe") if isinstance(record, dict) and isinstance(record.get("data"), dict) else None
+        )
+        return recipe if isinstance(recipe, dict) else None
+
     def write_json(self, name: str, content: Any) -> None:
         """Write ``name`` (JSON, atomically)."""
         files.write_text(self.path / name, json.dumps(plain(content), indent=1) + "\n")

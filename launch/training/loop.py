@@ -74,6 +74,7 @@ class Run:
             "world_size": self.ranks.world_size,
             "global_batch": self.order.batch_size,
             "num_images": self.order.num_images,
+            "recipe": self.train_data.recipe,
         }
         try:
             checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=self.config.run.keep_checkpoints)

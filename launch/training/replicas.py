@@ -190,7 +190,9 @@ def _new_trainer(config: FlatTrainConfig, data: datasets.Dataset, ranks: Ranks, 
     return start.trainer_for(config, data, ranks, total_steps)
 
 
-def _resume(trainers: Sequence[Trainer], folders: Sequence[RunFolder], num_images: int, global_batch: int) -> int:
+def _resume(
+    trainers: Sequence[Trainer], folders: Sequence[RunFolder], data: datasets.Dataset, global_batch: int
+) -> int:
     """Claim the folders and go on from the newest step of which every run has a valid checkpoint; that step, or 0.
 
     A kill may have come between two of them.
@@ -204,9 +206,17 @@ def _resume(trainers: Sequence[Trainer], folders: Sequence[RunFolder], num_image
     common = max(set[int].intersection(*steps), default=0)
     if not common and any(steps):
         print("warning: the replicas have no checkpoint of one step in common; they start anew", file=sys.stderr)
-    sizes = {"num_images": num_images, "global_batch": global_batch}
     for trainer, folder in zip(trainers, folders, strict=True):
-        resume(trainer.state, folder, trainer.config, trainer.ranks, until=common, **sizes)
+        resume(
+            trainer.state,
+            folder,
+            trainer.config,
+            trainer.ranks,
+            num_images=len(data),
+            global_batch=global_batch,
+            recipe=data.recipe,
+            until=common,
+        )
     return common
 
 
@@ -230,18 +240,19 @@ def train_replicas(config: ReplicatedTrainConfig, preset: FlatTrainConfig, *, dr
             f"replicas are trained by one process, these are {ranks.world_size}; start plain python, one for each GPU "
             "with its own --seed and CUDA_VISIBLE_DEVICES"
         )
-    data = start.open_data(config, ranks)
+    recorded = next((found for name in configs if (found := RunFolder(config.out / name).recipe)), None)
+    data = start.open_data(config, ranks, recorded=recorded)
     size = config.run.batch_size * config.optim.accumulation
     orders = [datasets.Batches(len(data[0]), size, each.run.seed) for each in configs.values()]
     total_steps = config.run.max_steps or config.run.epochs * orders[0].steps_per_epoch
-    start.announce(config.single, preset, data[0], ranks, orders[0], total_steps)
+    start.announce(config.single, preset, data, ranks, orders[0], total_steps)
     print(f"{len(configs)} replicas of this as one batched model: {' '.join(configs)}", flush=True)
     if dry_run:
         return
     trainers = [_new_trainer(each, data[0], ranks, total_steps) for each in configs.values()]
     with contextlib.ExitStack() as stack:
         folders = [stack.enter_context(RunFolder(config.out / name)) for name in configs]
-        step = _resume(trainers, folders, len(data[0]), size)
+        step = _resume(trainers, folders, data[0], size)
         if step >= total_steps and all((folder.path / "summary.json").exists() for folder in folders):
             print(
                 f"{folders[0].path.parent} is complete; next: python launch/compare.py --runs {folders[0].path.parent}/*"

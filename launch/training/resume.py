@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from datasets import recipes
 from launch.console.config import SharedConfig, to_json
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
@@ -14,14 +15,21 @@ from launch.training.step import TrainState
 
 
 def _refuse_another_run(
-    content: dict[str, Any], folder: RunFolder, config: SharedConfig, ranks: Ranks, num_images: int, global_batch: int
+    content: dict[str, Any],
+    folder: RunFolder,
+    config: SharedConfig,
+    ranks: Ranks,
+    *,
+    num_images: int,
+    global_batch: int,
+    recipe: dict[str, Any],
 ) -> None:
     if not content["global_batch"]:  # written by import_official.py
         raise ValueError(
             f"{folder.path} holds imported weights without an optimiser's state, so training cannot go on from them; "
             "evaluate, sample and score read it as it is; choose another --run-dir to train"
         )
-    changed = changed_keys(content["config"], to_json(config))
+    changed = changed_keys(with_defaults(content["config"], to_json(type(config)())), to_json(config))
     if changed:
         raise ValueError(
             f"{folder.path} was trained with other settings ({', '.join(changed[:6])}); "
@@ -37,6 +45,12 @@ def _refuse_another_run(
             f"the run was trained on {content['num_images']:,} images, now there are {num_images:,}; "
             "bring the data back as it was or choose another --run-dir"
         )
+    other = recipes.differences(content.get("recipe") or folder.recipe or {}, recipe, in_order=True)
+    if other:
+        raise ValueError(
+            f"the run was trained on other data ({', '.join(other)}); "
+            "bring the data back as it was or choose another --run-dir"
+        )
 
 
 def resume(
@@ -47,6 +61,7 @@ def resume(
     *,
     num_images: int,
     global_batch: int,
+    recipe: dict[str, Any],
     until: int | None = None,
 ) -> int:
     """Load the newest valid checkpoint (of step ``until`` or before) into ``state``, if there is one; its step, or 0.
@@ -66,7 +81,9 @@ def resume(
         try:
             if until is not None and int(content["step"]) > until:
                 continue
-            _refuse_another_run(content, folder, config, ranks, num_images, global_batch)
+            _refuse_another_run(
+                content, folder, config, ranks, num_images=num_images, global_batch=global_batch, recipe=recipe
+            )
             load_state(state.model, content["model"], str(path))
             state.load_state_dict(content)
         except (
@@ -108,7 +125,17 @@ MAY_CHANGE = (
     "data.data_root",
     "data.cache_dir",
     "data.download",
+    "data.labels",
 )
+
+
+def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Give an older record the settings that it lacks: what was added since does by default what was done before."""
+    filled = {**defaults, **saved}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(saved.get(key), dict):
+            filled[key] = with_defaults(saved[key], default)
+    return filled
 
 
 def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,12 +34,13 @@ def default_run_dir(config: SharedConfig) -> Path:
 def announce(
     config: SharedConfig,
     preset: SharedConfig,
-    data: datasets.Dataset,
+    opened: tuple[datasets.Dataset, datasets.Dataset],
     ranks: Ranks,
     order: datasets.Batches,
     total_steps: int,
 ) -> None:
     """One line per value that differs from the preset, then what is about to happen."""
+    data, held_out = opened
     spec, run = data.spec, config.run
     print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
@@ -48,6 +50,9 @@ def announce(
         f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
         f"{where}"
     )
+    if data.note:
+        print(f"       {data.note}")
+    print(f"       held out on the way: {len(held_out):,} images of split {held_out.recipe.get('split', 'valid')}")
     print(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
         f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
@@ -95,21 +100,27 @@ def _train(
 ) -> None:
     run = config.run
     torch.manual_seed(run.seed)
-    train_data, valid_data = open_data(config, ranks)
+    run_dir = run.run_dir or default_run_dir(config)
+    train_data, valid_data = open_data(config, ranks, recorded=RunFolder(run_dir).recipe)
     global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
     order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
     total_steps = run.max_steps or run.epochs * order.steps_per_epoch
     if ranks.is_main:
-        announce(config, preset, train_data, ranks, order, total_steps)
+        announce(config, preset, (train_data, valid_data), ranks, order, total_steps)
     if dry_run:
         return
-    config = replace(config, run=replace(run, run_dir=run.run_dir or default_run_dir(config)))
-    assert config.run.run_dir is not None
+    config = replace(config, run=replace(run, run_dir=run_dir))
     step = trainer_for(config, train_data, ranks, total_steps)  # before the folder: what fails leaves nothing
-    with RunFolder(config.run.run_dir) as folder:
+    with RunFolder(run_dir) as folder:
         claim(folder, config, ranks)
         resumed_at = resume(
-            step.state, folder, config, ranks, num_images=order.num_images, global_batch=order.batch_size
+            step.state,
+            folder,
+            config,
+            ranks,
+            num_images=order.num_images,
+            global_batch=order.batch_size,
+            recipe=train_data.recipe,
         )
         if ranks.from_main(resumed_at >= total_steps and (folder.path / "summary.json").exists()):
             if ranks.is_main:
@@ -132,14 +143,22 @@ def _train(
                 running.require_saved()
 
 
-def open_data(config: SharedConfig, ranks: Ranks) -> tuple[datasets.Dataset, datasets.Dataset]:
+def open_data(
+    config: SharedConfig, ranks: Ranks, *, recorded: dict[str, Any] | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Training and held-out images; rank 0 builds the cache, the others find it.
+
+    Args:
+        config: says which data.
+        ranks: of the run.
+        recorded: the recipe of a run that is resumed, whose rules for splits are kept.
 
     Raises:
         ValueError: they lack the factors that the configuration wants to score, or no device can keep them.
     """
     with ranks.main_first():
-        train_data, valid_data = config.data.open("train"), config.data.open("valid")
+        train_data = config.data.open("train", seed=config.run.seed, recorded=recorded)
+        valid_data = config.data.open_held_out(recorded=recorded)
     if config.log.score_every and not valid_data.factor_names:
         raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
     feeding.keeps_on_device(config.run, train_data, ranks.device)

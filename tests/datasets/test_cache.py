@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from datasets import cache
-from datasets.cache import Begin, Cached, cache_folder, open_cached
+from datasets.cache import Begin, Cached, cache_folders, open_cached
 from datasets.spec import DataError
 
 ROWS = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 5), dtype=np.uint8)
@@ -41,7 +41,7 @@ class Builder:
 
 
 def open_it(folder: Path, build: Builder, fingerprint: str = "f" * 64, verify: bool = False, **recipe: Any) -> Cached:
-    return open_cached(folder, "set", {"name": "set", **recipe}, fingerprint, build, verify)
+    return open_cached([folder], "set", {"name": "set", **recipe}, fingerprint, build, verify)
 
 
 def array_file(folder: Path) -> Path:
@@ -143,12 +143,12 @@ def test_folder_is_beside_the_data_unless_that_is_read_only(tmp_path: Path, monk
     root = tmp_path / "data"
     root.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert cache_folder(root, None) == root / ".strata_cache"
+    assert cache_folders(root, None)[0] == root / ".strata_cache"
     root.chmod(0o555)
-    assert cache_folder(root, None).parent == tmp_path / "home" / "strata"
+    assert cache_folders(root, None)[0].parent == tmp_path / "home" / "strata"
     root.chmod(0o755)
     (tmp_path / "other" / "data").mkdir(parents=True)
-    folders = {cache_folder(path, tmp_path / "c") for path in (root, tmp_path / "other" / "data")}
+    folders = {cache_folders(path, tmp_path / "c")[0] for path in (root, tmp_path / "other" / "data")}
     assert {folder.parent for folder in folders} == {tmp_path / "c"}
     assert len(folders) == 2  # two data sets in folders of one name do not displace each other
 
@@ -162,7 +162,7 @@ def other_builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "def build(begin):\n"
         "    write, half = begin((10, 3, 4, 5)), np.ones((5, 3, 4, 5), np.uint8)\n"
         "    write(half); print('half', flush=True); sys.stdin.readline(); write(half); return {}\n"
-        f"open_cached(pathlib.Path({str(tmp_path)!r}), 'set', {{'name': 'set'}}, 'f' * 64, build)\n"
+        f"open_cached([pathlib.Path({str(tmp_path)!r})], 'set', {{'name': 'set'}}, 'f' * 64, build)\n"
     )
     root = Path(__file__).resolve().parents[2]
     pipe = subprocess.PIPE

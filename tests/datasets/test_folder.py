@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from drawn_data import draw_image
 from PIL import Image
 
 import datasets
-from datasets.folder import split_names
 from datasets.spec import DataError
 
 AddImage = Callable[..., Path]
@@ -37,16 +35,6 @@ def test_pixels_are_those_of_the_files_in_order_of_their_paths(root: Path) -> No
     assert data.factor_names == ()
     again = datasets.open_dataset("folder", root, "all", num_bits=3)
     assert torch.equal(again.images(range(40)), data.images(range(40)) // 32)
-
-
-def test_split_by_hash_is_stable_when_images_are_added() -> None:
-    names = [f"{i}.png" for i in range(2000)]
-    parts = {split: split_names(names, split)[0] for split in datasets.SPLITS}
-    assert sorted(chain.from_iterable(parts.values())) == sorted(names)
-    np.testing.assert_allclose([len(part) / 2000 for part in parts.values()], [0.9, 0.05, 0.05], atol=0.02)
-    fewer = {split: split_names(names[:500], split)[0] for split in datasets.SPLITS}
-    assert all(set(fewer[split]) <= set(parts[split]) for split in datasets.SPLITS)
-    assert parts["valid"][:3] == ["5.png", "23.png", "27.png"]  # known answer: runs that exist must not change
 
 
 def test_split_by_sub_folders(tmp_path: Path, add_image: AddImage) -> None:
@@ -114,18 +102,18 @@ def test_all_unusable_images_are_named_at_once(root: Path) -> None:
     (root / "a" / "not.png").write_bytes(b"text")
     whole = (root / "b" / "00.png").read_bytes()
     (root / "b" / "cut.png").write_bytes(whole[:-40])
-    Image.fromarray(np.full((12, 20), 40_000, np.uint16)).save(root / "deep.png")
+    Image.fromarray(np.full((12, 20), 0.5, np.float32)).save(root / "deep.tiff")
     with pytest.raises(DataError) as caught:
         datasets.open_dataset("folder", root)
     message = str(caught.value)
     assert all(
         word in message
-        for word in ("3 of 43", "a/not.png (is no JPEG, PNG", "b/cut.png (", "deep.png (has mode I;16", "skip_bad")
+        for word in ("3 of 43", "a/not.png (is no JPEG, PNG", "b/cut.png (", "deep.tiff (has mode F", "skip_bad")
     )
     kept = datasets.open_dataset("folder", root, "all", skip_bad=True)
     assert len(kept) == 40
     assert kept.recipe["num_bad"] == 3
-    for path in root.rglob("*.png"):
+    for path in [*root.rglob("*.png"), root / "deep.tiff"]:
         path.write_bytes(b"")
     with pytest.raises(DataError, match="43 of 43 images"):
         datasets.open_dataset("folder", root, skip_bad=True)

@@ -224,7 +224,7 @@ def cache_meta(home: Path) -> Target:
         return {}
 
     def open_it() -> cache.Cached:
-        return cache.open_cached(home, "c", {"name": "c"}, "0123456789", build)
+        return cache.open_cached([home], "c", {"name": "c"}, "0123456789", build)
 
     open_it()
     meta, array = next(home.glob("*.json")), next(home.glob("*.npy"))

@@ -17,7 +17,7 @@ from launch.families import FAMILIES, family_of, nvae
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAETrainConfig
 from launch.training.model import as_module
-from launch.training.resume import changed_keys
+from launch.training.resume import changed_keys, with_defaults
 from tests.launch import running
 
 ALL_PRESETS = {
@@ -100,6 +100,17 @@ def test_differences_name_what_was_changed() -> None:
     other = replace(SMALL, optim=replace(SMALL.optim, lr=0.5), data=DataConfig(dataset="frey"))
     assert differences(other, SMALL) == [("data.dataset", "frey", "celeba"), ("optim.lr", 0.5, 1e-2)]
     assert differences(SMALL, SMALL) == []
+
+
+def test_a_setting_added_later_does_not_keep_an_older_run_from_resuming() -> None:
+    defaults = to_json(type(SMALL)())
+    saved = to_json(replace(SMALL, optim=replace(SMALL.optim, lr=0.5)))
+    del saved["optim"]["grad_skip"], saved["data"]["split_by"], saved["preset"]
+    older = with_defaults(saved, defaults)
+    assert changed_keys(older, defaults | {"optim": {**defaults["optim"], "lr": 0.5}}) == changed_keys(
+        to_json(SMALL), defaults
+    )
+    assert changed_keys(older, to_json(replace(SMALL, optim=replace(SMALL.optim, grad_skip=2.0)))) != []
 
 
 def test_resuming_compares_what_matters() -> None:

@@ -1,0 +1,66 @@
+"""Recipes: what a run recorded about its images, compared with the images that are there now."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from datasets.views import Int64
+
+# Keys that say how the pixels are made; others, such as seed and hflip, say how they are drawn in training.
+_PIXELS = ("name", "source", "size", "channels", "num_bits", "binarise", "crop", "frame", "resize")
+_CONTENT = {
+    "count": "another number of images",
+    "images_sha256": "other images in the split",
+    "rows_sha256": "other images in the split",
+    "sha256": "other pixels",
+}
+
+
+def rows_sha256(rows: Int64) -> str:
+    """Return the SHA-256 of row numbers: which rows of the stored images a split has."""
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+
+
+def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `open_dataset` that rebuild a recorded split, whatever the rules and defaults are today.
+
+    Recipes of folders without "rules" are of version 1, which split by path. MNIST and CIFAR-10 held out 5,000 images
+    by default then, and say so in their rule. The seed of random views is the recorded one.
+    """
+    options: dict[str, Any] = {}
+    if recipe.get("name") == "folder" and "rules" not in recipe:
+        options["split_by"] = "path"
+    held_out = re.search(r"last (\d+) of train", str(recipe.get("split_rule")))
+    if held_out:
+        options["num_valid"] = int(held_out[1])
+    if isinstance(recipe.get("seed"), int):
+        options["seed"] = recipe["seed"]
+    return options
+
+
+def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], *, in_order: bool = False) -> list[str]:
+    """Say in words how the images of two recipes of the same split differ; empty where they are the same images.
+
+    Only what both recipes state is compared, so recipes of earlier versions can be. Seeds and mirroring make no other
+    data.
+
+    Args:
+        recorded: the recipe of a run.
+        found: the recipe of the data that is there now.
+        in_order: demand the same order of the images too, as an exact continuation of training does.
+    """
+    is_folder = recorded.get("name") == "folder"  # its source is the name of the folder
+    both = [key for key in recorded if key in found and not (is_folder and key == "source")]
+    said = [f"{key} {recorded[key]} -> {found[key]}" for key in _PIXELS if key in both and recorded[key] != found[key]]
+    if recorded.get("split_rule") != found.get("split_rule") and "split_rule" in both:
+        said.append(f"split by {recorded['split_rule']!r} -> {found['split_rule']!r}")
+    by_content = "images_sha256" in both  # of the images in any order
+    for key, what in _CONTENT.items():
+        if key in both and recorded[key] != found[key] and not (key == "sha256" and by_content):
+            said.append(f"{recorded[key]} -> {found[key]} images" if key == "count" else what)
+    if in_order and not said and by_content and recorded.get("sha256") != found.get("sha256"):
+        said.append("the same images in another order (files were renamed)")
+    return list(dict.fromkeys(said))
