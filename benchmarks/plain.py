@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from metrics.elbo import terms
 from nvae import NVAE, ObjectiveConfig
-from nvae.batch_norm import EPS, BatchNorm
+from nvae.batch_norm import BatchNorm
 from nvae.cells import Cell, InvertedResidualOp, upsample_nearest
 from nvae.convolution import FactorizedReduce, UpsampleConv, WeightNormConv2d, effective_weight
+from nvae.cross_rank import EPS
 from nvae.depthwise import DepthwiseConv2d
 from nvae.objective import kl_balance_alpha, kl_balance_coefficients, kl_coefficient, spectral_weight
 from nvae.spectral import FIRST_CALL_FACTOR, MIN_NORM

@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["silu", "elu", "none"]
-EPS = 1e-5
+from nvae.activations import Activation, activate
+from nvae.cross_rank import (
+    EPS,
+    batch_moments,
+    cross_rank_batch_norm,
+    device_batch_norm,
+    exchange_on_device,
+    num_ranks,
+    once,
+)
+from nvae.sharing import given
+
 MOMENTUM = 0.05  # new = 0.95 * old + 0.05 * batch, as published
-
-
-def num_ranks() -> int:
-    """Processes that share a batch; 1 outside torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Per-channel statistics of a batch over all ranks: ``count`` values, ``mean`` [C], biased ``var`` [C], float32."""
-
-    count: Tensor
-    mean: Tensor
-    var: Tensor
-
-    def unbiased_var(self, copies: int = 1) -> Tensor:
-        """Variance with Bessel's correction, [C], of the values with each of them there ``copies`` times."""
-        count = self.count * copies
-        return self.var * (count / (count - 1.0).clamp_min(1.0))
-
-
-@torch.no_grad()
-def batch_moments(x: Tensor) -> Moments:
-    """Statistics of ``x`` [B, C, H, W] over B, H, W and all ranks, one collective.
-
-    Ranks exchange count, mean and variance; sums of squares would lose the variance of channels far from zero. Two
-    passes over the data are six times as fast on CPU as ``torch.var_mean`` over these dimensions.
-    """
-    x = x if x.dtype == torch.float64 else x.float()
-    mean = x.mean((0, 2, 3))
-    var = (x - _per_channel(mean)).square_().mean((0, 2, 3))
-    count = torch.full((1,), x.numel() / x.shape[1], dtype=mean.dtype, device=mean.device)
-    if num_ranks() == 1:
-        return Moments(count, mean, var)
-    mine = torch.cat([count, mean, var])
-    everyone = mine.new_empty(num_ranks(), mine.numel())
-    dist.all_gather(list(everyone.unbind(0)), mine)
-    channels = mean.numel()
-    counts, means, variances = everyone[:, :1], everyone[:, 1 : 1 + channels], everyone[:, 1 + channels :]
-    total = counts.sum(0)
-    share = counts / total
-    mean = (share * means).sum(0)
-    return Moments(total, mean, (share * (variances + (means - mean) ** 2)).sum(0))
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    return values.view(1, -1, 1, 1)
-
 
 _state = threading.local()
 
@@ -77,69 +36,6 @@ def frozen_statistics() -> Iterator[None]:
         yield
     finally:
         _state.frozen = before
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """SiLU ("Swish"), ELU or nothing."""
-    if activation == "silu":
-        return F.silu(x)
-    return F.elu(x) if activation == "elu" else x
-
-
-def _activation_gradient(grad: Tensor, y: Tensor, activation: Activation) -> Tensor:
-    gradient = grad
-    if activation == "silu":
-        gradient = torch.ops.aten.silu_backward(grad, y)
-    elif activation == "elu":
-        gradient = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, False, y)
-    return gradient
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, EPS)
-
-
-class _CrossRankNorm(torch.autograd.Function):
-    """Normalise by statistics over all ranks and activate; keeps only the input and recomputes the rest.
-
-    ``count``, ``mean`` and ``var`` must be the moments of ``x`` over all ranks: the backward pass differentiates
-    through them. Both passes are batch norms with given statistics, for which every device has fast kernels in mixed
-    precision; what the statistics contribute to the gradient is affine in ``x``.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        count: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        activation: Activation,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, count, mean, var)
-        ctx.activation = activation
-        return activate(_affine(x, weight, bias, mean, var), activation)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, count, mean, var = ctx.saved_tensors
-        grad_y = _activation_gradient(grads[0], _affine(x, weight, bias, mean, var), ctx.activation)
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_y, x, weight, mean, var, None, None, False, EPS, [True, True, True]
-        )
-        sums = torch.stack([grad_weight, grad_bias])
-        if num_ranks() > 1:
-            dist.all_reduce(sums)
-        slope, shift = -sums / count * (weight * torch.rsqrt(var + EPS))
-        return grad_x + _affine(x, slope, shift, mean, var), grad_weight, grad_bias, None, None, None, None
-
-
-def cross_rank_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, moments: Moments, activation: Activation) -> Tensor:
-    """Batch norm of ``x`` [B, C, H, W] by its :func:`batch_moments`, then the activation."""
-    output: Tensor = _CrossRankNorm.apply(x, weight, bias, moments.count, moments.mean, moments.var, activation)
-    return output
 
 
 class BatchNorm(nn.Module):
@@ -173,32 +69,53 @@ class BatchNorm(nn.Module):
         ``copies``: how often each value counts in the running variance's correction, for an ``x`` that is to be
         enlarged by repetition: normalising before instead of after changes nothing else.
         """
-        frozen = getattr(_state, "frozen", False)
+        shared = given(self)
+        weight = self.weight if shared is None else shared.weight
         if self.training and num_ranks() > 1:
-            return self._over_ranks(x, copies, frozen)
-        mean, var = self.running_mean, self.running_var
-        corrects = self.training and copies > 1 and not frozen
-        if frozen or corrects:  # not None: a checkpoint's recomputation must save as many tensors as its forward pass
-            mean, var = mean.clone(), var.clone()
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, EPS)
-        if corrects:
-            count = x.numel() // x.shape[1]
-            ratio = copies * (count - 1) / (copies * count - 1)  # of the two corrections of the batch's variance
-            self.running_mean.copy_(mean)
-            self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var, alpha=ratio)
+            return self._over_ranks(x, weight, copies)
+        mean, var = self._statistics_to_move(copies)
+        y = F.batch_norm(x, mean, var, weight, self.bias, self.training, self.momentum, EPS)
+        if self.training:
+            self._take(mean, var, x.numel() // x.shape[1], copies)
         return activate(y, self.activation)
 
-    def _over_ranks(self, x: Tensor, copies: int, frozen: bool) -> Tensor:
+    def _statistics_to_move(self, copies: int) -> tuple[Tensor, Tensor]:
+        """The running statistics, or copies where the operation that moves them should not move these."""
+        mean, var = self.running_mean, self.running_var
+        if _is_frozen() or (self.training and copies > 1):
+            # not None: a checkpoint's recomputation must save as many tensors as its forward pass
+            mean, var = mean.clone(), var.clone()
+        return mean, var
+
+    def _take(self, mean: Tensor, var: Tensor, count: float | Tensor, copies: int) -> None:
+        """Take over moved copies, the batch's variance corrected for ``count`` values that are there ``copies`` times."""
+        if copies == 1 or _is_frozen():
+            return
+        ratio = copies * (count - 1) / (copies * count - 1)  # of the two corrections of the batch's variance
+        self.running_mean.copy_(mean)
+        self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var * ratio)
+
+    def _over_ranks(self, x: Tensor, weight: Tensor, copies: int) -> Tensor:
         """In training between ranks."""
-        moments = batch_moments(x)
-        if not frozen:
+        if x.is_cuda:
+            mean, var = self._statistics_to_move(copies)
+            found = once(lambda: exchange_on_device(x, mean, var, self.momentum))
+            self._take(mean, var, found.counts.sum(), copies)
+            return device_batch_norm(x, weight, self.bias, found, self.activation)
+        moments = once(lambda: batch_moments(x))
+        if not _is_frozen():
             self.running_mean.lerp_(moments.mean, self.momentum)
             self.running_var.lerp_(moments.unbiased_var(copies), self.momentum)
-        return cross_rank_batch_norm(x, self.weight, self.bias, moments, self.activation)
+        return cross_rank_batch_norm(x, weight, self.bias, moments, self.activation)
 
     def extra_repr(self) -> str:
         """Channels and activation, for ``print(model)``."""
         return f"{self.weight.numel()}, activation={self.activation}"
+
+
+def _is_frozen() -> bool:
+    frozen: bool = getattr(_state, "frozen", False)
+    return frozen
 
 
 def keep_collectives_out_of_graphs() -> None:
@@ -211,10 +128,23 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
     return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
+def norms_by_width(model: nn.Module) -> list[list[BatchNorm]]:
+    """The batch norms of each number of channels, to treat together."""
+    widths: dict[int, list[BatchNorm]] = {}
+    for norm in batch_norms(model):
+        widths.setdefault(norm.weight.numel(), []).append(norm)
+    return list(widths.values())
+
+
+def sum_of_largest(scales: Sequence[Tensor]) -> Tensor:
+    """Sum of max|gamma| over stacks [N, C] of batch norms' scales, a scalar (paper, section 3.3)."""
+    return torch.stack([stack.abs().amax(1).sum() for stack in scales]).sum()
+
+
 def batch_norm_penalty(model: nn.Module) -> Tensor:
-    """Sum over batch norms of max|gamma|, a scalar (paper, section 3.3)."""
-    largest = [norm.weight.abs().max() for norm in batch_norms(model)]
-    return torch.stack(largest).sum() if largest else next(model.parameters()).new_zeros(())
+    """Sum over batch norms of max|gamma|, a scalar; 0 without any."""
+    scales = [torch.stack([norm.weight for norm in norms]) for norms in norms_by_width(model)]
+    return sum_of_largest(scales) if scales else next(model.parameters()).new_zeros(())
 
 
 Statistics = dict[str, Tensor]

@@ -4,45 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nvae.batch_norm import (
-    Activation,
-    BatchNorm,
-    activate,
-    frozen_statistics,
-    keep_collectives_out_of_graphs,
-    num_ranks,
-)
-from nvae.convolution import (
-    DataInitConv2d,
-    FactorizedReduce,
-    UpsampleConv,
-    WeightNormConv2d,
-    use_weights,
-    weights_in_use,
-)
+from nvae.activations import Activation, activate
+from nvae.batch_norm import BatchNorm, frozen_statistics, keep_collectives_out_of_graphs
+from nvae.convolution import Conv2d, DataInitConv2d, FactorizedReduce, UpsampleConv, WeightNormConv2d
+from nvae.cross_rank import num_ranks, recording, replaying
 from nvae.depthwise import DepthwiseConv2d
+from nvae.excitation import SqueezeExcite
+from nvae.sharing import Given, use_weights, weights_in_use
 
 Resize = Literal["none", "down", "up"]
 RESIDUAL_SCALE = 0.1
 
 
 @contextmanager
-def _as_in_the_forward_pass(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    with frozen_statistics(), use_weights(weights):
+def _as_in_the_forward_pass(weights: Mapping[nn.Module, Given], exchanged: list[Any]) -> Iterator[None]:
+    with frozen_statistics(), use_weights(weights), replaying(exchanged):
         yield
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The recomputation, perhaps in another thread, takes the same weights and moves no running statistics again."""
-    return nullcontext(), _as_in_the_forward_pass(weights_in_use())
+    """The recomputation, perhaps in another thread, takes the same weights and statistics, and moves none again."""
+    exchanged: list[Any] = []
+    return recording(exchanged), _as_in_the_forward_pass(weights_in_use(), exchanged)
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -100,16 +91,16 @@ class InvertedResidualOp(nn.Module):
             )
         self.upsample = resize == "up"
         self.norm_in = BatchNorm(in_channels)
-        self.expand = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.expand = Conv2d(in_channels, hidden, 1, bias=False)
         self.norm_expand = BatchNorm(hidden, "silu")
         stride = 2 if resize == "down" else 1
         self.depthwise: nn.Conv2d = (
-            nn.Conv2d(hidden, hidden, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
+            Conv2d(hidden, hidden, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
             if groups
             else DepthwiseConv2d(hidden, kernel, stride=stride)
         )
         self.norm_depthwise = BatchNorm(hidden, "silu")
-        self.project = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.project = Conv2d(hidden, out_channels, 1, bias=False)
         self.norm_out = BatchNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,21 +129,6 @@ def make_op(name: str, in_channels: int, out_channels: int, resize: Resize) -> n
     raise ValueError(
         f"unknown cell operation {name!r}; choose res_bnswish, res_bnswish5, res_bnelu, res_elu or mconv_e<x>k<k>g<g>"
     )
-
-
-class SqueezeExcite(nn.Module):
-    """Scale channels by a gate computed from their averages (Hu et al. 2018)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(channels // 16, 4)
-        self.squeeze = nn.Linear(channels, hidden)
-        self.excite = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` -> the same shape."""
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3))))))
-        return x * gate[:, :, None, None]
 
 
 class Cell(nn.Module):
@@ -192,7 +168,10 @@ class Cell(nn.Module):
         self.gate = SqueezeExcite(out_channels) if squeeze_excite else nn.Identity()
 
     def _run(self, x: Tensor) -> Tensor:
-        return torch.add(self.skip(x), self.gate(self.ops(x)), alpha=RESIDUAL_SCALE)
+        skip, y = self.skip(x), self.ops(x)
+        if isinstance(self.gate, SqueezeExcite):
+            return self.gate.add_gated(skip, y, RESIDUAL_SCALE)
+        return torch.add(skip, y, alpha=RESIDUAL_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C_in, H, W]`` -> ``[B, C_out, H', W']``."""

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvae.batch_norm import batch_moments
+from nvae.cross_rank import batch_moments
 from nvae.depthwise import depthwise
+from nvae.resizing import double_bilinear
+from nvae.sharing import given
 
 NORM_EPS = 1e-5
 
-_state = threading.local()
 
+class Conv2d(nn.Conv2d):
+    """PyTorch's convolution, with the weight that it is given where all weights were computed at once."""
 
-def weights_in_use() -> Mapping[nn.Module, Tensor]:
-    """Effective weights that this thread's convolutions are given; those that are missing compute their own."""
-    weights: Mapping[nn.Module, Tensor] = getattr(_state, "weights", {})
-    return weights
-
-
-@contextmanager
-def use_weights(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Within it the convolutions among ``weights`` convolve with these, which were computed for all of them at once."""
-    before = weights_in_use()
-    _state.weights = weights
-    try:
-        yield
-    finally:
-        _state.weights = before
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``[B, C_in, H, W]``."""
+        shared = given(self)
+        weight, bias = (self.weight, self.bias) if shared is None else shared
+        output: Tensor = self._conv_forward(x, weight, bias)
+        return output
 
 
 class WeightNormConv2d(nn.Conv2d):
@@ -78,12 +69,11 @@ class WeightNormConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C_in, H, W]``."""
-        # compiled code serves all layers of a kind, and fuses the normalisation
-        weight = None if torch.compiler.is_compiling() else weights_in_use().get(self)
-        weight = self.effective_weight() if weight is None else weight
+        shared = given(self)
+        weight, bias = (self.effective_weight(), self.bias) if shared is None else shared
         if self.groups == self.in_channels > 1 and self.bias is None:
             return depthwise(x, weight, self.stride[0])
-        output: Tensor = self._conv_forward(x, weight, self.bias)
+        output: Tensor = self._conv_forward(x, weight, bias)
         return output
 
 
@@ -229,4 +219,4 @@ class UpsampleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C_in, H, W]`` -> ``[B, C_out, 2H, 2W]``."""
-        return F.interpolate(self.conv(x), scale_factor=2.0, mode="bilinear", align_corners=True)
+        return double_bilinear(self.conv(x))

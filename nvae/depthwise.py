@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvae.sharing import given
+
 FAST_WIDTH = 3
 
 
@@ -76,4 +78,5 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C, H, W]``."""
-        return depthwise(x, self.weight, self.stride[0])
+        shared = given(self)
+        return depthwise(x, self.weight if shared is None else shared.weight, self.stride[0])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from metrics.elbo import terms
 from metrics.objective import Loss
-from nvae.batch_norm import batch_norm_penalty, num_ranks
-from nvae.convolution import DataInitConv2d, use_weights
+from nvae.batch_norm import batch_norm_penalty, sum_of_largest
+from nvae.convolution import DataInitConv2d
+from nvae.cross_rank import num_ranks
 from nvae.model import NVAE
+from nvae.sharing import use_weights
 from nvae.spectral import SpectralRegulariser
+from nvae.stacks import Stacks
 
 KL_FLOOR = 0.01
 
@@ -116,6 +120,8 @@ class NVAEObjective(nn.Module):
     """
 
     alpha: Tensor
+    coefficient: Tensor
+    penalty_weight: Tensor
 
     def __init__(self, config: ObjectiveConfig, model: NVAE, total_steps: int, seed: int = 0) -> None:
         super().__init__()
@@ -123,10 +129,14 @@ class NVAEObjective(nn.Module):
             raise ValueError(f"total_steps is {total_steps}; the schedule of the KL needs at least 1")
         self.config, self.total_steps = config, total_steps
         self.spectral = SpectralRegulariser(model, config.num_power_iterations, seed)
-        alpha = kl_balance_alpha(model.config.groups).to(model.output_conv.weight.device)
-        self.register_buffer("alpha", alpha, persistent=False)
+        device = model.output_conv.weight.device
+        self.register_buffer("alpha", kl_balance_alpha(model.config.groups).to(device), persistent=False)
+        for name in ("coefficient", "penalty_weight"):  # of float64, which a tensor without dimensions forces on none
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64, device=device), persistent=False)
         self._sets_weights_itself = any(isinstance(module, DataInitConv2d) for module in model.modules())
         self._model = (model,)  # in a tuple, so that its weights are none of this module's
+        self._prepared: int | None = None
+        self._step: _Step | None = None
 
     @property
     def noise_shapes(self) -> list[tuple[int, int, int]]:
@@ -136,14 +146,69 @@ class NVAEObjective(nn.Module):
     def after_step(self, skipped: bool | Tensor) -> None:
         """Nothing of this objective moves with the optimiser."""
 
-    def _shares_weights(self) -> bool:
-        """Whether the model convolves with the weights that were stacked for the penalty.
+    def path(self, step: int) -> tuple[bool, bool]:
+        """Which operations a loss at ``step`` consists of: whether the KL is balanced, and whether weights are penalised.
 
-        Between ranks each layer computes its own instead: the stacks' gradients come last in the backward pass, and
-        nothing of their exchange would overlap with it. So does a model that sets its weights from the first batch,
-        and compiled cells, which fuse that work.
+        All else that depends on the step is in tensors that :meth:`prepare` fills.
         """
-        return num_ranks() == 1 and not self._sets_weights_itself and not self._model[0].is_compiled
+        coefficient = kl_coefficient(step, self.total_steps, self.config)
+        return self.config.kl_balance and coefficient < 1.0, self.config.spectral_weight > 0.0
+
+    def prepare(self, step: int) -> None:
+        """Bring what depends on ``step`` to the device; the losses of this step need not be told again."""
+        if self._prepared == step:
+            return
+        coefficient = kl_coefficient(step, self.total_steps, self.config)
+        self.coefficient.fill_(coefficient)
+        self.penalty_weight.fill_(spectral_weight(coefficient, self.config))
+        self._prepared = step
+
+    @contextmanager
+    def one_step(self, num_batches: int) -> Iterator[None]:
+        """Around the losses and backward passes of the ``num_batches`` batches of one optimiser step.
+
+        Within it weights are normalised once and the power iteration advances once. Each batch's loss has the
+        penalties; their gradient comes with the first one's, times ``num_batches``, as the losses are to be averaged.
+        """
+        self._step = step = _Step(num_batches)
+        try:
+            yield
+        finally:
+            self._step = None
+        if step.stacks is not None and step.leaves is not None:
+            leaves = step.leaves.tensors()
+            used = [
+                (t, leaf.grad) for t, leaf in zip(step.stacks.tensors(), leaves, strict=True) if leaf.grad is not None
+            ]
+            torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
+
+    def _stacks(self) -> Stacks | None:
+        """The weights that the model is to convolve with, or None where every layer computes its own.
+
+        A model does that which sets its weights from the first batch, and so do compiled cells, which fuse that work.
+        """
+        if self._sets_weights_itself or self._model[0].is_compiled:
+            return None
+        if self._step is not None and self._step.leaves is not None:
+            return self._step.leaves
+        stacks: Stacks = self.spectral.stacks()
+        if self._step is not None:
+            self._step.stacks, self._step.leaves = stacks, stacks.leaves()
+            return self._step.leaves
+        return stacks
+
+    def _penalties(self, stacks: Stacks | None) -> Tensor:
+        """The spectral and the batch-norm penalty, [2]; without a gradient after a step's first batch."""
+        step = self._step
+        if step is not None and step.penalties is not None:
+            return step.penalties
+        norms = batch_norm_penalty(self._model[0]) if stacks is None else sum_of_largest(stacks.scales)
+        penalties = torch.stack([self.spectral(stacks), norms])
+        if step is not None:
+            step.penalties = penalties.detach()
+            if step.num_batches > 1:
+                penalties = step.penalties + (penalties - step.penalties) * step.num_batches
+        return penalties
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` at an optimiser step.
@@ -151,25 +216,32 @@ class NVAEObjective(nn.Module):
         ``model`` is what to call, perhaps wrapped in DDP. In training mode the KL is balanced while its coefficient is
         below 1 and the penalties are added; in evaluation mode they are left out.
         """
-        coefficient = kl_coefficient(step, self.total_steps, self.config)
-        weight = spectral_weight(coefficient, self.config) if model.training else 0.0
-        matrices = self.spectral.matrices() if weight > 0.0 and self._shares_weights() else None
-        with use_weights({} if matrices is None else self.spectral.weights(matrices)):
+        self.prepare(step)
+        balances, penalises = (is_on and model.training for is_on in self.path(step))
+        stacks = self._stacks() if penalises else None
+        with use_weights({} if stacks is None else self.spectral.stacks.given(stacks)):
             elbo_terms = terms(model(x, noise), x)
         kl = elbo_terms.kl  # [B, L]
-        if self.config.kl_balance and model.training and coefficient < 1.0:
+        if balances:
             magnitude = _mean_over_ranks(kl.detach().abs().mean(0))
             kl = kl * kl_balance_coefficients(magnitude, self.alpha)
-        total = (elbo_terms.distortion + coefficient * kl.sum(1)).mean()
-        named = {
-            "elbo": elbo_terms.elbo.detach().mean(),
-            "rate": elbo_terms.rate.detach().mean(),
-            "distortion": elbo_terms.distortion.detach().mean(),
-            "kl_coefficient": total.new_full((), coefficient),
-            "spectral_weight": total.new_full((), weight),
-        }
-        if weight > 0.0:
-            spectral, batch_norm = self.spectral(matrices), batch_norm_penalty(self._model[0])
-            total = total + weight * (spectral + batch_norm)
-            named |= {"spectral": spectral.detach(), "batch_norm": batch_norm.detach()}
+        total = (elbo_terms.distortion + self.coefficient * kl.sum(1)).mean()
+        means = torch.stack([elbo_terms.elbo, elbo_terms.rate, elbo_terms.distortion]).detach().mean(1)
+        named = dict(zip(("elbo", "rate", "distortion"), means.unbind(0), strict=True))
+        named["kl_coefficient"] = self.coefficient.to(total.dtype, copy=True)
+        named["spectral_weight"] = self.penalty_weight.to(total.dtype, copy=True) * float(penalises)
+        if penalises:
+            penalties = self._penalties(stacks)
+            total = total + named["spectral_weight"] * penalties.sum()
+            named |= dict(zip(("spectral", "batch_norm"), penalties.detach().unbind(0), strict=True))
         return Loss(total, named, elbo_terms.kl.detach().mean(0))
+
+
+@dataclass
+class _Step:
+    """What the batches of one optimiser step share: weights, their leaves, and detached penalties [2]."""
+
+    num_batches: int
+    stacks: Stacks | None = None
+    leaves: Stacks | None = None
+    penalties: Tensor | None = None

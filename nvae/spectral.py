@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from nvae.convolution import NORM_EPS, WeightNormConv2d
+from nvae.stacks import Stacks, WeightStacks
 
 FIRST_CALL_FACTOR = 10
 MIN_NORM = 1e-3
@@ -30,63 +34,30 @@ class SpectralRegulariser(nn.Module):
     def __init__(self, model: nn.Module, num_iterations: int = 4, seed: int = 0) -> None:
         super().__init__()
         self.num_iterations = num_iterations
-        self._layers: dict[str, list[nn.Conv2d]] = {}
-        self.layer_names: dict[str, list[str]] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d):
-                rows = module.weight.shape[0]
-                shape = f"{rows}x{module.weight.numel() // rows}"
-                self._layers.setdefault(shape, []).append(module)
-                self.layer_names.setdefault(shape, []).append(name)
+        self.stacks = WeightStacks(model)
+        self.layer_names = {group.shape: group.names for group in self.stacks.groups}
         generator = torch.Generator().manual_seed(seed)
-        for shape, layers in self._layers.items():
-            u = torch.randn(len(layers), layers[0].weight.shape[0], generator=generator)
-            self.register_buffer(f"u_{shape}", F.normalize(u, dim=1, eps=MIN_NORM).to(layers[0].weight.device))
-            normalised = torch.tensor([isinstance(layer, WeightNormConv2d) for layer in layers]).view(-1, 1, 1)
-            self.register_buffer(f"normalised_{shape}", normalised.to(layers[0].weight.device), persistent=False)
+        for group in self.stacks.groups:
+            weight = group.layers[0].weight
+            u = torch.randn(len(group.layers), weight.shape[0], generator=generator)
+            self.register_buffer(f"u_{group.shape}", F.normalize(u, dim=1, eps=MIN_NORM).to(weight.device))
         self.register_buffer("started", torch.tensor(False))
         self._settled = False  # spares reading the buffer, which would wait for the device, in every call
 
-    def matrices(self) -> list[Tensor]:
-        """The effective weights of all convolutions in few operations: stacks ``[N, R, C]``, one for each shape.
-
-        Columns are in the order (row, column, input channel), which singular values do not mind.
-        """
-        with torch.autocast(self.started.device.type, enabled=False):
-            return [
-                _effective_matrices(layers, getattr(self, f"normalised_{shape}"))
-                for shape, layers in self._layers.items()
-            ]
-
-    def weights(self, matrices: list[Tensor]) -> dict[nn.Module, Tensor]:
-        """What the weight-normalised convolutions may convolve with: views of ``matrices``, in autocast's precision."""
-        device_type = self.started.device.type
-        found: dict[nn.Module, Tensor] = {}
-        for stack, layers in zip(matrices, self._layers.values(), strict=True):
-            if torch.is_autocast_enabled(device_type):
-                stack = stack.to(torch.get_autocast_dtype(device_type))
-            for layer, matrix in zip(layers, stack.unbind(0), strict=True):
-                if isinstance(layer, WeightNormConv2d):
-                    out_channels, in_channels, height, width = layer.weight.shape
-                    found[layer] = matrix.view(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
-        return found
-
-    def forward(self, matrices: list[Tensor] | None = None) -> Tensor:
+    def forward(self, stacks: Stacks | None = None) -> Tensor:
         """The penalty, a scalar in float32 with gradients to the weights; advances the vectors.
 
-        ``matrices``: of :meth:`matrices`, where they were computed already.
+        ``stacks``: the model's weights, where they were computed already.
         """
         iterations = self.num_iterations
         if not self._settled:
             iterations *= 1 if bool(self.started) else FIRST_CALL_FACTOR
             self.started.fill_(True)
             self._settled = True
-        total: Tensor | None = None
-        for shape, stack in zip(self._layers, self.matrices() if matrices is None else matrices, strict=True):
-            with torch.autocast(stack.device.type, enabled=False):
-                sigma = _sum_of_singular_values(stack, getattr(self, f"u_{shape}"), iterations)
-            total = sigma if total is None else total + sigma
-        assert total is not None
+        matrices = (self.stacks() if stacks is None else stacks).matrices
+        with torch.autocast(self.started.device.type, enabled=False):
+            vectors = [getattr(self, f"u_{group.shape}") for group in self.stacks.groups]
+            total: Tensor = _SumOfSingularValues.apply(vectors, iterations, *matrices)
         return total
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
@@ -94,28 +65,50 @@ class SpectralRegulariser(nn.Module):
         self._settled = False
 
 
-def _raw_matrix(layer: nn.Conv2d) -> Tensor:
-    """[R, C]: the weight before normalisation, masked where it is; a view where its layout is channels_last."""
-    weight = layer.raw_weight() if isinstance(layer, WeightNormConv2d) else layer.weight
-    return weight.permute(0, 2, 3, 1).flatten(1)
+class _Padded:
+    """Vectors of every matrix in one tensor, [all matrices, 1, longest], padded with zeros: one norm serves them all."""
+
+    def __init__(self, matrices: Sequence[Tensor], dim: int) -> None:
+        counts, sizes = [len(matrix) for matrix in matrices], [matrix.shape[dim] for matrix in matrices]
+        self.values = matrices[0].new_zeros(sum(counts), 1, max(sizes))
+        self.parts = [
+            part[:, :, :size] for part, size in zip(self.values.split(counts), sizes, strict=True)
+        ]  # [N, 1, R or C] for each stack
+
+    def normalised(self) -> list[Tensor]:
+        """The vectors with unit norm, but none enlarged more than a thousandfold."""
+        norms = torch.linalg.vector_norm(self.values, dim=2, keepdim=True)
+        self.values.div_(norms.clamp_min_(MIN_NORM))
+        return self.parts
 
 
-def _effective_matrices(layers: list[nn.Conv2d], normalised: Tensor) -> Tensor:
-    """Weights of convolutions of one matrix shape, [N, R, C]; those that are not ``normalised`` [N, 1, 1] as they are."""
-    raw = torch.stack([_raw_matrix(layer) for layer in layers])
-    norm: Tensor = torch.linalg.vector_norm(raw, dim=2, keepdim=True)  # [N, R, 1]
-    none = raw.new_zeros(raw.shape[1], 1)
-    logs = [layer.log_weight_norm.flatten(1) if isinstance(layer, WeightNormConv2d) else none for layer in layers]
-    scale = torch.where(normalised, torch.stack(logs).exp() / (norm + NORM_EPS), 1.0)
-    return raw * scale
+class _SumOfSingularValues(torch.autograd.Function):
+    """Sum of u'Wv over matrices [N, R, C] after iterating ``vectors`` u [N, R] in place; v follows from u."""
 
+    @staticmethod
+    def forward(ctx: Any, vectors: Sequence[Tensor], iterations: int, *matrices: Tensor) -> Tensor:
+        left, right = _Padded(matrices, 1), _Padded(matrices, 2)
+        u = [vector.unsqueeze(1) for vector in vectors]  # [N, 1, R]
+        for i in range(iterations):
+            for part, start, matrix in zip(right.parts, u, matrices, strict=True):
+                torch.bmm(start, matrix, out=part)
+            right.normalised()
+            for part, end, matrix in zip(left.parts, right.parts, matrices, strict=True):
+                torch.bmm(end, matrix.mT, out=part)
+            if i == iterations - 1:
+                image = left.values.clone()  # W v
+            u = left.normalised()
+        for vector, part in zip(vectors, u, strict=True):
+            vector.copy_(part.squeeze(1))
+        ctx.save_for_backward(left.values, right.values)
+        ctx.counts = [matrix.shape for matrix in matrices]
+        return (left.values * image).sum()
 
-def _sum_of_singular_values(weight: Tensor, u: Tensor, iterations: int) -> Tensor:
-    """Sum of u'Wv over matrices ``weight`` [N, R, C] after iterating ``u`` [N, R] in place; v follows from u."""
-    with torch.no_grad():
-        left = u.unsqueeze(1)  # [N, 1, R]
-        for _ in range(iterations):
-            right = F.normalize(torch.bmm(left, weight), dim=2, eps=MIN_NORM)  # [N, 1, C]
-            left = F.normalize(torch.bmm(right, weight.mT), dim=2, eps=MIN_NORM)
-        u.copy_(left.squeeze(1))
-    return (torch.bmm(left, weight) * right).sum()
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        left, right = ctx.saved_tensors
+        counts = [shape[0] for shape in ctx.counts]
+        pairs = zip((left * grads[0]).split(counts), right.split(counts), ctx.counts, strict=True)
+        outer = [torch.bmm(u[:, :, :rows].mT, v[:, :, :columns]) for u, v, (_, rows, columns) in pairs]
+        return None, None, *outer

@@ -22,6 +22,7 @@ from launch.families.flat_vae import FLAT_PRESETS
 from launch.training import step as stepping
 from launch.training.guard import Rollback
 from metrics import likelihoods
+from tests.cuda import waiting_for_the_device_is_an_error
 from tests.launch import running
 from tests.launch import test_train_step as steps
 from tests.launch.running import assert_same
@@ -202,11 +203,8 @@ def test_a_training_step_does_not_wait_for_the_gpu(accumulation: int) -> None:
     images = steps.images(0, 4 * accumulation, spec).pin_memory()
     for _ in range(3):
         subject.train_step(images)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_for_the_device_is_an_error():
         for _ in range(3):
             subject.train_step(images)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     subject.settle()
     assert subject.state.num_skipped == 0

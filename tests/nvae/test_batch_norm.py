@@ -10,19 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.elbo import terms
+from nvae.activations import Activation
 from nvae.batch_norm import (
-    EPS,
     MOMENTUM,
-    Activation,
     BatchNorm,
-    batch_moments,
     batch_norm_penalty,
-    cross_rank_batch_norm,
     frozen_statistics,
     read_statistics,
     reestimate_batch_norm,
     write_statistics,
 )
+from nvae.cross_rank import EPS, batch_moments, cross_rank_batch_norm
 from tests.nvae.small import images, noise, small
 
 ACTIVATIONS: tuple[Activation, ...] = ("none", "silu", "elu")

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.counting import saved_bytes
 from nvae.cells import Cell, compile_cells
-from nvae.convolution import use_weights
+from nvae.sharing import use_weights
 from tests.nvae.small import small
 
 pytestmark = pytest.mark.filterwarnings("default")  # the compiler warns about its own insides

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +27,10 @@ from nvae.batch_norm import BatchNorm
 from nvae.cells import upsample_nearest
 from nvae.convolution import effective_weight
 from nvae.depthwise import depthwise
+from nvae.excitation import SqueezeExcite
+from nvae.resizing import double_bilinear
 from nvae.spectral import SpectralRegulariser
+from tests.cuda import waiting_for_the_device_is_an_error
 from tests.nvae.small import images, noise, small
 
 STEP, TOTAL_STEPS = 100, 1000
@@ -66,25 +71,108 @@ def test_a_step_launches_half_of_what_a_plain_port_does(checkpointing: bool) -> 
 
 
 def test_weights_are_normalised_once_for_each_shape() -> None:
-    """Not once for each layer, nor again for the penalty."""
+    """Not once for each layer, nor again for the penalty; one norm serves the vectors of all shapes."""
     model = small()
     objective = objective_of(model)
-    shapes = len(objective.spectral.layer_names)
+    shapes = sum(group.has_normalised for group in objective.spectral.stacks.groups)
     counts = counting.count(lambda: objective(model, images(model), STEP, noise(model)))
-    iterations = 2 * objective.config.num_power_iterations * shapes  # F.normalize takes a norm too
-    assert counts.by_name["linalg_vector_norm"] == shapes + iterations
+    assert counts.by_name["linalg_vector_norm"] == shapes + 2 * objective.config.num_power_iterations
+
+
+def test_the_batches_of_a_step_share_weights_and_penalties() -> None:
+    """In values, gradients and operations; the losses are to be averaged."""
+    model = small(num_flows=1)
+    objective = objective_of(model)
+    vectors = copy.deepcopy(objective.state_dict())
+    halves = [(images(model, seed=seed), noise(model, seed=seed)) for seed in (1, 2)]
+    found = []
+    for shares in (True, False):
+        objective.load_state_dict(vectors)
+        model.zero_grad(set_to_none=True)
+        with objective.one_step(2) if shares else nullcontext():
+            losses = []
+            for x, given in halves:
+                if not shares:
+                    objective.load_state_dict(vectors)
+                loss = objective(model, x, STEP, given)
+                (loss.total / 2).backward()
+                losses.append(loss)
+        found.append(([loss.total.detach() for loss in losses], [p.grad for p in model.parameters()]))
+        assert all(losses[0].terms[name] == losses[1].terms[name] for name in ("spectral", "batch_norm"))
+    torch.testing.assert_close(*(torch.stack(totals) for totals, _ in found), rtol=1e-5, atol=1e-5)
+    largest = max(float(grad.abs().max()) for grad in found[1][1] if grad is not None)
+    for mine, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * largest)
+
+    def step() -> None:
+        with objective.one_step(2):
+            for x, given in halves:
+                (objective(model, x, STEP, given).total / 2).backward()
+
+    products = 2 * objective.config.num_power_iterations * len(objective.spectral.stacks.groups)
+    assert counting.count(step).by_name["bmm"] < 1.5 * products  # and one more for each gradient
 
 
 def test_stacked_weights_are_those_of_the_layers() -> None:
     model = small(num_flows=1)
-    regulariser = SpectralRegulariser(model)
-    given = regulariser.weights(regulariser.matrices())
-    for layer, weight in given.items():
-        assert isinstance(layer, nn.Conv2d)
-        torch.testing.assert_close(weight, effective_weight(layer))
-    assert len(given) > 0
+    stacks = SpectralRegulariser(model).stacks
+    found = stacks.given(stacks())
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | BatchNorm)]
+    assert list(found).sort(key=id) == layers.sort(key=id)
+    for layer in layers:
+        expected = effective_weight(layer) if isinstance(layer, nn.Conv2d) else layer.weight
+        torch.testing.assert_close(found[layer].weight, expected)
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            assert torch.equal(found[layer].bias, layer.bias)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(w.dtype == torch.bfloat16 for w in regulariser.weights(regulariser.matrices()).values())
+        low = stacks.given(stacks())
+    assert all(low[layer].weight.dtype == torch.bfloat16 for layer in layers if isinstance(layer, nn.Conv2d))
+    assert all(low[layer].weight.dtype == torch.float32 for layer in layers if isinstance(layer, BatchNorm))
+
+
+def test_gradients_of_stacked_weights() -> None:
+    """Those of autograd through each layer's own normalisation, in float64."""
+    model = small(num_flows=1).double()
+    stacks = SpectralRegulariser(model).stacks.double()
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    generator = torch.Generator().manual_seed(0)
+    factors = [torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) for layer in layers]
+    found = []
+    for stacked in (True, False):
+        model.zero_grad(set_to_none=True)
+        given = stacks.given(stacks()) if stacked else {}
+        weights = [given[layer].weight if stacked else effective_weight(layer) for layer in layers]
+        torch.stack([(w * f).sum() for w, f in zip(weights, factors, strict=True)]).sum().backward()
+        found.append([(layer.weight.grad, getattr(layer, "log_weight_norm", layer.weight).grad) for layer in layers])
+    for mine, autograds in zip(*found, strict=True):
+        torch.testing.assert_close(mine, autograds, rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_of_a_gated_cell() -> None:
+    """Those of autograd, in float64."""
+    torch.manual_seed(0)
+    gate = SqueezeExcite(8).double()
+    skip, x, upstream = (torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    found = []
+    for y in (gate.add_gated(skip, x, 0.1), skip + 0.1 * gate(x)):
+        found.append([y, *torch.autograd.grad(y, [skip, x, *gate.parameters()], upstream.detach())])
+    for mine, autograds in zip(*found, strict=True):
+        torch.testing.assert_close(mine, autograds, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 4), (8, 8)])
+def test_doubling_is_bilinear_interpolation(size: tuple[int, int]) -> None:
+    """Without the operation whose gradient CUDA adds up in any order."""
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+    upstream = torch.randn_like(expected)
+    y = double_bilinear(x)
+    torch.testing.assert_close(y, expected, rtol=1e-14, atol=1e-14)
+    mine, autograds = (torch.autograd.grad(value, x, upstream)[0] for value in (y, expected))
+    torch.testing.assert_close(mine, autograds, rtol=1e-13, atol=1e-13)
+    counts = counting.count(lambda: double_bilinear(x).sum().backward())
+    assert not any("upsample" in name for name in counts.by_name)
+    assert double_bilinear(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_flows": 1}, {"checkpointing": True}, {"cell_arch": "res_elu"}])
@@ -94,7 +182,7 @@ def test_sharing_weights_changes_no_gradient(monkeypatch: pytest.MonkeyPatch, ch
         model = small(**changes)
         objective = objective_of(model)
         if not shares:
-            monkeypatch.setattr(objective, "_shares_weights", lambda: False)
+            monkeypatch.setattr(objective, "_stacks", lambda: None)
         found.append(loss_and_gradients(model, objective))
     largest = max(float(alone.abs().max()) for alone in found[1][1:])
     for shared, alone in zip(*found, strict=True):  # some gradients are zero but for rounding
@@ -215,13 +303,10 @@ def test_loss_and_gradients_do_not_wait_for_the_device(checkpointing: bool) -> N
     x, given = images(model).cuda(), [eps.cuda() for eps in noise(model)]
     for _ in range(2):
         objective(model, x, STEP, given).total.backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_for_the_device_is_an_error():
         with torch.autocast("cuda", dtype=torch.bfloat16):
             loss = objective(model, x, STEP, given)
         loss.total.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_replacing_the_layout_keeps_saved_weights_loadable() -> None:

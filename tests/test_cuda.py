@@ -1,0 +1,24 @@
+"""The helpers of CUDA's tests, which must work before a GPU is there."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from tests.cuda import waiting_for_the_device_is_an_error
+
+
+def test_the_mode_warns_and_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's does, where warnings are errors."""
+    modes: list[str] = []
+
+    def set_mode(mode: str) -> None:
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with waiting_for_the_device_is_an_error():
+        assert modes == ["error"]
+    assert modes == ["error", "default"]
