@@ -16,7 +16,7 @@ import platform
 import struct
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -31,9 +31,8 @@ from launch.console import errors, figures
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
 from launch.results import bits_back
-from launch.results.data import open_data
 from launch.results.hierarchy import hierarchy_of
-from launch.results.run import SavedRun, open_run
+from launch.results.run import SavedRun, Weights, open_run
 from launch.training import checkpoint, evaluation
 from launch.training.model import VAE
 
@@ -80,7 +79,7 @@ class Header:
     """What a compressed file says of itself."""
 
     checkpoint: str  # digest of the weights that compressed
-    weights: str
+    weights: Weights
     arithmetic: str  # of the floats that they compute here
     torch: str
     processor: str
@@ -168,11 +167,11 @@ def from_bytes(content: bytes, where: str) -> tuple[Header, bits_back.Words]:
 
 
 def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
-    for path in checkpoint.find(run.folder.checkpoints):
+    for path in checkpoint.find(run.files.checkpoints):
         if files.sha256(path).startswith(header.checkpoint):
             return path
     raise ValueError(
-        f"{where} was compressed with checkpoint {header.checkpoint[:12]}, which is none of {run.folder.checkpoints}; "
+        f"{where} was compressed with checkpoint {header.checkpoint[:12]}, which is none of {run.files.checkpoints}; "
         "give the run that compressed it"
     )
 
@@ -216,7 +215,7 @@ class Packed:
     net_bits: int
 
 
-def pack(model: VAE, data: Spread, *, seed: int, digest: str, weights: str) -> Packed:
+def pack(model: VAE, data: Spread, *, seed: int, digest: str, weights: Weights) -> Packed:
     """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``."""
     hierarchy = hierarchy_of(model)
     levels = data.images(np.arange(len(data)))
@@ -263,19 +262,21 @@ def _write(file: IO[bytes], content: bytes) -> None:
 def _compress(config: CompressConfig, run: SavedRun) -> None:
     if config.out.is_dir():
         raise ValueError(f"{config.out} is a folder; give --out a file to write")
-    model, step, path = run.load_model(torch.device("cpu"), weights=config.weights)
+    model = run.model
     bits_back.check_codable(model)
-    split = open_data(run, config.split, config.data_root, insist=config.other_data)
+    split = run.data(config.split)
     data = Spread(split, min(config.images or len(split), len(split)))
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()
     negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # codes are of exact edges
-    packed = pack(model, data, seed=config.seed, digest=files.sha256(path), weights=config.weights)
+    packed = pack(model, data, seed=config.seed, digest=files.sha256(run.checkpoint), weights=config.weights)
     restored = unpack(packed.content, model, str(config.out))
     assert np.array_equal(restored, data.images(np.arange(len(data))).numpy())
     config.out.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(config.out, lambda file: _write(file, packed.content))
-    print(f"{config.run}, step {step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}")
+    print(
+        f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}"
+    )
     print(report(packed, negative_elbo, len(data), data.spec.num_dims))
     print("decompressed again: every pixel is as it was")
 
@@ -286,8 +287,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     content = file.read_bytes()
     header, _ = from_bytes(content, str(file))
     path = _checkpoint_of(run, header, file)
-    model, _, _ = run.load_model(torch.device("cpu"), weights=header.weights, path=path)
-    images = unpack(content, model, str(file))
+    images = unpack(content, replace(run, weights=header.weights, asked_checkpoint=path).model, str(file))
     config.out.mkdir(parents=True, exist_ok=True)
     shown = evaluation.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec, torch.device("cpu"))
     figures.save(figures.grid(shown), config.out / "preview.png")
@@ -299,7 +299,7 @@ def main(arguments: list[str]) -> None:
     """Parse, then compress or decompress."""
     config = parse(CompressConfig, None, arguments, prog="compress.py", description=__doc__ or "")
     torch.set_num_threads(1)
-    run = open_run(config.run)
+    run = open_run(config.run, weights=config.weights, data_root=config.data_root, other_data=config.other_data)
     if config.decompress is not None:
         _decompress(config, run, config.decompress)
     else:

@@ -20,8 +20,7 @@ from launch.console.flags import parse
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.results import baseline
-from launch.results.data import open_data
-from launch.results.run import SavedRun, open_run
+from launch.results.run import open_run
 from launch.training import evaluation
 
 
@@ -98,17 +97,22 @@ def table(result: dict[str, Any], reference: dict[str, float] | None) -> str:
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print, and leave evaluation-<split>.json in the run folder."""
     config = parse(EvaluateConfig, None, arguments, prog="evaluate.py", description=__doc__ or "")
-    run = open_run(config.run)
     with distributed.joined(config.device, config.timeout_minutes) as ranks:
-        _evaluate(config, run, ranks)
+        _evaluate(config, ranks)
 
 
-def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
+def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
+    run = open_run(
+        config.run,
+        device=ranks.device,
+        weights=config.weights,
+        data_root=config.data_root,
+        other_data=config.other_data,
+    )
     with ranks.main_first():
-        data = open_data(run, config.split, config.data_root, insist=config.other_data)
-    model, step, path = run.load_model(ranks.device, weights=config.weights)
+        data = run.data(config.split)
     result = evaluation.evaluate(
-        model,
+        run.model,
         data,
         ranks,
         batch_size=config.batch_size,
@@ -119,14 +123,20 @@ def _evaluate(config: EvaluateConfig, run: SavedRun, ranks: Ranks) -> None:
     ).summary()
     if not ranks.is_main:
         return
-    train = open_data(run, "train", config.data_root, insist=config.other_data) if config.baseline else None
+    train = run.data("train") if config.baseline else None
     reference = baseline.no_latents(train, data, config.images) if train is not None else None
     print(
-        f"{config.run}, step {step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
+        f"{config.run}, step {run.step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
     )
     print(table(result, reference))
-    record = {"checkpoint": path.name, "step": step, "split": config.split, "seed": config.seed, "data": data.name}
-    run.folder.write_json(f"evaluation-{config.split}.json", {**record, **result, "no_latents": reference})
+    record = {
+        "checkpoint": run.checkpoint.name,
+        "step": run.step,
+        "split": config.split,
+        "seed": config.seed,
+        "data": data.name,
+    }
+    run.files.write_json(f"evaluation-{config.split}.json", {**record, **result, "no_latents": reference})
 
 
 if __name__ == "__main__":

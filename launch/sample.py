@@ -108,16 +108,16 @@ def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
 def main(arguments: list[str]) -> None:
     """Parse, draw, save, and say where."""
     config = parse(SampleConfig, None, arguments, prog="sample.py", description=__doc__ or "")
-    run = open_run(config.run)
     ranks = distributed.start(config.device)
-    model, step, path = run.load_model(ranks.device, weights=config.weights)
+    run = open_run(config.run, device=ranks.device, weights=config.weights)
+    model = run.model
     if config.readjust_bn:
-        _readjust(model, config, path, ranks.device)
+        _readjust(model, config, run.checkpoint, ranks.device)
     images = draw(model, config, noise.generator(ranks.device, noise.FIGURES, config.seed))
     shown = "-".join(f"{t:g}" for t in config.temperature)
     name = f"samples_t{shown}_seed{config.seed}.png"
-    saved = figures.save(figures.grid(images), config.out or run.folder.figures / name)
-    print(f"{config.num} samples of {config.run} (step {step:,}) at temperature {shown}: {saved}")
+    saved = figures.save(figures.grid(images), config.out or run.files.figures / name)
+    print(f"{config.num} samples of {config.run} (step {run.step:,}) at temperature {shown}: {saved}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from launch.machine.distributed import Ranks
 from launch.machine.files import plain
 from launch.results import encoding, scores
 from launch.results.codes_file import grid_of, read_codes
-from launch.results.data import open_data
 from launch.results.encoding import Encoded, Int64, Protocol
 from launch.results.run import SavedRun, open_run
 from launch.results.score_tables import describe
@@ -201,14 +200,16 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     Raises:
         ValueError: before anything is encoded, for what cannot be scored.
     """
-    run = open_run(path)
-    data: datasets.Dataset = open_data(run, config.protocol.open_split(), config.data_root, insist=config.other_data)
+    run = open_run(
+        path, device=ranks.device, weights=config.weights, data_root=config.data_root, other_data=config.other_data
+    )
+    data = run.data(config.protocol.open_split())
     if config.full_grid:
         _check_grid(data)
     is_flat = run.family.name == "flat_vae"
     names, skipped = scores.choose(config.metrics, _available(data, config, is_flat=is_flat))
-    model, step, checkpoint_path = run.load_model(ranks.device, weights=config.weights)
-    digest = checkpoint.recorded_sha256(checkpoint_path)
+    model = run.model
+    digest = checkpoint.recorded_sha256(run.checkpoint)
     started = time.monotonic()
     encoded = _encoded(model, data, run, config, ranks, f"{digest} {config.weights}")
     rows = config.protocol.rows(len(data))
@@ -222,10 +223,10 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     record = {
         "format": 1,
         "family": run.family.name,
-        "checkpoint": checkpoint_path.name,
+        "checkpoint": run.checkpoint.name,
         "checkpoint_sha256": digest,
         "weights": config.weights,
-        "step": step,
+        "step": run.step,
         "data": {"name": data.name, "recipe": data.recipe},
         "protocol": config.protocol.as_json(),
         "num_images": len(encoded.rows),
@@ -247,8 +248,8 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         record["untrained"] = scores.compute(names, of_fresh, lambda name: _say(f"{name}, untrained"))
     record["seconds"] = time.monotonic() - started
     if held_out is not None:
-        _save_per_image(run.folder.path / PER_IMAGE, held_out, spread_rows(rows, config.elbo_images))
-    _write(config.out or run.folder.path / SCORES, record)
+        _save_per_image(run.folder / PER_IMAGE, held_out, spread_rows(rows, config.elbo_images))
+    _write(config.out or run.folder / SCORES, record)
     return record
 
 
@@ -260,7 +261,7 @@ def _encoded(
         data,
         config.protocol,
         ranks,
-        run.folder.path / "codes",
+        run.folder / "codes",
         model_key=key,
         batch_size=config.batch_size,
         max_gib=config.max_gib,

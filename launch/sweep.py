@@ -30,7 +30,6 @@ from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
 from launch.report import sweep as sweep_report
-from launch.results.data import open_data
 from launch.results.run import open_run
 from launch.studies import jobs, scripts
 from launch.studies.scripts import Script, ScriptRun
@@ -146,10 +145,11 @@ def _normalised_beta(run: Path) -> dict[str, float]:
 def _representation(run: Path, num_images: int) -> dict[str, float]:
     """MIG (histogram, where there are factors) and covariance distance of the means of test images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _, _ = open_run(run).load_model(device)
+    saved = open_run(run, device=device)
+    model = saved.model
     if not isinstance(model, FlatVAE):
         return {}
-    data = open_data(open_run(run), "test")
+    data = saved.data("test")
     rows = np.random.default_rng(0).permutation(len(data))[:num_images]
     parts = [
         flat_figures.encode(model, evaluation.to_float(data.images(part), data.spec, device))

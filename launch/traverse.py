@@ -27,7 +27,6 @@ from launch.console import errors, figures
 from launch.console.figures import Picture
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
-from launch.results.data import open_data
 from launch.results.hierarchy import Hierarchy, hierarchy_of
 from launch.results.run import open_run
 from launch.training import evaluation
@@ -207,24 +206,29 @@ def _name(config: TraverseConfig) -> str:
 def main(arguments: list[str]) -> None:
     """Parse, decode, save, and say where."""
     config = parse(TraverseConfig, None, arguments, prog="traverse.py", description=__doc__ or "")
-    run = open_run(config.run)
     ranks = distributed.start(config.device)
-    model, step, _ = run.load_model(ranks.device, weights=config.weights)
-    hierarchy = hierarchy_of(model)
+    run = open_run(
+        config.run,
+        device=ranks.device,
+        weights=config.weights,
+        data_root=config.data_root,
+        other_data=config.other_data,
+    )
+    hierarchy = hierarchy_of(run.model)
     edits.check_group(hierarchy, config.group)
-    data = open_data(run, config.split, config.data_root, insist=config.other_data)
+    data = run.data(config.split)
     for index in (config.image, config.other):
         if not 0 <= index < len(data):
             raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")
     several, pair = np.arange(min(config.images, len(data))), np.array([config.image, config.other])
     x, chosen = (evaluation.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
     rows = show(hierarchy, x, chosen, config).cpu()
-    folder, name = config.out or run.folder.figures, _name(config)
+    folder, name = config.out or run.files.figures, _name(config)
     saved = [figures.save(figures.grid(rows.flatten(0, 1), columns=rows.shape[1]), folder / f"{name}.png")]
     if config.show in ("traverse", "interpolate"):
         frames = [figures.grid(column) for column in rows.transpose(0, 1)]
         saved.append(save_gif(frames, folder / f"{name}.gif"))
-    print(f"{config.show} of {config.run} (step {step:,}): {', '.join(map(str, saved))}")
+    print(f"{config.show} of {config.run} (step {run.step:,}): {', '.join(map(str, saved))}")
 
 
 if __name__ == "__main__":

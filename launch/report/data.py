@@ -52,7 +52,7 @@ class ScoredRun:
     @property
     def path(self) -> Path:
         """Its folder."""
-        return self.saved.folder.path
+        return self.saved.folder
 
     @property
     def seed(self) -> int:
@@ -109,7 +109,7 @@ def _per_image(path: Path) -> dict[int, float]:
 
 def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
     """Whether scores are of the newest checkpoint; also where the checkpoints are gone and only scores were kept."""
-    newest = checkpoint.find(saved.folder.checkpoints)
+    newest = checkpoint.find(saved.files.checkpoints)
     return not newest or checkpoint.recorded_sha256(newest[0]) == record.get("checkpoint_sha256")
 
 
@@ -121,15 +121,15 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
     """
     saved = open_run(path)
     have = (path / "scores.json").is_file()
-    if score is not None and (not have or not is_current(saved, saved.folder.read_json("scores.json"))):
+    if score is not None and (not have or not is_current(saved, saved.files.read_json("scores.json"))):
         score(path)
     elif not have:
         raise ValueError(f"{path} has no scores.json; run: python launch/score.py --run {path}")
-    record = saved.folder.read_json("scores.json")
+    record = saved.files.read_json("scores.json")
     missing = NEEDED - set(record if isinstance(record, dict) else ())
     if missing:
         raise ValueError(f"{path / 'scores.json'} lacks {', '.join(sorted(missing))}; score the run again")
-    summary = saved.folder.read_json("summary.json") if (path / "summary.json").is_file() else {}
+    summary = saved.files.read_json("summary.json") if (path / "summary.json").is_file() else {}
     return ScoredRun(saved, record, summary, _per_image(path / "scores.npz"), _flat(saved.record["config"]))
 
 

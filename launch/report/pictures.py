@@ -14,9 +14,9 @@ from launch.console import figures
 from launch.console.figures import Picture
 from launch.machine import noise
 from launch.report.data import ScoredRun
-from launch.results.data import open_data
 from launch.results.encoding import beliefs_at_means
 from launch.results.hierarchy import hierarchy_of
+from launch.results.run import open_run
 from launch.training.evaluation import to_float
 from launch.training.model import VAE
 from metrics import edits
@@ -87,8 +87,8 @@ def draw(
         ValueError: the data or the weights are not there.
     """
     protocol = run.record["protocol"]
-    data = open_data(run.saved, "all" if protocol["full_grid"] else protocol["split"], data_root, insist=insist)
-    model, _, _ = run.saved.load_model(device, weights=run.record["weights"])
+    saved = open_run(run.path, device=device, weights=run.record["weights"], data_root=data_root, other_data=insist)
+    data, model = saved.data("all" if protocol["full_grid"] else protocol["split"]), saved.model
     pool = to_float(data.images(datasets.spread(len(data), POOL)), data.spec, device)
     x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]
     source = noise.generator(device, noise.FIGURES, protocol["seed"])

@@ -1,86 +1,253 @@
-"""A trained run opened again: its configuration, its model with the trained weights, its data."""
+"""A trained run, opened from its folder: configuration, data, and the model with its trained weights."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import datasets
 from launch.console.config import SharedConfig, from_json
 from launch.families import FAMILIES
 from launch.families.family import Family
+from launch.machine import noise
+from launch.results.data import open_data
 from launch.training import checkpoint
 from launch.training.checkpoint import load_state
 from launch.training.folder import RunFolder
 from launch.training.model import VAE, as_module
 
+Images: TypeAlias = Tensor | np.ndarray[Any, Any]
+Weights: TypeAlias = Literal["auto", "raw"]
+FORMAT = 1  # of config.json: the newest that this program reads
+AT_ONCE = 64  # images in one pass through the model
+
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What a finished or interrupted run left: its configuration and how to get its model."""
+    """A finished or interrupted run; the weights are read when they are first needed.
 
-    folder: RunFolder
+    Args:
+        folder: the run folder.
+        record: content of config.json.
+        family: the model family that the run belongs to.
+        config: configuration that the run was trained with.
+        spec: shape and bit depth of the images that the model takes.
+        device: device that the model is put on.
+        weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
+        data_root: folder of the data set, if it moved since training.
+        other_data: accept other data than the run was trained on.
+        asked_checkpoint: checkpoint to load; None takes the newest valid one.
+    """
+
+    folder: Path
     record: dict[str, Any]
     family: Family
     config: SharedConfig
     spec: datasets.ImageSpec
+    device: torch.device
+    weights: Weights
+    data_root: Path | None
+    other_data: bool
+    asked_checkpoint: Path | None
 
-    def new_model(self) -> VAE:
-        """The model of this run with fresh weights."""
-        return self.family.build_model(self.config, self.spec)
+    @property
+    def files(self) -> RunFolder:
+        """The folder as the trainer sees it: reads and writes records, knows where checkpoints are."""
+        return RunFolder(self.folder)
 
-    def load_model(
-        self, device: torch.device, *, weights: str = "auto", path: Path | None = None
-    ) -> tuple[VAE, int, Path]:
-        """The trained model in eval mode, its optimiser step, and the checkpoint that it came from.
-
-        Args:
-            device: where it goes.
-            weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
-            path: a certain checkpoint; default the newest valid one.
-
-        Raises:
-            ValueError: there is no valid checkpoint, or it does not fit the model (keys named).
-        """
-        if path is not None:
-            content = checkpoint.load(path)
+    @cached_property
+    def _loaded(self) -> tuple[VAE, int, Path]:
+        """Model, optimiser step and checkpoint; the rest of the checkpoint is not kept in memory."""
+        if self.asked_checkpoint is not None:
+            path, content = self.asked_checkpoint, checkpoint.load(self.asked_checkpoint)
         else:
-            found = next(
-                checkpoint.newest_valid(
-                    self.folder.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr)
-                ),
-                None,
-            )
-            if found is None:
-                raise ValueError(f"{self.folder.path} has no valid checkpoint yet; train it first")
-            path, content = found
-        averaged = weights == "auto" and content.get("ema") is not None
+            path, content = self._newest()
+        averaged = self.weights == "auto" and content.get("ema") is not None
         model = self.new_model()
         load_state(model, content["ema"] if averaged else content["model"], str(path))
-        module = as_module(model)
-        return module.to(device).eval().requires_grad_(False), int(content["step"]), path  # type: ignore[return-value]
+        module = as_module(model).to(self.device).eval().requires_grad_(False)
+        return module, int(content["step"]), path  # type: ignore[return-value]
+
+    def _newest(self) -> tuple[Path, dict[str, Any]]:
+        valid = checkpoint.newest_valid(self.files.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr))
+        found = next(valid, None)
+        if found is None:
+            raise ValueError(f"{self.folder} has no valid checkpoint yet; train it first")
+        return found
+
+    @property
+    def model(self) -> VAE:
+        """The trained model in evaluation mode, without gradients, on ``device``.
+
+        Raises:
+            ValueError: no checkpoint is valid, or it does not fit the model (keys named).
+        """
+        return self._loaded[0]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that the weights were trained for."""
+        return self._loaded[1]
+
+    @property
+    def checkpoint(self) -> Path:
+        """File that the weights come from."""
+        return self._loaded[2]
+
+    def new_model(self) -> VAE:
+        """Build the model of this run with fresh weights."""
+        return self.family.build_model(self.config, self.spec)
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        """How the training images were made; {} where that was not recorded."""
+        data = self.record.get("data")
+        recipe = data.get("recipe") if isinstance(data, dict) else None
+        return recipe if isinstance(recipe, dict) else {}
+
+    def data(self, split: str = "test") -> datasets.Dataset:
+        """Open a split of the data set that the run was trained on: train, valid, test, or all where there is one.
+
+        Images of a folder are brought to the size of the run.
+
+        Raises:
+            ValueError: the data is not there, is not what the run was trained on (and ``other_data`` is off), or has images
+                that the model does not take.
+        """
+        config = self.config.data if self.data_root is None else replace(self.config.data, data_root=self.data_root)
+        data = open_data(
+            config,
+            self.spec,
+            split,
+            seed=self.config.run.seed,
+            recorded=self._recipe,
+            run=self.folder,
+            insist=self.other_data,
+        )
+        if data.spec != self.spec:
+            raise ValueError(
+                f"the run was trained on {_describe(self.spec)}, {data.name} now has {_describe(data.spec)}; "
+                "give the folder of the data that it was trained on with --data-root"
+            )
+        return data
+
+    def _floats(self, images: Images) -> Tensor:
+        """Check images [N, C, H, W] and convert them to floats in [0, 1]."""
+        x, spec = torch.as_tensor(images), self.spec
+        if x.ndim != 4 or tuple(x.shape[1:]) != (spec.channels, spec.height, spec.width):
+            raise ValueError(
+                f"images have the shape {tuple(x.shape)}; give [N, {spec.channels}, {spec.height}, {spec.width}]"
+            )
+        if not len(x):
+            raise ValueError("there are no images; give at least one")
+        is_levels, top = x.dtype == torch.uint8, spec.max_value if x.dtype == torch.uint8 else 1
+        if not (is_levels or x.is_floating_point()):
+            raise ValueError(f"images have the type {x.dtype}; give uint8 levels or floats in [0, 1]")
+        low, high = x.min().item(), x.max().item()
+        if not 0 <= low <= high <= top:
+            raise ValueError(f"images have values from {low:g} to {high:g}; give {x.dtype} from 0 to {top}")
+        return datasets.to_float(x, spec) if is_levels else x.float()
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> list[Tensor]:
+        """Compute the posterior means of images, every group given the means of the groups above it.
+
+        Args:
+            images: [N, C, H, W], uint8 levels in 0..2^num_bits - 1 or floats in [0, 1]; an array or a tensor.
+
+        Returns:
+            One tensor per group, top group first, on the CPU; the first dimension is N.
+        """
+        parts = [self.model.encode(x.to(self.device)) for x in self._floats(images).split(AT_ONCE)]
+        return [torch.cat(group).cpu() for group in zip(*parts, strict=True)]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images) -> Tensor:
+        """Decode the posterior means of images [N, C, H, W] (as for :meth:`encode`) to float images in [0, 1]."""
+        return torch.cat([self.model.reconstruct(x.to(self.device)).cpu() for x in self._floats(images).split(AT_ONCE)])
+
+    @torch.no_grad()
+    def sample(self, num: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
+        """Draw images from the prior.
+
+        Args:
+            num: number of images.
+            temperature: factor on the standard deviations of the priors.
+            seed: of the draws; the same seed gives the same images.
+
+        Returns:
+            Mean images of the likelihood, [num, C, H, W] in [0, 1], on the CPU.
+        """
+        if num < 1:
+            raise ValueError(f"{num} images make no sense; give 1 or more")
+        source = noise.generator(self.device, noise.FIGURES, seed)
+        counts = [min(AT_ONCE, num - done) for done in range(0, num, AT_ONCE)]
+        return torch.cat([self.model.sample(count, temperature, generator=source).cpu() for count in counts])
 
 
-def open_run(path: Path) -> SavedRun:
-    """Read a run folder's configuration.
+def _describe(spec: datasets.ImageSpec) -> str:
+    return f"images {spec.height}x{spec.width}x{spec.channels} of {spec.num_bits} bits"
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    weights: Weights = "auto",
+    data_root: str | Path | None = None,
+    other_data: bool = False,
+    checkpoint: Path | None = None,
+) -> SavedRun:
+    """Open a run folder of any model family.
+
+    Args:
+        folder: run folder that a training script wrote.
+        device: where the model goes.
+        weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
+        data_root: folder of the data set, if it moved since training.
+        other_data: accept other data than the run was trained on, with a warning.
+        checkpoint: checkpoint to load; default the newest valid one.
+
+    Returns:
+        The run; its weights are read when they are first needed.
 
     Raises:
-        ValueError: not a run folder, damaged, or of an unknown family.
+        ValueError: not a run folder, damaged, written by a newer Strata, or of an unknown model family.
     """
-    if not path.is_dir():
-        raise ValueError(f"there is no run folder {path}; see which runs exist with: ls runs")
-    folder = RunFolder(path)
-    record = folder.read_json("config.json")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}; see which runs exist with: ls runs")
+    files = RunFolder(folder)
+    record = files.read_json("config.json")
     if not isinstance(record, dict) or str(record.get("family")) not in FAMILIES:
-        raise ValueError(f"{folder.config_path} names no known model family; choose a run of {', '.join(FAMILIES)}")
+        raise ValueError(f"{files.config_path} names no known model family; choose a run of {', '.join(FAMILIES)}")
+    version = record.get("format", FORMAT)
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+        raise ValueError(
+            f"{files.config_path} has format {version!r}, this program reads up to {FORMAT}; update Strata"
+        )
     family = FAMILIES[record["family"]]
-    config = from_json(family.config, record.get("config"), str(folder.config_path))
+    config = from_json(family.config, record.get("config"), str(files.config_path))
     try:
         spec = datasets.ImageSpec(**record["spec"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder.config_path} has no valid image spec ({error}); restore it") from error
-    return SavedRun(folder, record, family, config, spec)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{files.config_path} has no valid image spec ({error}); restore it") from error
+    return SavedRun(
+        folder=folder,
+        record=record,
+        family=family,
+        config=config,
+        spec=spec,
+        device=torch.device(device),
+        weights=weights,
+        data_root=None if data_root is None else Path(data_root),
+        other_data=other_data,
+        asked_checkpoint=checkpoint,
+    )

@@ -58,11 +58,10 @@ def main(run_path: Path, out: Path) -> None:
     )
 
     # evaluation: the whole result on every rank, the same as one rank's
-    model, _, _ = run.load_model(ranks.device)
-    result = evaluation.evaluate(model, data, ranks, batch_size=4, seed=1, importance_draws=2)
+    result = evaluation.evaluate(run.model, data, ranks, batch_size=4, seed=1, importance_draws=2)
     said["elbo"] = [float(v) for v in result.elbo]
     try:
-        evaluation.evaluate(model, data, ranks, batch_size=4, seed=1, should_stop=lambda: ranks.rank == 1)
+        evaluation.evaluate(run.model, data, ranks, batch_size=4, seed=1, should_stop=lambda: ranks.rank == 1)
         said["evaluation_stopped"] = False
     except evaluation.Stopped:
         said["evaluation_stopped"] = True

@@ -86,9 +86,8 @@ def test_a_fault_on_one_rank_is_a_fault_of_all(trained: Path, tmp_path: Path) ->
         assert said["weights_moved"] is True
         assert said["evaluation_stopped"] is True
     run = open_run(trained)
-    model, _, _ = run.load_model(torch.device("cpu"))
-    data = run.config.data.open("train")
-    alone = evaluation.evaluate(model, data, Ranks(0, 1, torch.device("cpu")), batch_size=4, seed=1)
+    data = run.data("train")
+    alone = evaluation.evaluate(run.model, data, Ranks(0, 1, torch.device("cpu")), batch_size=4, seed=1)
     for said in ranks:
         assert said["elbo"] == [float(v) for v in alone.elbo]
 

@@ -80,7 +80,7 @@ def on_ranks(world_size: int, model: Any, data: Any, **options: Any) -> list[eva
 @pytest.fixture(scope="module")
 def model_and_data(trained: Path) -> tuple[Any, datasets.Dataset]:
     run = open_run(trained)
-    return run.load_model(CPU)[0], run.config.data.open("train")
+    return run.model, run.data("train")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 9])

@@ -58,11 +58,12 @@ def test_an_imported_run_is_the_model_that_was_saved(tmp_path: Path, zipped: boo
     model = randomised(ARGS)
     path = save_as_published(tmp_path / "c.pt", published_form(model), {**ARGS, "odd": None}, zipped=zipped)
     assert import_checkpoint(path, tmp_path / "run") == ["odd"]
-    imported, step, _ = open_run(tmp_path / "run").load_model(torch.device("cpu"))
+    run = open_run(tmp_path / "run")
+    imported: Any = run.model
     x = torch.randint(256, (2, 3, 32, 32)) / 255
     noise = [torch.randn(2, *shape) for shape in model.group_shapes]
     torch.testing.assert_close(imported(x, noise).likelihood.mean, model(x, noise).likelihood.mean, rtol=0, atol=0)
-    assert step == 120
+    assert run.step == 120
     assert imported(x, noise).likelihood.edges == "exact"
     assert not list(tmp_path.glob(".*"))
 
@@ -99,7 +100,7 @@ def test_golden_case_imports_with_its_numbers(tmp_path: Path, shared: Path, case
     golden = torch.load(shared / "golden" / "nvae" / f"{case}.pt", weights_only=True)
     path = save_as_published(tmp_path / "c.pt", golden["state_dict"], golden["args"])
     import_checkpoint(path, tmp_path / "run", edges="legacy")
-    model, _, _ = open_run(tmp_path / "run").load_model(torch.device("cpu"))
+    model = open_run(tmp_path / "run").model
     x = golden["x"][:, :, 2:30, 2:30] if case == "a_mnist" else golden["x"]
     output = model(x, golden["noise"])
     recon = -output.likelihood.log_prob(x)

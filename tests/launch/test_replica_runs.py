@@ -242,9 +242,8 @@ def test_everything_reads_a_replica(batched: Path, tmp_path: Path) -> None:
         result = running.call(script, *arguments)
         assert result.code == 0, (script, result.err)
     saved = open_run(batched / "seed6")
-    model, step, _ = saved.load_model(torch.device("cpu"))
-    assert (step, saved.config.run.seed) == (6, 6)
-    assert model.group_shapes == [(3,)]
+    assert (saved.step, saved.config.run.seed) == (6, 6)
+    assert saved.model.group_shapes == [(3,)]
 
 
 def test_betas_are_named_as_a_sweep_names_them(data: Path, tmp_path: Path) -> None:

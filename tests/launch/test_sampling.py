@@ -125,7 +125,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(copied: Path, flags: list[Any]
 def test_both_edges_score_the_same_draws(copied: Path) -> None:
     """Against a second model that was built with the other edges."""
     run = open_run(copied)
-    exact, _, _ = run.load_model(CPU)
+    exact = run.model
     assert isinstance(exact, NVAE)
     legacy = NVAE(exact.config.__class__(**{**vars(exact.config), "likelihood_edges": "legacy"}), run.spec)
     legacy.load_state_dict(exact.state_dict())

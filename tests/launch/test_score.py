@@ -67,9 +67,9 @@ def read(run: Path) -> dict[str, Any]:
 
 def encoded(run: Path, ranks: Any = ALONE, *, max_gib: float = 1.0, images: int = 13) -> Encoded:
     saved = open_run(run)
-    data = saved.config.data.open("test")
+    data = saved.data("test")
     rows = Protocol(images=images, seed=3).rows(len(data))
-    return encoding.encode(saved.load_model(CPU)[0], data, rows, ranks, batch_size=4, max_gib=max_gib)
+    return encoding.encode(saved.model, data, rows, ranks, batch_size=4, max_gib=max_gib)
 
 
 def test_both_families_get_the_same_rows(run: Path) -> None:
@@ -125,8 +125,8 @@ def test_residual_means_and_kl_of_an_nvae(runs: dict[str, Path]) -> None:
     """Against the tools for latents, and KL from torch.distributions."""
     found = encoded(runs["nvae"])
     saved = open_run(runs["nvae"])
-    model: Any = saved.load_model(CPU)[0]
-    x = saved.config.data.open("test").images(found.rows).float()
+    model: Any = saved.model
+    x = saved.data("test").images(found.rows).float()
     with torch.no_grad():
         relative = [residual_parameters(group) for group in model.groups_at_means(x)]
         means = model.encode(x)
@@ -143,8 +143,8 @@ def test_residual_means_and_kl_of_an_nvae(runs: dict[str, Path]) -> None:
 def test_a_flat_code_is_the_mean(runs: dict[str, Path]) -> None:
     found = encoded(runs["flat_vae"])
     saved = open_run(runs["flat_vae"])
-    model: Any = saved.load_model(CPU)[0]
-    x = saved.config.data.open("test").images(found.rows).float()
+    model: Any = saved.model
+    x = saved.data("test").images(found.rows).float()
     with torch.no_grad():
         posterior = model.groups_at_means(x)[0].posterior
     assert found.variance is not None
@@ -208,11 +208,11 @@ def test_the_full_grid_serves_sampled_metrics(runs: dict[str, Path], tmp_path: P
     assert 0.25 <= record["scores"]["factor_vae"]["score"] <= 1.0
     assert record["scores"]["mig"]["entropy"] == pytest.approx([math.log(n) for n in toy.SIZES])
     saved = open_run(run)
-    data = saved.config.data.open("all")
+    data = saved.data("all")
     combination = np.array([[1, 2, 3, 4], [0, 0, 5, 1]])
     index = np.ravel_multi_index(tuple(combination.T), toy.SIZES)
     with torch.no_grad():
-        direct = saved.load_model(CPU)[0].encode(data.images(index).float())[0]
+        direct = saved.model.encode(data.images(index).float())[0]
     (cache,) = (run / "codes").iterdir()
     found = encoding.load(cache)
     assert found is not None
@@ -253,7 +253,7 @@ def test_factors_are_missed_before_anything_is_encoded(trained: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "encode", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "mig"), "mig", "no ground-truth factors")
-        patch.setattr("launch.results.run.SavedRun.load_model", refuse)
+        patch.setattr("launch.results.run.SavedRun._newest", refuse)
         assert_one_error(call("score", "--run", trained, "--metrics", "groups"), "groups")
 
 
