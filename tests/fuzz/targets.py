@@ -18,7 +18,7 @@ from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
 from launch.results import run as opened
 from launch.training import checkpoint
-from tests.fuzz import data_targets, mutate
+from tests.fuzz import data_targets, folder_targets, mutate
 from tests.fuzz.ends import Target, refused
 
 
@@ -133,6 +133,9 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "celeba-partition": data_targets.celeba_partition,
     "celeba-attributes": data_targets.celeba_attributes,
     "images": data_targets.images,
+    "exif": folder_targets.exif,
+    "celeba-lists": folder_targets.celeba_lists,
+    "folder-layouts": folder_targets.folder_layouts,
     "cache-meta": data_targets.cache_meta,
     "checkpoint": checkpoint_file,
     "checkpoint-checksum": checkpoint_checksum,

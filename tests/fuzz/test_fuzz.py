@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.fuzz.fuzz import SHARE
 from tests.fuzz.targets import TARGETS
 from tests.launch.running import environment
 
 CASES = int(os.environ.get("STRATA_FUZZ_CASES", "200"))
+NEVER_REFUSED = {"exif"}  # an image is read whatever its EXIF block says
 MOST_GIB = 1.6  # torch, scipy and PIL take 0.5; a case may take 1 more
 
 
@@ -31,6 +33,6 @@ def fuzzed() -> dict[str, dict[str, Any]]:
 def test_damaged_input_is_refused_or_right(name: str, fuzzed: dict[str, dict[str, Any]]) -> None:
     said = fuzzed[name]
     assert said["findings"] == []
-    assert said["refused"] + said.get("read", 0) == CASES
-    assert said["refused"] > 0
+    assert said.get("refused", 0) + said.get("read", 0) == CASES // SHARE.get(name, 1)
+    assert said.get("refused", 0) > 0 or name in NEVER_REFUSED
     assert said["peak_GiB"] < MOST_GIB
