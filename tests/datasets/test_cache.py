@@ -214,3 +214,27 @@ def test_what_fuzzing_found_is_built_again(what: str, tmp_path: Path) -> None:
         array.write_bytes(damaged[what])
     np.testing.assert_array_equal(open_it(tmp_path, build).array, ROWS)
     assert build.calls == 2
+
+
+def test_a_cache_beside_read_only_data_is_used_by_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, build = tmp_path / "data", Builder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root.mkdir()
+    open_cached(cache_folders(root, None), "set", {"name": "set"}, "f" * 64, build)
+    root.chmod(0o555)
+    open_cached(cache_folders(root, None), "set", {"name": "set"}, "f" * 64, build)
+    open_cached(cache_folders(root, None), "set", {"name": "set"}, "e" * 64, build)  # other images: its own
+    root.chmod(0o755)
+    assert build.calls == 2
+    assert list((tmp_path / "home" / "strata").rglob("*.npy"))
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory")))
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(DataError, match="--cache-dir"):
+            cache_folders(tmp_path, None)
+    finally:
+        tmp_path.chmod(0o755)

@@ -1,7 +1,8 @@
-"""MNIST through torchvision's class, with small files of its layout."""
+"""MNIST from small files of the official format."""
 
 from __future__ import annotations
 
+import gzip
 import struct
 from pathlib import Path
 
@@ -78,3 +79,21 @@ def test_images_of_another_size_are_refused(mnist_root: Path) -> None:
     path.write_bytes(struct.pack(">4I", 2051, 30, 14, 56) + path.read_bytes()[16:])
     with pytest.raises(DataError, match=r"are \(30, 14, 56\), not \(N, 28, 28\); download them again"):
         datasets.open_dataset("mnist", mnist_root, num_valid=8)
+
+
+@pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_found_packed_or_not_where_people_keep_them(mnist_root: Path, folder: str, packed: bool) -> None:
+    expected = datasets.open_dataset("mnist", mnist_root, "test").images(range(10))
+    for path in (mnist_root / "MNIST" / "raw").iterdir():
+        target = mnist_root / "other" / folder / (f"{path.name}.gz" if packed else path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress(path.read_bytes()) if packed else path.read_bytes())
+    assert torch.equal(datasets.open_dataset("mnist", mnist_root / "other", "test").images(range(10)), expected)
+
+
+def test_a_packed_file_that_would_fill_all_memory_is_refused(mnist_root: Path) -> None:
+    path = mnist_root / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(gzip.compress(bytes(2**27), 9))
+    with pytest.raises(DataError, match="t10k"):
+        datasets.open_dataset("mnist", mnist_root, "test")

@@ -107,3 +107,18 @@ def test_celeba_is_downloaded_with_gdown_or_by_hand(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match="Google gave no valid"):
         datasets.open_dataset("celeba", tmp_path / "again", download=True)
     assert list((tmp_path / "again").iterdir()) == []
+
+
+def test_a_download_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(1000))
+    monkeypatch.setattr(download, "_MOST_BYTES", 999)
+    with pytest.raises(DataError, match="more than 999"):
+        download.fetch(source.as_uri(), target, lambda path: None)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("value", [1.0, True, "3", 0, 2**20])
+def test_an_image_spec_takes_whole_numbers_within_bounds_only(value: object) -> None:
+    with pytest.raises(ValueError, match="channels"):
+        ImageSpec(channels=value, height=4, width=5)  # type: ignore[arg-type]
