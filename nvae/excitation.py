@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nvae.precision import without_autocast
+
 
 class _AddGated(torch.autograd.Function):
     """``skip + scale * x * gate`` with ``gate = sigmoid(W2 relu(W1 mean(x) + b1) + b2)``, [B, C].
@@ -62,7 +64,7 @@ class SqueezeExcite(nn.Module):
         """``skip + scale * forward(x)``."""
         if torch.compiler.is_compiling():  # which fuses by itself
             return torch.add(skip, self(x), alpha=scale)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             output: Tensor = _AddGated.apply(
                 skip.to(x.dtype), x, self.squeeze.weight, self.squeeze.bias, self.excite.weight, self.excite.bias, scale
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nvae.precision import without_autocast
+
 
 def _interpolation(size: int, like: Tensor) -> Tensor:
     """Weights [2 * size, size] of linear interpolation at twice as many points, corners aligned."""
@@ -21,7 +23,7 @@ def double_bilinear(x: Tensor) -> Tensor:
     were rounded to half precision would not add up to one.
     """
     height, width = x.shape[2:]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         pixels = (x if x.dtype == torch.float64 else x.float()).permute(0, 2, 3, 1)  # as they lie in memory
         rows, columns = _interpolation(height, pixels), _interpolation(width, pixels)
         y = torch.matmul(columns, pixels)  # [B, H, 2W, C]

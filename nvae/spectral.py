@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nvae.precision import without_autocast
 from nvae.stacks import Stacks, WeightStacks
 
 FIRST_CALL_FACTOR = 10
@@ -55,7 +56,7 @@ class SpectralRegulariser(nn.Module):
             self.started.fill_(True)
             self._settled = True
         matrices = (self.stacks() if stacks is None else stacks).matrices
-        with torch.autocast(self.started.device.type, enabled=False):
+        with without_autocast(self.started.device):
             vectors = [getattr(self, f"u_{group.shape}") for group in self.stacks.groups]
             total: Tensor = _SumOfSingularValues.apply(vectors, iterations, *matrices)
         return total

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nvae.batch_norm import norms_by_width
 from nvae.convolution import NORM_EPS, AutoregressiveConv2d, WeightNormConv2d
+from nvae.precision import autocast_dtype, without_autocast
 from nvae.sharing import Given
 
 
@@ -178,7 +179,7 @@ class WeightStacks(nn.Module):
     def forward(self) -> Stacks:
         """All weights in few operations; gradients reach the parameters."""
         like = self._convs[0].weight
-        with torch.autocast(like.device.type, enabled=False):
+        with without_autocast(like.device):
             masks = [getattr(self, f"mask_{group.shape}", None) for group in self.groups]
             logs = torch.cat([self._log_norm(layer) for layer in self._convs])
             weights = [layer.weight for layer in self._convs]
@@ -194,8 +195,7 @@ class WeightStacks(nn.Module):
 
     def given(self, stacks: Stacks) -> dict[nn.Module, Given]:
         """What the layers compute with: views of ``stacks``, those of convolutions in autocast's precision."""
-        device_type = stacks.biases.device.type
-        low = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        low = autocast_dtype(stacks.biases.device)
         found: dict[nn.Module, Given] = {}
         biases = stacks.biases if low is None else stacks.biases.to(low)
         bias_of = dict(zip(self._biased, biases.split([len(layer.weight) for layer in self._biased]), strict=True))
