@@ -15,11 +15,11 @@ import torch
 from scipy.optimize import nnls
 
 from benchmarks import harness
+from benchmarks.counting import count_work
 from benchmarks.harness import Case, Row
 from benchmarks.steps import nvae_config, random_images, trainer_of
 from datasets import ImageSpec
 from launch.families.nvae import NVAETrainConfig
-from launch.results.cost import count_work
 from launch.training import memory
 from nvae import NVAEConfig
 

@@ -19,9 +19,9 @@ from launch.console.config import OptimConfig, RunConfig
 from launch.families import family_of
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine.distributed import Ranks
-from launch.plan import image_spec
 from launch.training.evaluation import to_float
 from launch.training.model import as_module
+from launch.training.planning import image_spec
 from launch.training.step import Trainer, new_state, resolve_precision
 from metrics.elbo import terms
 from nvae import NVAE, NVAEConfig

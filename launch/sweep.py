@@ -29,12 +29,13 @@ from flat_vae import FlatVAE, betas
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
+from launch.machine import files
 from launch.report import sweep as sweep_report
 from launch.results.run import open_run
-from launch.studies import jobs, scripts
-from launch.studies.scripts import Script, ScriptRun
 from launch.training import evaluation
+from launch.training import runs as script_runs
 from launch.training.folder import RunFolder
+from launch.training.runs import Script, ScriptRun
 
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
@@ -122,7 +123,7 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
     summary = folder.read_json("summary.json")
     path = run / "sweep_scores.json"
     key = {"step": summary["step"], "images": num_images}
-    if path.exists() and (kept := jobs.read_record(path)).get("of") == key:
+    if path.exists() and (kept := files.read_json(path)).get("of") == key:
         return dict(kept["scores"])
     valid = summary["valid"]
     scores = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
@@ -168,11 +169,11 @@ def main(arguments: list[str]) -> None:
     own, shared = arguments[:end], arguments[end + 1 :]
     sweep = flags.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
     _check(sweep, shared)
-    scripts.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
+    script_runs.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
     runs = {
         (setting, seed): _run(sweep, shared, setting, seed) for seed in range(sweep.seeds) for setting in sweep.settings
     }
-    faults = scripts.train_all(list(runs.values()), sweep.workers)
+    faults = script_runs.train_all(list(runs.values()), sweep.workers)
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from datasets.files import read_bytes
+
+LARGEST_RECORD = 2**28  # bytes of a JSON file; the scores of a model with hundreds of latents take a few MB
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -43,6 +48,31 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
     write_atomically(path, write)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically write a record, numbers that are not finite as null; the folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(plain(content), indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record: a JSON object in a regular file.
+
+    Raises:
+        ValueError: it is missing, damaged, too large, or holds something else.
+    """
+    try:
+        record = json.loads(read_bytes(path, LARGEST_RECORD))
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged (nested too deeply); delete it and run the same command again") from error
+    except ValueError as error:
+        if str(path) in str(error):  # already said by the reader
+            raise
+        raise ValueError(f"{path} is damaged ({str(error)[:80]}); delete it and run the same command again") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no record; delete it and run the same command again")
+    return record
 
 
 def sha256(path: Path) -> str:

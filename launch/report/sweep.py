@@ -12,7 +12,6 @@ from matplotlib import pyplot
 from flat_vae import BETA_FORMS
 from launch.console import figures
 from launch.machine import files
-from launch.studies import jobs
 from launch.studies.tables import Spread, markdown
 
 Scores = Mapping[str, float]
@@ -143,5 +142,5 @@ def write(out: Path, flag: str, series: Series) -> str:
     files.write_text(out / "table.md", text)
     figures.save(plot(flag, series), out / "sweep.png")
     recommended = {"value": chosen.value, "reason": chosen.reason}
-    jobs.write_record(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
+    files.write_json(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
     return text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.studies import jobs
+from launch.machine import files
 from launch.studies.frey_runs import Job
 from launch.studies.tables import Spread
 
@@ -25,7 +25,7 @@ class Results:
     @classmethod
     def read(cls, wanted: Iterable[Job]) -> Results:
         """Records of those ``wanted`` jobs that are done."""
-        return cls({job: jobs.read_record(job.record) for job in wanted if job.is_done()})
+        return cls({job: files.read_json(job.record) for job in wanted if job.is_done()})
 
     def cell(self, split: str, latent_dim: int, beta: float) -> list[dict[str, Any]]:
         """The seeds' records of one setting."""

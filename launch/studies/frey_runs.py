@@ -20,7 +20,6 @@ from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.machine import files, noise
 from launch.machine.distributed import Ranks
-from launch.studies import jobs
 from launch.training import evaluation
 from launch.training.start import trainer_for
 from launch.training.step import Trainer
@@ -74,7 +73,7 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether its record is there, of a run as long as this one is to be."""
-        return self.record.exists() and jobs.read_record(self.record).get("epochs") == self.epochs
+        return self.record.exists() and files.read_json(self.record).get("epochs") == self.epochs
 
 
 def work(job: Job) -> None:
@@ -94,7 +93,7 @@ def work(job: Job) -> None:
     _write_posteriors(job, codes)
     figures.save(samples(model, codes, job), job.out / "samples" / f"{job}.png")
     distance = covariance_distance(codes.mean, codes.std.square())
-    jobs.write_record(
+    files.write_json(
         job.record,
         {
             **{name: getattr(job, name) for name in ("split", "latent_dim", "beta", "seed", "epochs", "init")},

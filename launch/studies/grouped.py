@@ -21,7 +21,8 @@ import torch
 
 from launch.console import errors, flags
 from launch.console.config import DataConfig
-from launch.studies import grouped_report, grouped_runs, jobs
+from launch.studies import grouped_report, grouped_runs
+from launch.training import runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class GroupedConfig:
             dataset="dsprites", data_root=self.data_root, dsprites_source=self.dsprites_source, cache_dir=self.cache_dir
         )
         gpus = torch.cuda.device_count()
-        runs = [(seed, variant) for seed in range(self.seeds) for variant in grouped_runs.VARIANTS]
+        pairs = [(seed, variant) for seed in range(self.seeds) for variant in grouped_runs.VARIANTS]
         return [
             grouped_runs.Job(
                 out,
@@ -80,7 +81,7 @@ class GroupedConfig:
                 self.test_images,
                 f"cuda:{i % gpus}" if gpus else "cpu",
             )
-            for i, (seed, variant) in enumerate(runs)
+            for i, (seed, variant) in enumerate(pairs)
         ]
 
 
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> None:
     if not chosen.report_only:
         wanted[0].data.open("train")  # draws the images, once, before the runs want them all at the same time
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
-        jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
+        runs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
     report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"
     print(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
 

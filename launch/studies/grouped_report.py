@@ -15,7 +15,6 @@ from scipy import stats
 
 from launch.console import figures
 from launch.machine import files
-from launch.studies import jobs
 from launch.studies.grouped_runs import FIRST_GROUP, VARIANTS, Job
 from launch.studies.tables import Spread, markdown
 
@@ -81,7 +80,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def read(wanted: Sequence[Job]) -> Records:
     """Records of those ``wanted`` runs that are done."""
-    return {v: {j.seed: jobs.read_record(j.record) for j in wanted if j.variant == v and j.is_done()} for v in VARIANTS}
+    return {v: {j.seed: files.read_json(j.record) for j in wanted if j.variant == v and j.is_done()} for v in VARIANTS}
 
 
 def chosen_point(records: Records) -> tuple[int, bool]:
@@ -114,7 +113,7 @@ def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
     point, reached = chosen_point(records)
     figures.save(_bars(records, point), folder / "mig_mic.png")
     figures.save(_curves(records), folder / "curves.png")
-    jobs.write_record(folder / "results.json", {"point": point, "reached": reached, "records": records})
+    files.write_json(folder / "results.json", {"point": point, "reached": reached, "records": records})
     parts = [*_opening(records, wanted, point, reached, reduced), *_results(records, point), *_tests(records, point)]
     parts += [
         "## Plots",

@@ -15,8 +15,8 @@ from flat_vae import FlatVAE
 from launch.console.config import DataConfig, SharedConfig
 from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS
+from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.studies import jobs
 from launch.training import evaluation, feeding
 from launch.training.start import trainer_for
 from metrics import mic, mig
@@ -63,7 +63,7 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether its record is there, made by the same protocol."""
-        return self.record.exists() and jobs.read_record(self.record).get("protocol") == self.protocol
+        return self.record.exists() and files.read_json(self.record).get("protocol") == self.protocol
 
 
 def work(job: Job) -> None:
@@ -85,7 +85,7 @@ def work(job: Job) -> None:
                 model = trainer.state.averaged
                 assert isinstance(model, FlatVAE)
                 points.append({"step": trainer.state.step, **measure(model, test, ranks, job.test_images)})
-    jobs.write_record(
+    files.write_json(
         job.record,
         {
             "variant": job.variant,

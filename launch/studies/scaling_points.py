@@ -9,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launch import plan
 from launch.console.config import SharedConfig
 from launch.report.data import ScoredRun, read_run
-from launch.training import memory
+from launch.training import memory, planning
 
 WARM_UP = 0.3  # of a run: before that the KL has not its full weight, and running statistics lag
 
@@ -67,7 +66,7 @@ class Measured:
 @cache
 def _counted(config: SharedConfig, spec: Any) -> tuple[float, float]:
     """GFLOP of training on an image, and MiB of its activations."""
-    gflop = plan.gflop_per_image(config, spec)  # type: ignore[arg-type]
+    gflop = planning.gflop_per_image(config, spec)
     return gflop, memory.count(config, spec).activation_bytes_per_image / 2**20
 
 

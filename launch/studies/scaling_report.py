@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from launch import plan
 from launch.console import figures
 from launch.families.nvae import NVAE_PRESETS
 from launch.machine import files
@@ -17,7 +16,7 @@ from launch.studies.family import DataName
 from launch.studies.scaling_fit import Estimate, PowerLaw
 from launch.studies.scaling_points import Measured, all_measured
 from launch.studies.tables import Spread, markdown
-from launch.training import memory
+from launch.training import memory, planning
 
 PARAGRAPH = "\n\n"
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64"}
@@ -186,10 +185,10 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
 def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
     """What the laws say of the published CelebA 64 recipe, beside its figure."""
     recipe = NVAE_PRESETS[PUBLISHED].build()
-    spec = plan.image_spec(recipe)
-    images = recipe.run.epochs * plan.num_training_images(recipe)
+    spec = planning.image_spec(recipe)
+    images = recipe.run.epochs * planning.num_training_images(recipe)
     size = {
-        "compute": plan.gflop_per_image(recipe, spec) * images,
+        "compute": planning.gflop_per_image(recipe, spec) * images,
         "parameters": float(memory.count(recipe, spec).num_parameters),
     }
     nvaes = [run for run in runs if not run.is_flat]

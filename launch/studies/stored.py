@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.machine import files
-from launch.studies import jobs
-from launch.studies.scripts import LAUNCH, Devices, ScriptRun, fault
 from launch.training.folder import RunFolder
+from launch.training.runs import LAUNCH, Devices, ScriptRun, fault, run_all
 
 DIGITS = 7  # more than any report shows
 PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
@@ -61,7 +60,7 @@ def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> l
         return problem
 
     trained = [_ScoreRun(run, how) for run in runs if run.is_done()]
-    return jobs.run_all(trained, work, _ScoreRun.is_done, devices.workers, threads=True)
+    return run_all(trained, work, _ScoreRun.is_done, devices.workers, threads=True)
 
 
 def store(runs: Sequence[ScriptRun], folder: Path) -> None:

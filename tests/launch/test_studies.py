@@ -19,10 +19,12 @@ import datasets
 from datasets.dsprites import FACTOR_NAMES, FACTOR_SIZES, render
 from flat_vae import FlatVAE, FlatVAEConfig
 from launch.console.config import DataConfig
+from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.studies import frey, frey_report, frey_runs, grouped, grouped_report, grouped_runs, jobs
+from launch.studies import frey, frey_report, frey_runs, grouped, grouped_report, grouped_runs
 from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
 from launch.studies.tables import Spread, markdown
+from launch.training import runs
 from metrics import mig
 from tests.launch import running
 
@@ -226,7 +228,7 @@ def test_a_damaged_record_is_named(studied: Path, frames: Path, tmp_path: Path) 
 def test_jobs_that_are_done_are_skipped_and_faults_come_back(tmp_path: Path, threads: bool) -> None:
     names = [str(tmp_path / name) for name in ("a", "b", "bad")]
     Path(names[0]).write_text("done")
-    faults = jobs.run_all(names, touch, lambda name: Path(name).exists(), 2, threads=threads)
+    faults = runs.run_all(names, touch, lambda name: Path(name).exists(), 2, threads=threads)
     assert faults == [f"{names[2]}: it is bad"]
     assert Path(names[0]).read_text() == "done"
     assert Path(names[1]).read_text() == "touched"
@@ -349,7 +351,7 @@ def test_the_anchor_chooses_the_epoch_and_the_test_its_words(tmp_path: Path) -> 
             distortions = [40.0 if job.seed else 34.0, 34.0 + 0.1 * job.seed, 30.0]
         score = {"grouped": 0.02, "mlp-beta1": 0.01, "mlp-beta5": 0.02, "mlp-beta10": 0.02}[job.variant]
         wobble = 0.0001 * job.seed + (0.001 * (-1) ** job.seed if job.variant == "mlp-beta5" else 0.0)
-        jobs.write_record(job.record, record(distortions, score + wobble))
+        files.write_json(job.record, record(distortions, score + wobble))
     assert grouped_report.chosen_point(grouped_report.read(wanted)) == (1, True)
     text = grouped_report.write(tmp_path / "report", wanted, reduced=False).read_text()
     assert "That is step 20 (2.00 epochs)." in text

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from launch import sweep
+from launch.machine import files
 from launch.report import sweep as sweep_report
 from launch.report.sweep import recommend
-from launch.studies import jobs, scripts
+from launch.training import runs
 from tests.launch import running
 
 SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
@@ -53,13 +54,13 @@ def test_sweep_leaves_runs_table_plot_and_results(swept: Path) -> None:
 def test_sweep_goes_on_where_it_was(swept: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 
-    def run(self: scripts.Devices, command: list[str], log: Path) -> int:
+    def run(self: runs.Devices, command: list[str], log: Path) -> int:
         started.append(log.stem)
         log.parent.mkdir(exist_ok=True)
         log.write_text("error: it broke; mend it\n")
         return 3
 
-    monkeypatch.setattr(scripts.Devices, "run", run)
+    monkeypatch.setattr(runs.Devices, "run", run)
     assert running.call("sweep", *flags(data, swept, "--values", "1", "40")).code == 0
     assert started == []
     result = running.call("sweep", *flags(data, swept, "--values", "1", "40", "80"))
@@ -107,7 +108,7 @@ def test_values_of_several_numbers() -> None:
 def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    devices = scripts.Devices(None)
+    devices = runs.Devices(None)
     assert devices.workers == 2
     command = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
     seen = []
@@ -120,7 +121,7 @@ def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.
 def test_without_gpus_a_run_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    devices = scripts.Devices(None)
+    devices = runs.Devices(None)
     assert devices.workers == os.cpu_count()
     command = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(5)"]
     assert devices.run(command, tmp_path / "log.txt") == 5
@@ -212,4 +213,4 @@ def test_measured_scores_are_kept_with_their_step(swept: Path, monkeypatch: pyte
     assert sweep.measure(run, 10_000) == first
     with pytest.raises(AssertionError, match="measured twice"):
         sweep.measure(run, 5)
-    assert jobs.read_record(run / "sweep_scores.json")["of"] == {"step": 4, "images": 10_000}
+    assert files.read_json(run / "sweep_scores.json")["of"] == {"step": 4, "images": 10_000}

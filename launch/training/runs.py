@@ -1,0 +1,184 @@
+"""Many trainings on one machine: scripts or functions in processes of their own, shared out over its GPUs or cores.
+
+What is done already is not done again, so the same command goes on with a stopped sweep or study.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import joblib
+import torch
+
+from launch.machine import files
+
+LAUNCH = Path(__file__).resolve().parents[1]
+J = TypeVar("J")
+Script = Literal["train_nvae", "train_flat_vae"]
+
+
+def run_all(
+    jobs: Sequence[J],
+    work: Callable[[J], str | None],
+    done: Callable[[J], bool],
+    workers: int,
+    *,
+    threads: bool = False,
+) -> list[str]:
+    """Do every job that is not done, several at once, and print a line for each.
+
+    Args:
+        jobs: plain values that can be sent to another process; the most important first.
+        work: does a job and leaves a record that ``done`` looks for, or returns what went wrong; must be a function of a module
+            unless ``threads``.
+        done: tells whether a job's record is there and whole.
+        workers: number of jobs at once.
+        threads: use threads of this process, for work that starts processes itself.
+
+    Returns:
+        What went wrong, a line for each job that failed.
+
+    Raises:
+        ValueError: fewer than one worker.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers {workers}; give 1 or more")
+    missing = [job for job in jobs if not done(job)]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done; {len(missing)} to go", flush=True)
+    call = _reported if threads else _alone
+    limits: dict[str, Any] = {} if threads else {"inner_max_num_threads": 1}
+    faults, started = [], time.monotonic()
+    with joblib.parallel_config(backend="threading" if threads else "loky", **limits):
+        finished = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(
+            joblib.delayed(call)(work, job) for job in missing
+        )
+        for count, (name, fault) in enumerate(finished, start=1):
+            seconds = time.monotonic() - started
+            left = seconds / count * (len(missing) - count)
+            print(
+                f"{count}/{len(missing)}  {name}  {fault or 'done'}  {seconds:.0f} s, about {left:.0f} s left",
+                flush=True,
+            )
+            faults += [f"{name}: {fault}"] if fault else []
+    return faults
+
+
+def _reported(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
+    return str(job), work(job)
+
+
+def _alone(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
+    """Do a job in a process of its own, in one thread."""
+    torch.set_num_threads(1)
+    return _reported(work, job)
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """A run of a training script, named after its folder.
+
+    Args:
+        script: training script.
+        arguments: its flags, without the run folder and --resume.
+        folder: run folder.
+    """
+
+    script: Script
+    arguments: tuple[str, ...]
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        """File that the output of the script goes to."""
+        return self.folder.parent / "logs" / f"{self}.txt"
+
+    @property
+    def all_arguments(self) -> tuple[str, ...]:
+        """The flags with the run folder; a stopped run is resumed."""
+        return (*self.arguments, "--run-dir", str(self.folder), "--resume", "auto")
+
+    def is_done(self) -> bool:
+        """Tell whether the training is complete."""
+        return (self.folder / "summary.json").exists()
+
+
+class Devices:
+    """Hands GPUs out to processes, the one that was free longest first; without GPUs each process gets one core."""
+
+    def __init__(self, workers: int | None) -> None:
+        typed = os.environ.get("CUDA_VISIBLE_DEVICES")
+        count = torch.cuda.device_count()
+        names = typed.split(",")[:count] if typed else [str(i) for i in range(count)]
+        self.workers = workers or len(names) or os.cpu_count() or 1
+        self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for i in range(self.workers if names else 0):
+            self._free.put(names[i % len(names)])
+        self._has_gpus = bool(names)
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """Run a command on the next free device, with its output in ``log``; returns the exit code."""
+        gpu = self._free.get() if self._has_gpus else None
+        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log.open("w") as said:
+                done = subprocess.run(command, env=environment, stdout=said, stderr=said, check=False)
+        finally:
+            if gpu is not None:
+                self._free.put(gpu)
+        return done.returncode
+
+
+def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
+    """Train the runs that are not done, several at once; returns what went wrong, a line for each run.
+
+    Args:
+        runs: the most important first.
+        workers: number of runs at once; None takes one per GPU, or without a GPU one per core, of one thread each.
+    """
+    devices = Devices(workers)
+
+    def work(run: ScriptRun) -> str | None:
+        command = [sys.executable, str(LAUNCH / f"{run.script}.py"), *run.all_arguments]
+        return fault(devices.run(command, run.log), run.log)
+
+    return run_all(runs, work, ScriptRun.is_done, devices.workers, threads=True)
+
+
+def fault(code: int, log: Path) -> str | None:
+    """Return the error that a process ended with, in one line; None if its exit code is 0."""
+    if code == 0:
+        return None
+    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (all of it: {log})"
+
+
+def claim(folder: Path, name: str, record: dict[str, Any]) -> None:
+    """Record in ``folder / name`` what all runs of a folder share; refuse a folder whose runs share something else.
+
+    Raises:
+        ValueError: the folder belongs to other runs; the message says what it was made with.
+    """
+    path = folder / name
+    if not path.exists():
+        files.write_json(path, record)
+    elif (there := files.read_json(path)) != record:
+        different = [key for key in there.keys() | record.keys() if there.get(key) != record.get(key)]
+        said = ", ".join(f"{key} {_words(there.get(key))}" for key in sorted(different))
+        raise ValueError(f"{folder} was made with {said}; repeat that to go on with it, or choose another --out")
+
+
+def _words(value: Any) -> str:
+    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)
