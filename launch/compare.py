@@ -10,6 +10,7 @@ The first run's configuration is the reference that the others are compared with
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from launch.report.data import (
     HEADLINE_KIND,
     Comparable,
     Configuration,
+    ScoredRun,
     comparable_sets,
     describe_terms,
     read_runs,
@@ -286,6 +288,22 @@ def main(arguments: list[str]) -> None:
     for compared in sets:
         print("\n".join(f"* {item}" for item in report_text.what_it_says(compared, headline_dim(compared))))
     print(f"report   {config.out / 'report.html'}   (the same as Markdown: {config.out / 'report.md'})")
+    _require_finite([run for compared in sets for run in compared.runs])
+
+
+def _require_finite(runs: Sequence[ScoredRun]) -> None:
+    """Refuse, after the report is written, runs whose held-out numbers are NaN or infinite.
+
+    Raises:
+        FloatingPointError: naming them.
+    """
+    elbos = {str(run.saved.folder): run.held_out("elbo") for run in runs if run.record["held_out"]}
+    broken = [name for name, elbo in elbos.items() if elbo is None or not math.isfinite(elbo)]
+    if broken:
+        raise FloatingPointError(
+            f"the held-out ELBO of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
+            "leave them out, or train them again with a lower --lr or --precision fp32"
+        )
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
+import datasets
 from launch.console import errors
 from launch.console.config import check_timeout
 from launch.console.flags import parse
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.results import baseline
-from launch.results.run import open_run
+from launch.results.run import SavedRun, open_run
 from launch.training import evaluation
 
 
@@ -121,8 +122,13 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
         importance_draws=config.iw_samples,
         both_edges=True,
     ).summary()
-    if not ranks.is_main:
-        return
+    if ranks.is_main:
+        _report(config, run, data, result)
+    evaluation.require_finite(result)
+
+
+def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, result: dict[str, Any]) -> None:
+    """Print the evaluation and leave it in the run folder."""
     train = run.data("train") if config.baseline else None
     reference = baseline.no_latents(train, data, config.images) if train is not None else None
     print(

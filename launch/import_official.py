@@ -9,6 +9,7 @@ Nothing that the file holds is executed. Evaluation shows the exact likelihood b
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import tyro
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
-from launch.console.config import DataConfig, to_json
+from launch.console.config import DataConfig, OptimConfig, RunConfig, to_json
 from launch.console.flags import parse
 from launch.families.nvae import NVAETrainConfig
 from launch.results import published
@@ -65,6 +66,37 @@ def _train_config(model: NVAE, args: Mapping[str, Any], data_root: Path | None) 
         data=replace(data_config(args), data_root=data_root),
         model=model.config,
         objective=official.objective_config(args),
+        optim=_optim_config(args),
+        run=_run_config(args),
+    )
+
+
+def _number(args: Mapping[str, Any], name: str, default: float) -> float:
+    """An argument that is a finite number, else the default."""
+    value = args.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else default
+
+
+def _optim_config(args: Mapping[str, Any]) -> OptimConfig:
+    """The published optimiser; what the arguments lack keeps our default. The published code averages no weights."""
+    ours, epochs = OptimConfig(), _number(args, "epochs", 0.0)
+    warmup = _number(args, "warmup_epochs", 0.0) / epochs if epochs > 0 and "warmup_epochs" in args else ours.lr_warmup
+    return OptimConfig(
+        lr=max(_number(args, "learning_rate", ours.lr), 1e-12),
+        lr_min=max(_number(args, "learning_rate_min", ours.lr_min), 0.0),
+        lr_warmup=min(max(warmup, 0.0), 1.0),
+        weight_decay=max(_number(args, "weight_decay", ours.weight_decay), 0.0),
+        ema_decay=0.0,
+    )
+
+
+def _run_config(args: Mapping[str, Any]) -> RunConfig:
+    ours = RunConfig()
+    return RunConfig(
+        epochs=max(1, int(_number(args, "epochs", ours.epochs))),
+        batch_size=max(1, int(_number(args, "batch_size", ours.batch_size))),
+        seed=int(_number(args, "seed", ours.seed)) % 2**31,
     )
 
 

@@ -223,6 +223,10 @@ def main(arguments: list[str]) -> None:
     several, pair = np.arange(min(config.images, len(data))), np.array([config.image, config.other])
     x, chosen = (evaluation.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
     rows = show(hierarchy, x, chosen, config).cpu()
+    if not torch.isfinite(rows).all():
+        raise FloatingPointError(
+            f"the images that {config.run} decodes are not finite, so its weights are broken; use an earlier checkpoint"
+        )
     folder, name = config.out or run.files.figures, _name(config)
     saved = [figures.save(figures.grid(rows.flatten(0, 1), columns=rows.shape[1]), folder / f"{name}.png")]
     if config.show in ("traverse", "interpolate"):

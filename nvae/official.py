@@ -51,8 +51,10 @@ _CONFIG_FIELDS = {
     "res_dist": "residual_posterior",
     "arch_instance": "cell_arch",
 }
-_REQUIRED = {"dataset", *_CONFIG_FIELDS} - {"min_groups_per_scale"}
-_OPTIONAL = {"num_x_bits", "num_mixture_dec", "min_groups_per_scale"}
+_ABSENT = {"ada_groups": False, "min_groups_per_scale": 1}  # what older checkpoints lack is read so
+_REQUIRED = {"dataset", *_CONFIG_FIELDS} - _ABSENT.keys()
+_OPTIONAL = {"num_x_bits", "num_mixture_dec", *_ABSENT}
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
 _OBJECTIVE = {
     "weight_decay_norm",
     "weight_decay_norm_init",
@@ -121,9 +123,9 @@ def model_config(args: Mapping[str, Any], *, legacy: bool = True) -> NVAEConfig:
         raise ValueError(
             f"arch_instance {args['arch_instance']!r} names no cells that can be built; choose {', '.join(CELL_OPS)}"
         )
-    binary = args["dataset"] in _BINARY_DATASETS
+    binary, given = args["dataset"] in _BINARY_DATASETS, {**_ABSENT, **args}
     config = NVAEConfig(
-        **{ours: args[theirs] for theirs, ours in _CONFIG_FIELDS.items() if theirs in args},
+        **{ours: given[theirs] for theirs, ours in _CONFIG_FIELDS.items()},
         num_mixtures=int(args.get("num_mixture_dec", 10)),
         likelihood="bernoulli" if binary else "normal" if args.get("num_mixture_dec", 10) == 1 else "mixture",
         likelihood_edges="legacy" if legacy else "exact",
@@ -155,7 +157,7 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
     """A model of ours with published weights, in evaluation mode.
 
     Args:
-        state_dict: tensors by their published names.
+        state_dict: tensors by their published names, which a wrapper may have prefixed. Further tensors are logged.
         args: the published command-line arguments, as a plain mapping. Names that mean nothing to us are logged.
         legacy: keep the published likelihood, so that published figures come out. Images are unpadded either way.
 
@@ -165,6 +167,7 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
     """
     if unknown := unknown_arguments(args):
         logger.warning("unknown arguments of the published model, ignored: %s", ", ".join(unknown))
+    state_dict = _unwrapped(state_dict)
     config = model_config(args, legacy=legacy)
     if config.cell_arch in _DETAILS_FROM_WEIGHTS:
         config = with_ops_of(state_dict, config)
@@ -182,6 +185,14 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
     return model.eval()
 
 
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Remove a wrapper's prefix where every key has it."""
+    for prefix in _WRAPPERS:
+        if state_dict and all(key.startswith(prefix) for key in state_dict):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in state_dict.items()})
+    return state_dict
+
+
 def _carries_information(key: str, config: NVAEConfig) -> bool:
     """Whether a key holds something of its own: aliases and counters do not, nor the initial state of one group."""
     if key.endswith((".weight_normalized", ".num_batches_tracked")):
@@ -197,6 +208,14 @@ def _check_fit(given: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> Non
         for key, value in needed.items()
         if key in given and given[key].shape != value.shape
     ]
+    if unexpected and not missing and not misshapen:
+        logger.warning(
+            "%d tensors that the model has no place for, ignored: %s%s",
+            len(unexpected),
+            ", ".join(map(repr, unexpected[:5])),
+            ", ..." if len(unexpected) > 5 else "",
+        )
+        return
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     found = [
         f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"

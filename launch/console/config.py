@@ -164,6 +164,8 @@ class RunConfig:
     """Folder of this run; default runs/<dataset>-<preset>-seed<seed>."""
     resume: Literal["never", "auto"] = "never"
     """auto goes on from the newest valid checkpoint, or starts where there is none."""
+    init_from: Path | None = None
+    """Start from the weights of this run (its averages, if it has them), with other data or settings."""
     seed: int = 0
     """Of weights, order of images, and noise."""
     epochs: int = 90
@@ -202,6 +204,10 @@ class RunConfig:
         check_timeout(self.timeout_minutes)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Length of the run in optimiser steps, which the schedules fit themselves into."""
+        return self.max_steps or self.epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,6 +253,19 @@ def _in_order(parts: list[Part]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in blocks_in_order]) for name in blocks_in_order[0]}
 
 
+def require_finite(result: Mapping[str, Any]) -> None:
+    """Refuse an evaluation that no number can be taken from.
+
+    Raises:
+        FloatingPointError: its ELBO is NaN or infinite.
+    """
+    if not math.isfinite(result["elbo"]):
+        raise FloatingPointError(
+            f"the evaluation is not finite (elbo {result['elbo']}), so the weights or the images are broken; "
+            "evaluate an earlier checkpoint, or train again with a lower --lr or --precision fp32"
+        )
+
+
 def describe(result: Mapping[str, Any]) -> str:
     """An evaluation in a line."""
     bound = (

@@ -112,6 +112,18 @@ class RunFolder:
         self.release()
 
     @property
+    def diverged(self) -> bool:
+        """Whether the run stopped because too many steps in a row were not finite."""
+        return (self.path / "diverged.json").exists()
+
+    def reopen(self, step: int) -> None:
+        """Put aside, under names with ``step``, what says that the run has ended, because it goes on from there."""
+        for name in ("diverged", "summary"):
+            path = self.path / f"{name}.json"
+            if path.exists():
+                path.replace(self.path / f"{name}-before-step-{step}.json")
+
+    @property
     def recipe(self) -> dict[str, Any] | None:
         """The recorded recipe of the training images; None where nothing readable is recorded."""
         try:

@@ -76,8 +76,9 @@ class Run:
             "num_images": self.order.num_images,
             "recipe": self.train_data.recipe,
         }
+        keep = self.config.run.keep_checkpoints + bool(self.state.num_bad_in_a_row)  # it must not push out a good one
         try:
-            checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=self.config.run.keep_checkpoints)
+            checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=keep)
             self.saved_step = self.state.step
         except OSError as error:
             self.monitor.say(
@@ -224,8 +225,8 @@ class Run:
                 if due.log:
                     self.log_step(report, time.monotonic() - since, step - last_logged)
                     since, last_logged = time.monotonic(), step
-                if due.save:
-                    self.save()
+                if due.save and (not self.state.num_bad_in_a_row or step == end):
+                    self.save()  # between steps that are not finite none is saved: rotation keeps the good ones
                 if stop and step < end:
                     self.preempted()
                 if due.evaluate:
@@ -312,5 +313,6 @@ class Run:
                 self.folder.write_json("diverged.json", diagnosis)
         raise FloatingPointError(
             f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {report.step + 1}; see "
-            f"{self.folder.path / 'diverged.json'}, then resume with a lower --lr, or --grad-clip, or --precision fp32"
+            f"{self.folder.path / 'diverged.json'}, then go on with --resume auto and a lower --lr, or --grad-clip, "
+            "or --precision fp32"
         )

@@ -63,6 +63,23 @@ def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
     return StepMemory(num_parameters, 4 * STATE_COPIES * num_parameters, three - two)
 
 
+def check_batch_norm(config: Any, spec: datasets.ImageSpec) -> None:
+    """Refuse a training batch of which a batch norm would see a single value, which has no variance.
+
+    Raises:
+        ValueError: one image, and a scale of one pixel.
+    """
+    try:
+        _saved_bytes(config, spec, 1)
+    except ValueError as error:
+        if "more than 1 value" not in str(error):
+            raise
+        raise ValueError(
+            "--batch-size 1: a batch norm would see one value per channel, because the coarsest scale has one pixel; "
+            "give --batch-size 2 or more, or fewer scales"
+        ) from error
+
+
 def with_checkpointing(config: Any) -> Any:
     """The same configuration, cells recomputed."""
     return replace(config, model=replace(config.model, checkpointing=True))

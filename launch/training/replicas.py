@@ -25,7 +25,7 @@ from launch.training.folder import RunFolder, write_config
 from launch.training.loop import Run
 from launch.training.records import Monitor
 from launch.training.replica_step import Orders, ReplicaTrainer
-from launch.training.resume import resume
+from launch.training.resume import records, resume
 from launch.training.step import StepReport, Trainer
 
 
@@ -212,9 +212,8 @@ def _resume(
             folder,
             trainer.config,
             trainer.ranks,
-            num_images=len(data),
             global_batch=global_batch,
-            recipe=data.recipe,
+            data=data,
             until=common,
         )
     return common
@@ -244,7 +243,7 @@ def train_replicas(config: ReplicatedTrainConfig, preset: FlatTrainConfig, *, dr
     data = start.open_data(config, ranks, recorded=recorded)
     size = config.run.batch_size * config.optim.accumulation
     orders = [datasets.Batches(len(data[0]), size, each.run.seed) for each in configs.values()]
-    total_steps = config.run.max_steps or config.run.epochs * orders[0].steps_per_epoch
+    total_steps = config.run.num_steps(orders[0].steps_per_epoch)
     start.announce(config.single, preset, data, ranks, orders[0], total_steps)
     print(f"{len(configs)} replicas of this as one batched model: {' '.join(configs)}", flush=True)
     if dry_run:
@@ -261,7 +260,7 @@ def train_replicas(config: ReplicatedTrainConfig, preset: FlatTrainConfig, *, dr
         stop.deferred = True  # from here on there may be something to save
         runs: dict[str, Run] = {}
         for name, folder, trainer, order in zip(configs, folders, trainers, orders, strict=True):
-            if not step or not folder.config_path.exists():
+            if not step or not records(folder, configs[name]):
                 write_config(folder, configs[name], data[0])
             (folder.path / "preempted").unlink(missing_ok=True)
             monitor = Monitor(

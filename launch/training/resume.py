@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import recipes
 from launch.console.config import SharedConfig, to_json
 from launch.machine.distributed import Ranks
@@ -20,37 +22,52 @@ def _refuse_another_run(
     config: SharedConfig,
     ranks: Ranks,
     *,
-    num_images: int,
     global_batch: int,
-    recipe: dict[str, Any],
-) -> None:
+    data: datasets.Dataset,
+) -> list[str]:
+    """Refuse a checkpoint of other settings or data; return the settings that differ and may, as 'key: old -> new'."""
     if not content["global_batch"]:  # written by import_official.py
         raise ValueError(
             f"{folder.path} holds imported weights without an optimiser's state, so training cannot go on from them; "
             "evaluate, sample and score read it as it is; choose another --run-dir to train"
         )
-    changed = changed_keys(with_defaults(content["config"], to_json(type(config)())), to_json(config))
-    if changed:
+    saved = with_defaults(content["config"], to_json(type(config)()))
+    changed = changed_keys(saved, to_json(config))
+    allowed = AFTER_DIVERGENCE if folder.diverged else ()
+    if _is_longer(saved, config, len(data) // global_batch):
+        allowed = (*allowed, *LENGTH)
+    refused = [row for row in changed if row.partition(":")[0] not in allowed]
+    if refused:
         raise ValueError(
-            f"{folder.path} was trained with other settings ({', '.join(changed[:6])}); "
-            "type the old ones or choose another --run-dir"
+            f"{folder.path} was trained with other settings ({', '.join(refused[:6])}); "
+            "type the old ones, or choose another --run-dir, with --init-from to start from this run's weights"
         )
     if content["global_batch"] != global_batch:
         raise ValueError(
             f"the run has a global batch of {content['global_batch']} images, these flags make {global_batch}; choose "
             f"--batch-size and --accumulation so that x {ranks.world_size} process(es) it is {content['global_batch']}"
         )
-    if content["num_images"] != num_images:
+    if content["num_images"] != len(data):
         raise ValueError(
-            f"the run was trained on {content['num_images']:,} images, now there are {num_images:,}; "
+            f"the run was trained on {content['num_images']:,} images, now there are {len(data):,}; "
             "bring the data back as it was or choose another --run-dir"
         )
-    other = recipes.differences(content.get("recipe") or folder.recipe or {}, recipe, in_order=True)
+    other = recipes.differences(content.get("recipe") or folder.recipe or {}, data.recipe, in_order=True)
     if other:
         raise ValueError(
             f"the run was trained on other data ({', '.join(other)}); "
             "bring the data back as it was or choose another --run-dir"
         )
+    return changed
+
+
+def _is_longer(saved: dict[str, Any], config: SharedConfig, steps_per_epoch: int) -> bool:
+    """Whether the run now has as many steps as it was to have, or more."""
+    try:
+        before = saved["run"]["max_steps"] or saved["run"]["epochs"] * steps_per_epoch
+        return bool(config.run.num_steps(steps_per_epoch) >= before)
+    except (LookupError, TypeError):
+        return False
 
 
 def resume(
@@ -59,14 +76,14 @@ def resume(
     config: SharedConfig,
     ranks: Ranks,
     *,
-    num_images: int,
     global_batch: int,
-    recipe: dict[str, Any],
+    data: datasets.Dataset,
     until: int | None = None,
 ) -> int:
     """Load the newest valid checkpoint (of step ``until`` or before) into ``state``, if there is one; its step, or 0.
 
-    Nothing is written before a run that does not fit is refused.
+    Nothing is written before a run that does not fit is refused. A run that diverged goes on from its last checkpoint
+    whose losses were finite, and its learning rate, clipping and precision may change; any run may become longer.
 
     Raises:
         ValueError: the settings that matter or the data differ from those of the run (named), or the ranks do not see
@@ -81,9 +98,10 @@ def resume(
         try:
             if until is not None and int(content["step"]) > until:
                 continue
-            _refuse_another_run(
-                content, folder, config, ranks, num_images=num_images, global_batch=global_batch, recipe=recipe
-            )
+            if until is None and folder.diverged and int(content["num_bad_in_a_row"]):
+                warn(f"skipped: {path} was saved between steps that were not finite")
+                continue
+            changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
             load_state(state.model, content["model"], str(path))
             state.load_state_dict(content)
         except (
@@ -96,6 +114,10 @@ def resume(
             ) from error
         if ranks.is_main:
             print(f"resumed from {path} at step {state.step}", file=sys.stderr)
+            for row in changed:
+                print(f"  changed: {row}", file=sys.stderr)
+            if any(row.partition(":")[0] in LENGTH for row in changed):
+                print("  schedules go on as if the run had had its new length from the start", file=sys.stderr)
         break
     steps = ranks.gather(state.step)
     if len(set(steps)) > 1:
@@ -106,11 +128,50 @@ def resume(
     return state.step
 
 
+def records(folder: RunFolder, config: SharedConfig) -> bool:
+    """Whether config.json has the settings that matter as they are now."""
+    try:
+        saved = folder.read_json("config.json")["config"]
+        return not changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
+    """Start from the weights of another run: its averages if it has them, in the weights and in their new averages.
+
+    Raises:
+        ValueError: it has no valid checkpoint, or one of another model (keys named).
+    """
+
+    def warn(text: str) -> None:
+        if ranks.is_main:
+            print(f"warning: {text}", file=sys.stderr)
+
+    found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, warn), None)
+    if found is None:
+        raise ValueError(f"--init-from {run}: there is no valid checkpoint in {run}; give the folder of a trained run")
+    path, content = found
+    weights = content["model"] if content.get("ema") is None else content["ema"]
+    load_state(state.model, weights, str(path))
+    if state.ema is not None:
+        load_state(state.ema.model, weights, str(path))
+    if ranks.is_main:
+        print(f"weights from {path}, of step {content.get('step')}", file=sys.stderr)
+
+
+LENGTH = ("run.epochs", "run.max_steps")
+AFTER_DIVERGENCE = (
+    *("optim.lr", "optim.lr_min", "optim.lr_warmup", "optim.grad_clip", "optim.grad_skip"),
+    "run.precision",
+)
+
 # What may differ between the runs of one folder: where and how things are kept and shown, not what is computed.
 MAY_CHANGE = (
     "preset",
     "run.run_dir",
     "run.resume",
+    "run.init_from",
     "run.stop_at_step",
     "run.device",
     "run.data_on_device",

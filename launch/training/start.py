@@ -22,7 +22,7 @@ from launch.training.folder import RunFolder, write_config
 from launch.training.loop import Run
 from launch.training.model import as_module
 from launch.training.records import Monitor
-from launch.training.resume import resume
+from launch.training.resume import init_from, records, resume
 from launch.training.step import Trainer, new_state, resolve_precision
 
 
@@ -104,13 +104,17 @@ def _train(
     train_data, valid_data = open_data(config, ranks, recorded=RunFolder(run_dir).recipe)
     global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
     order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
-    total_steps = run.max_steps or run.epochs * order.steps_per_epoch
+    total_steps = run.num_steps(order.steps_per_epoch)
+    if run.batch_size == ranks.world_size == 1:
+        memory.check_batch_norm(config, train_data.spec)
     if ranks.is_main:
         announce(config, preset, (train_data, valid_data), ranks, order, total_steps)
     if dry_run:
         return
     config = replace(config, run=replace(run, run_dir=run_dir))
     step = trainer_for(config, train_data, ranks, total_steps)  # before the folder: what fails leaves nothing
+    if run.init_from is not None:
+        init_from(step.state, run.init_from, ranks)
     with RunFolder(run_dir) as folder:
         claim(folder, config, ranks)
         resumed_at = resume(
@@ -118,9 +122,8 @@ def _train(
             folder,
             config,
             ranks,
-            num_images=order.num_images,
             global_batch=order.batch_size,
-            recipe=train_data.recipe,
+            data=train_data,
         )
         if ranks.from_main(resumed_at >= total_steps and (folder.path / "summary.json").exists()):
             if ranks.is_main:
@@ -128,8 +131,9 @@ def _train(
             return
         stop.deferred = True  # from here on there may be something to save
         if ranks.is_main:
-            if not resumed_at or not folder.config_path.exists():
+            if not resumed_at or not records(folder, config):
                 write_config(folder, config, train_data)  # first: without it the folder is nobody's
+            folder.reopen(resumed_at)
             (folder.path / "preempted").unlink(missing_ok=True)
         with Monitor(folder.path, active=ranks.is_main, resume_step=resumed_at, total_steps=total_steps) as monitor:
             running = Run(
@@ -179,7 +183,11 @@ def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, tota
 
 
 def finish(run: Run, seconds: float) -> None:
-    """The last evaluation, and what to look at."""
+    """The last evaluation, and what to look at.
+
+    Raises:
+        FloatingPointError: on every rank, after the summary is written: the evaluation is not finite, or no step was.
+    """
     result = run.evaluate(final=True)
     run.require_saved()  # before the summary, which says that the run is complete
     summary = {
@@ -201,3 +209,9 @@ def finish(run: Run, seconds: float) -> None:
         print(f"watch    tensorboard --logdir {path.parent}")
         print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")
         sys.stdout.flush()
+    if run.state.num_skipped >= run.state.step:
+        raise FloatingPointError(
+            f"every one of the {run.state.step} steps was skipped, so nothing was learnt; give a lower --lr, a larger "
+            "--grad-skip or --precision fp32"
+        )
+    evaluation.require_finite(result)

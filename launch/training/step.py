@@ -80,7 +80,8 @@ class TrainState:
             self.ema.model.load_state_dict(content["ema"])
         as_module(self.objective).load_state_dict(content["objective"])
         optim.load_state_dict(self.optimizer, content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty after another precision
+            self.scaler.load_state_dict(content["scaler"])
         self.step, self.num_skipped = int(content["step"]), int(content["num_skipped"])
         self.num_bad_in_a_row = int(content["num_bad_in_a_row"])
 

@@ -134,7 +134,7 @@ def test_malicious_files_are_refused_and_not_run(
         ({"args": 3}, "holds no arguments"),
         ({"args": argparse.Namespace(**ARGS, odd=torch.zeros(1))}, r"no plain values \(odd\)"),
         ({"state_dict": {"stem.weight": 3}}, "no table of tensors"),
-        ({"args": argparse.Namespace(dataset="cifar10")}, "arguments lack ada_groups, arch_instance"),
+        ({"args": argparse.Namespace(dataset="cifar10")}, "arguments lack arch_instance"),
         ({"args": argparse.Namespace(**{**ARGS, "num_channels_enc": "many"})}, "build no model"),
         ({"args": argparse.Namespace(**{**ARGS, "num_latent_scales": 1})}, r"missing \(.*unexpected \("),
         ({"args": argparse.Namespace(**{**ARGS, "dataset": "sounds"})}, "'sounds'"),
@@ -191,6 +191,30 @@ def test_data_sets_by_their_published_names() -> None:
     assert [named[name].dataset for name in named] == ["mnist", "cifar10", "celeba", "folder"]
     assert (named["ffhq"].image_size, named["ffhq"].num_bits) == ((256,), 8)
     assert official.image_spec({**ARGS, "dataset": "mnist"}).num_bits == 1
+
+
+def test_a_run_records_the_training_that_the_arguments_tell(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    training = {"epochs": 400, "batch_size": 32, "learning_rate": 0.02, "learning_rate_min": 1e-5, "seed": 3}
+    args = {**ARGS, **training, "weight_decay": 1e-3, "warmup_epochs": 5}
+    import_checkpoint(save_as_published(tmp_path / "c.pt", weights, args), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert {name: config["run"][name] for name in ("epochs", "batch_size", "seed")} == {
+        "epochs": 400,
+        "batch_size": 32,
+        "seed": 3,
+    }
+    optim = {"lr": 0.02, "lr_min": 1e-5, "lr_warmup": 5 / 400, "weight_decay": 1e-3, "ema_decay": 0.0}
+    assert {name: config["optim"][name] for name in optim} == optim
+
+
+@pytest.mark.parametrize(
+    "args", [{"epochs": 0, "warmup_epochs": 5}, {"batch_size": None, "seed": "x"}, {"epochs": 1e999}]
+)
+def test_odd_training_arguments_do_not_keep_weights_from_being_read(
+    tmp_path: Path, weights: dict[str, torch.Tensor], args: dict[str, Any]
+) -> None:
+    import_checkpoint(save_as_published(tmp_path / "c.pt", weights, {**ARGS, **args}), tmp_path / "run")
+    open_run(tmp_path / "run")
 
 
 def test_run_records_what_it_came_from(tmp_path: Path, checkpoint: Path) -> None:

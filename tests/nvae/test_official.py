@@ -352,6 +352,20 @@ def test_weights_of_another_architecture_are_named() -> None:
         official.load(state, ARGS)
 
 
+def test_older_and_wrapped_weights_are_read_as_the_published_code_reads_them(caplog: pytest.LogCaptureFixture) -> None:
+    args = {**ARGS, "ada_groups": False, "min_groups_per_scale": 1}
+    model = randomised(args)
+    older = {name: value for name, value in args.items() if name not in ("ada_groups", "min_groups_per_scale")}
+    state = {f"module.{key}": value for key, value in published_form(model).items()}
+    state["module.total_ops"] = state["module.enc_tower.0.extra"] = torch.zeros(1)
+    with caplog.at_level(logging.WARNING):
+        again = official.load(state, older)
+    assert all(name in caplog.text for name in ("2 tensors", "'total_ops'", "'enc_tower.0.extra'"))
+    for key, value in model.state_dict().items():
+        if not key.endswith("initialised"):
+            torch.testing.assert_close(again.state_dict()[key], value)
+
+
 def test_arguments_that_cannot_be_used_are_named(caplog: pytest.LogCaptureFixture) -> None:
     state = published_form(randomised(ARGS))
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,128 @@
+"""Runs that go on: after a divergence with other settings, longer than planned, from another run's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.console import errors
+from launch.training import checkpoint
+from launch.training.step import Trainer
+from tests.launch import running, toy
+from tests.launch.running import call
+
+LENGTH = ["--max-steps", "12", "--checkpoint-every", "2", "--eval-every", "99", "--log-every", "1", "--iw-samples", "2"]
+FLAGS = ["--dataset", "toy", "--preset", "tiny", "--batch-size", "8", "--figure-images", "4", "--ema-decay", "0.9"]
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.register(monkeypatch)
+
+
+def train(run: Path, *more: object) -> running.Result:
+    return call("train_flat_vae", *FLAGS, *LENGTH, "--run-dir", run, *more)
+
+
+def break_steps(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """Make the losses of steps from ``first`` on NaN."""
+    real = Trainer.noise
+
+    def noise(self: Trainer) -> list[torch.Tensor]:
+        drawn = real(self)
+        return [d * float("nan") for d in drawn] if self.state.step >= first else drawn
+
+    monkeypatch.setattr(Trainer, "noise", noise)
+
+
+def steps(run: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step-")) for path in checkpoint.find(run / "checkpoints"))
+
+
+def config(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "config.json").read_text())["config"]
+    return found
+
+
+def test_a_diverged_run_goes_on_with_the_printed_advice_from_a_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        break_steps(patch, 5)
+        result = train(run, "--max-bad-steps", "6", "--keep-checkpoints", "2")
+    assert result.code == errors.EXIT_DIVERGED
+    assert all(word in result.err for word in ("--resume auto", "--lr", "--grad-clip", "--precision fp32"))
+    assert steps(run) == [2, 4]  # those of steps 6, 8 and 10, between steps that were not finite, pushed none out
+    assert json.loads((run / "diverged.json").read_text())["last_good_checkpoint"] == "step-000000004.pt"
+    refused = train(run, "--resume", "auto", "--weight-decay", "0.5")
+    running.assert_one_error(refused, "optim.weight_decay", "--init-from")
+    result = train(run, "--resume", "auto", "--lr", "1e-5", "--grad-clip", "1", "--precision", "fp32")
+    assert result.code == 0, result.err
+    assert all(word in result.err for word in ("at step 4", "optim.lr", "optim.grad_clip", "run.precision"))
+    assert config(run)["optim"]["lr"] == 1e-5
+    assert not (run / "diverged.json").exists()
+    assert (run / "diverged-before-step-4.json").exists()
+    assert train(run, "--resume", "auto", "--lr", "1e-4").code == errors.EXIT_BAD_INPUT  # it is no diverged run now
+
+
+def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run).code == 0
+    assert "is complete" in train(run, "--resume", "auto").out
+    result = train(run, "--resume", "auto", "--max-steps", "14")
+    assert result.code == 0, result.err
+    assert all(word in result.err for word in ("at step 12", "run.max_steps: 12 -> 14", "schedules"))
+    assert json.loads((run / "summary.json").read_text())["step"] == 14
+    assert config(run)["run"]["max_steps"] == 14
+    assert "run.max_steps" in train(run, "--resume", "auto", "--max-steps", "13").err  # shorter than it was to be
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert train(first).code == 0
+    other = ["--objective", "beta", "--beta", "2", "--lr", "1e-9", "--lr-min", "0", "--max-steps", "2"]
+    result = train(second, "--init-from", first, *other)
+    assert result.code == 0, result.err
+    assert "step-000000012.pt" in result.err
+    (_, old), (_, new) = (next(checkpoint.newest_valid(run / "checkpoints", print)) for run in (first, second))
+    for key, value in old["ema"].items():
+        torch.testing.assert_close(new["model"][key], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(new["ema"][key], value, rtol=0, atol=1e-5)
+    assert new["step"] == 2
+    assert "is complete" in train(second, "--resume", "auto", *other).out
+    running.assert_one_error(train(tmp_path / "c", "--init-from", first, "--latent-dim", "3"), "does not fit the model")
+    running.assert_one_error(train(tmp_path / "d", "--init-from", tmp_path / "nothing"), "--init-from")
+    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_results_that_are_not_finite_end_with_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        break_steps(patch, 0)
+        skipped = train(run, "--max-steps", "2")
+    assert skipped.code == errors.EXIT_DIVERGED
+    assert "skipped" in skipped.err
+    (path, content) = next(checkpoint.newest_valid(run / "checkpoints", print))
+    content["ema"] = {key: value * float("nan") for key, value in content["ema"].items()}
+    checkpoint.save(path.parent, content["step"], {k: v for k, v in content.items() if k not in ("step", "format")})
+    for script, flags in {"evaluate": [], "traverse": ["--images", "4"]}.items():
+        result = call(script, "--run", run, *flags)
+        assert result.code == errors.EXIT_DIVERGED, script
+        assert "not finite" in result.err
+    scored = call("score", "--run", run, "--images", "32", "--no-untrained")
+    compared = call("compare", "--runs", run, "--out", tmp_path / "report", "--pictures", "0")
+    assert errors.EXIT_DIVERGED in (scored.code, compared.code) or errors.EXIT_BAD_INPUT in (scored.code, compared.code)
+    assert compared.code != 0
+
+
+def test_a_batch_norm_of_one_value_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", running.draw(tmp_path / "data", {"train": 4, "valid": 2}, 8, 8)
+    flags = running.flags(data, run, "--num-scales", "3", "--groups-per-scale", "1", "1", "1", batch=1)
+    running.assert_one_error(call("train_nvae", *flags), "--batch-size 2")
+    assert not run.exists()
