@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metrics.aggregate_posterior import aggregate_posterior_mig
 from metrics.beta_vae import beta_vae_metric, beta_vae_of_rows
 from metrics.dci import dci
+from metrics.dci_es import dci_es
 from metrics.decomposition import decompose_rate
 from metrics.explicitness import explicitness
 from metrics.factor_vae import factor_vae_metric, factor_vae_of_rows
@@ -18,13 +19,20 @@ from metrics.factors import quantile_classes
 from metrics.frechet import frechet_distance, kernel_distance, precision_recall
 from metrics.hierarchy import group_information, mic_over_scales, reduced_scores
 from metrics.histogram import information
+from metrics.infomec import infomec
+from metrics.irs import irs
+from metrics.jemmig import jemmig
+from metrics.mcc import mcc
+from metrics.med import med
 from metrics.modularity import modularity
 from metrics.mutual_information import mic, mig, mig_full_grid, mig_sup
 from metrics.nearest_images import ImageBank, nearest_scores
 from metrics.permutation import permutation_baseline
+from metrics.probes import cca, linear_r2, mlp_r2
 from metrics.reductions import reduce_groups, residual_mean
 from metrics.results import to_plain
 from metrics.sap import sap
+from metrics.uncertainty import with_uncertainty
 from metrics.unsupervised import (
     covariance_distance,
     gaussian_total_correlation,
@@ -54,8 +62,10 @@ __all__ = [
     "aggregate_posterior_mig",
     "beta_vae_metric",
     "beta_vae_of_rows",
+    "cca",
     "covariance_distance",
     "dci",
+    "dci_es",
     "decompose_rate",
     "explicitness",
     "factor_vae_metric",
@@ -64,13 +74,20 @@ __all__ = [
     "gaussian_total_correlation",
     "group_information",
     "image_scores",
+    "infomec",
     "information",
+    "irs",
+    "jemmig",
     "kernel_distance",
+    "linear_r2",
+    "mcc",
+    "med",
     "mic",
     "mic_over_scales",
     "mig",
     "mig_full_grid",
     "mig_sup",
+    "mlp_r2",
     "modularity",
     "nearest_scores",
     "pairwise_information",
@@ -84,4 +101,5 @@ __all__ = [
     "to_plain",
     "total_correlation",
     "udr",
+    "with_uncertainty",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from metrics.arrays import Array, Float64, Floats, Int64, check_count
 from metrics.classifiers import fitted_logistic
 from metrics.factors import Table, paired
-from metrics.reductions import standardised
+from metrics.linear import standardised
 from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid, sample_rows
 
 NUMBERS_AT_ONCE = 2**20  # of codes gathered from the table, so that the working set stays in cache

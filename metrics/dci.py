@@ -61,7 +61,8 @@ def dci(
     """DCI with one scikit-learn predictor per factor, seeded.
 
     The score depends on the predictor, so name it beside the figure. "trees" (the default, as disentanglement_lib):
-    gradient-boosted trees. "forest": a random forest. "lasso": absolute coefficients at alpha .02, on standardised
+    gradient-boosted trees. "forest": a random forest,
+    whose trees look at random latents and so spread importance. "lasso": absolute coefficients at alpha .02, on standardised
     codes and factors, of class indices too. "logistic": logistic regression with an L1 penalty (C = .1), classes only.
     Usual sizes are 10,000 train and 5,000 test rows (about five minutes for dSprites with trees). Trees choose at
     random between latents that tie, so completeness of a redundant code depends on the seed.

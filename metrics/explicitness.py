@@ -10,7 +10,7 @@ import numpy.typing as npt
 from metrics.arrays import Array, Float64, Floats
 from metrics.classifiers import fitted_logistic
 from metrics.factors import Table, paired_split
-from metrics.reductions import standardised
+from metrics.linear import standardised
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,10 @@ from metrics.arrays import Array, Float64, Int64, check_count, to_numpy
 from metrics.classifiers import fit_with_notes, fitted_logistic
 from metrics.discrete import bin_codes, entropy, mutual_information, prepare_labels, top_two_gap
 from metrics.factors import QUANTILE_BINS, Table, paired, quantile_classes
+from metrics.linear import standardised
 from metrics.mutual_information import MIG, MIGSup, mig, mig_sup
 from metrics.permutation import permutation_baseline
-from metrics.reductions import LARGEST_TOP, Kind, as_groups, halves, pca, reduce_groups, standardised
+from metrics.reductions import LARGEST_TOP, Kind, as_groups, halves, pca, reduce_groups
 
 Probe = Literal["logistic", "mlp"]
 DIMS = (5, 10, 20, 50)

@@ -9,7 +9,7 @@ import numpy as np
 from metrics.arrays import Float64
 from metrics.classifiers import fit_with_notes
 from metrics.factors import Pairs
-from metrics.reductions import standardised
+from metrics.linear import standardised
 
 Regressor = Literal["trees", "lasso", "forest", "logistic"]
 LASSO_ALPHA = 0.02

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from metrics.arrays import EXTREME_EXPONENT, Array, Float64, Floats, Int64, as_floats, check_count, to_numpy
+from metrics.linear import standardised
 
 Kind = Literal["top", "pool", "moments", "pca", "flat"]
 LARGEST_TOP = 32  # dims up to which a top group is scored flat
@@ -118,13 +119,6 @@ def pca(features: Floats, fit: Int64, dim: int | None, seed: int) -> Float64:
     model = PCA(n_components=count, svd_solver=solver, random_state=seed).fit(features[fit])
     components: Float64 = np.asarray(model.transform(features), dtype=np.float64)
     return components
-
-
-def standardised(codes: Floats, fit: Int64) -> Float64:
-    """Codes [N, D] with the mean and standard deviation of the rows ``fit``; constant ones become 0."""
-    centred = codes.astype(np.float64) - codes[fit].mean(axis=0, dtype=np.float64)
-    varies = codes[fit].min(axis=0) != codes[fit].max(axis=0)  # a constant's std may round above 0
-    return np.asarray(centred / np.where(varies, centred[fit].std(axis=0), np.inf))
 
 
 def _columns_of_active_channels(arrays: list[Floats], kind: Kind, fit: Int64, dim: int | None) -> Floats:

@@ -1,0 +1,187 @@
+"""An interval, a chance level and a bias for any score of codes and factors.
+
+A score is computed again on many random halves of the rows, drawn without replacement. For a statistic whose variance
+and bias fall as 1/N, halves spread around the score as the score spreads around its limit, and lie above it by as much
+as it lies above its limit (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). Resampling with
+replacement would repeat rows, which raises every information, every nearest-neighbour estimate and every fit: measured
+coverage is in docs/metrics/uncertainty.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from metrics.arrays import Array, Float64, Floats, as_codes, check_count
+from metrics.factors import Factors, Table, as_table
+from metrics.reductions import halves
+
+FEWEST_ROWS = 16
+UP_TO_ONE = frozenset(
+    (
+        *("mig", "mig_sup", "jemmig", "med", "modularity", "infomec", "irs", "sap", "mcc", "cca"),
+        *("linear_r2", "mlp_r2", "dci", "dci_es", "explicitness", "beta_vae_of_rows", "factor_vae_of_rows"),
+    )
+)
+"""Scores that are at most 1, so that their intervals are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertain:
+    """A score with its uncertainty.
+
+    Args:
+        score: on all rows.
+        interval: (low, high), which covers the score's limit at many rows with probability ``confidence``. It is
+            centred on ``corrected``, so a strongly biased score may lie outside.
+        chance: mean score where the rows of the factors are shuffled.
+        chance_high: 95 % quantile of the same; a score above it is no accident.
+        bias: estimate of score minus its limit. corrected: score - bias.
+        standard_error: of the score.
+        bias_note: the bias in words.
+        result: what ``score`` returned on all rows.
+    """
+
+    score: float
+    interval: tuple[float, float]
+    chance: float
+    chance_high: float
+    bias: float
+    corrected: float
+    standard_error: float
+    bias_note: str
+    confidence: float
+    num_points: int
+    num_resamples: int
+    num_shuffles: int
+    seed: int
+    result: Any
+    notes: tuple[str, ...]
+
+
+def with_uncertainty(
+    score: Callable[..., Any],
+    codes: Array,
+    factors: Table | None = None,
+    *,
+    num_resamples: int = 200,
+    num_shuffles: int = 50,
+    confidence: float = 0.95,
+    seed: int = 0,
+    **options: Any,
+) -> Uncertain:
+    """Interval, chance level and bias of ``score(codes, factors, **options)``.
+
+    Args:
+        score: such as :func:`metrics.mig`; any function of codes [N, D], and factors [N, K] unless it takes none, that
+            returns a number or a result with ``.score``. A score that needs test rows gets a random half of the rows.
+        codes: [N, D], rows drawn independently.
+        factors: [N, K]; None for scores of codes alone, whose chance level shuffles each latent by itself.
+        num_resamples: random halves of the rows.
+        num_shuffles: of the rows of the factors.
+        confidence: of the interval.
+        seed: of halves and shuffles, and of the score where it takes one that ``options`` does not give.
+        options: passed on to the score.
+
+    Raises:
+        ValueError: fewer than 16 rows, or what the score refuses.
+    """
+    check_count(num_resamples, "num_resamples", 2)
+    check_count(num_shuffles, "num_shuffles", 1)
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence} is not possible; give a share between 0 and 1, such as 0.95")
+    array, table = as_codes(codes), None if factors is None else as_table(factors)
+    num_points, num_half = len(array), len(array) // 2
+    if num_points < FEWEST_ROWS:
+        raise ValueError(f"{num_points} rows are too few for an interval; give at least {FEWEST_ROWS}")
+    compute, rng = _on_rows(score, options, seed), np.random.default_rng(seed)
+    result = compute(array, table)
+    estimate = _number(result)
+    draws = np.empty(num_resamples)
+    for i in range(num_resamples):
+        rows = np.sort(rng.permutation(num_points)[:num_half])
+        draws[i] = _number(compute(array[rows], None if table is None else table.rows(rows)))
+    chance = np.array([_number(compute(*_shuffled(array, table, rng))) for _ in range(num_shuffles)])
+    share = num_half / (num_points - num_half)
+    bias, error = share * float(draws.mean() - estimate), math.sqrt(share) * float(draws.std(ddof=1))
+    reach = NormalDist().inv_cdf(0.5 + confidence / 2.0) * error
+    name = getattr(score, "__name__", "")
+    return Uncertain(
+        score=estimate,
+        interval=_within_range(estimate - bias - reach, estimate - bias + reach, draws, name),
+        chance=float(chance.mean()),
+        chance_high=float(np.quantile(chance, 0.95)),
+        bias=bias,
+        corrected=estimate - bias,
+        standard_error=error,
+        bias_note=_bias_note(bias, error, num_points),
+        confidence=confidence,
+        num_points=num_points,
+        num_resamples=num_resamples,
+        num_shuffles=num_shuffles,
+        seed=seed,
+        result=result,
+        notes=(*getattr(result, "notes", ()), *_notes(estimate, error)),
+    )
+
+
+def _on_rows(score: Callable[..., Any], options: dict[str, Any], seed: int) -> Callable[[Floats, Factors | None], Any]:
+    """The score as a function of codes and factors alone."""
+    parameters = inspect.signature(score).parameters
+    given = dict(options)
+    if "seed" in parameters and "seed" not in given:
+        given["seed"] = seed
+    test = parameters.get("test_codes")
+    needs_test = test is not None and test.default is inspect.Parameter.empty
+
+    def compute(codes: Floats, factors: Factors | None) -> Any:
+        if factors is None:
+            return score(codes, **given)
+        if not needs_test:
+            return score(codes, factors, **given)
+        fit, rest = halves(len(codes), seed)
+        return score(codes[fit], factors.rows(fit), codes[rest], factors.rows(rest), **given)
+
+    return compute
+
+
+def _number(result: Any) -> float:
+    value = float(getattr(result, "score", result))
+    if not math.isfinite(value):
+        raise ValueError(f"the score is {value} on some rows, which has no interval; look at its notes on all rows")
+    return value
+
+
+def _shuffled(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> tuple[Floats, Factors | None]:
+    """The same codes beside shuffled rows of factors; without factors each latent shuffled by itself."""
+    if factors is None:
+        return rng.permuted(codes, axis=0), None
+    return codes, factors.rows(rng.permutation(len(codes)))
+
+
+def _within_range(low: float, high: float, draws: Float64, name: str) -> tuple[float, float]:
+    """The interval cut to what the score can be: at least 0 where no draw is below, at most 1 for scores up to 1."""
+    if draws.min() >= 0.0:
+        low, high = max(low, 0.0), max(high, 0.0)
+    return (min(low, 1.0), min(high, 1.0)) if name in UP_TO_ONE else (low, high)
+
+
+def _bias_note(bias: float, error: float, num_points: int) -> str:
+    if abs(bias) <= 0.25 * error or bias == 0.0:
+        return f"bias {bias:+.2g} at {num_points} rows: small beside the standard error {error:.2g}"
+    return (
+        f"at {num_points} rows the score is about {abs(bias):.2g} too {'high' if bias > 0 else 'low'} "
+        f"(standard error {error:.2g}); the interval is corrected for it"
+    )
+
+
+def _notes(estimate: float, error: float) -> tuple[str, ...]:
+    if error > 0.0:
+        return ()
+    return (f"the score is {estimate:.4g} on every half of the rows: the interval is a point",)

@@ -1,0 +1,101 @@
+"""Intervals, chance levels and biases of scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import metrics
+
+SIZES = (3, 5)
+
+
+def noisy_copies(num_points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Factor k, kept with probability .8 in latent k and .4 in latent 2 + k, else a random value: known information."""
+    factors = np.stack([rng.integers(n, size=num_points) for n in SIZES], axis=1)
+    latents = [
+        np.where(rng.random(num_points) < keep, factors[:, k], rng.integers(SIZES[k], size=num_points))
+        for keep in (0.8, 0.4)
+        for k in range(2)
+    ]
+    return np.stack(latents, axis=1).astype(np.float64), factors
+
+
+def exact_share(size: int, keep: float) -> float:
+    """I / H of a factor of ``size`` values and its copy."""
+    joint = np.full((size, size), (1.0 - keep) / size**2) + np.eye(size) * keep / size
+    return float((joint * np.log(joint * size**2)).sum() / math.log(size))
+
+
+TRUE_MIG = float(np.mean([exact_share(n, 0.8) - exact_share(n, 0.4) for n in SIZES]))
+
+
+def test_the_interval_covers_the_known_value() -> None:
+    """40 draws, nominal 95 %; docs/metrics/uncertainty.md has 400 draws."""
+    rng = np.random.default_rng(0)
+    found = [
+        metrics.with_uncertainty(metrics.mig, *noisy_copies(400, rng), num_resamples=40, num_shuffles=1, seed=i)
+        for i in range(40)
+    ]
+    hits = sum(u.interval[0] <= TRUE_MIG <= u.interval[1] for u in found)
+    assert hits >= 34
+    assert np.mean([u.corrected for u in found]) == pytest.approx(TRUE_MIG, abs=0.015)
+
+
+def test_noise_is_at_chance_and_its_bias_is_seen() -> None:
+    rng = np.random.default_rng(1)
+    codes, factors = rng.normal(size=(300, 1)), rng.integers(20, size=(300, 1))
+    found = metrics.with_uncertainty(metrics.mig, codes, factors, num_resamples=60, num_shuffles=60)
+    assert found.score > 0.1
+    assert found.chance == pytest.approx(found.score, abs=0.03)
+    assert found.chance < found.chance_high
+    assert found.bias > 0.05
+    assert "too high" in found.bias_note
+    assert found.interval[0] <= found.corrected <= found.interval[1] or found.interval[0] == 0.0
+
+
+def test_it_is_reproducible_and_keeps_what_the_score_said() -> None:
+    codes, factors = noisy_copies(300, np.random.default_rng(2))
+    first, again, other = (
+        metrics.with_uncertainty(metrics.mcc, codes, factors, num_resamples=20, seed=seed, correlation="spearman")
+        for seed in (3, 3, 4)
+    )
+    assert metrics.to_plain(first) == metrics.to_plain(again)
+    assert first.interval != other.interval
+    assert first.score == metrics.mcc(codes, factors, correlation="spearman").score
+    assert first.result.correlation == "spearman"
+    low, high = first.interval
+    assert 0.0 <= low < high <= 1.0
+    assert (first.num_points, first.num_resamples, first.num_shuffles) == (300, 20, 50)
+
+
+def test_every_kind_of_score() -> None:
+    """One that needs test rows, one of codes alone, a plain function, factors by name."""
+    codes, factors = noisy_copies(200, np.random.default_rng(4))
+    few = {"num_resamples": 4, "num_shuffles": 4}
+    read = metrics.with_uncertainty(metrics.explicitness, codes, factors, **few)
+    assert read.result.num_train == read.result.num_test == 100
+    assert read.chance == pytest.approx(0.5, abs=0.1)
+    alone = metrics.with_uncertainty(metrics.total_correlation, codes, **few)
+    assert alone.score > alone.chance_high
+    mean = metrics.with_uncertainty(lambda codes, factors: codes.mean(), codes, {"a": factors[:, 0]}, **few)
+    assert mean.score == codes.mean()
+    assert metrics.with_uncertainty(metrics.infomec, codes, factors, **few).interval[1] <= 1.0
+
+
+def test_a_score_that_never_moves_is_a_point() -> None:
+    grid = np.tile(np.arange(4)[:, None], (50, 1))
+    found = metrics.with_uncertainty(metrics.mcc, grid, grid, num_resamples=5)
+    assert found.interval == pytest.approx((1.0, 1.0))
+
+
+def test_what_has_no_interval_is_refused() -> None:
+    codes, factors = noisy_copies(40, np.random.default_rng(5))
+    with pytest.raises(ValueError, match="at least 16"):
+        metrics.with_uncertainty(metrics.mig, codes[:10], factors[:10])
+    with pytest.raises(ValueError, match="confidence=2"):
+        metrics.with_uncertainty(metrics.mig, codes, factors, confidence=2)
+    with pytest.raises(ValueError, match="score is inf"):
+        metrics.with_uncertainty(metrics.total_correlation, np.repeat(codes[:, :1], 2, axis=1))
