@@ -23,13 +23,14 @@ import tyro
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
+import datasets
 from launch.console import errors
 from launch.console.config import DataConfig, OptimConfig, RunConfig, to_json
 from launch.console.flags import parse
 from launch.families.nvae import NVAETrainConfig
 from launch.results import published
 from launch.training import checkpoint
-from launch.training.folder import RunFolder, provenance
+from launch.training.folder import RunFolder, record_of
 from metrics.likelihoods import Edges
 from nvae import NVAE, official
 
@@ -102,22 +103,16 @@ def _run_config(args: Mapping[str, Any]) -> RunConfig:
 
 def write_run(source: published.Published, model: NVAE, folder: RunFolder, *, data_root: Path | None) -> None:
     """Fill a run folder: config.json, a checkpoint, summary.json."""
-    config, spec = _train_config(model, source.args, data_root), model.spec
+    config = _train_config(model, source.args, data_root)
+    spec = datasets.ImageSpec(**vars(model.spec))
     num_parameters = sum(p.numel() for p in model.parameters())
-    record = {
-        "format": 1,
-        "family": "nvae",
-        "config": to_json(config),
-        "spec": {name: getattr(spec, name) for name in ("channels", "height", "width", "num_bits")},
-        "data": {"name": source.args["dataset"], "num_images": None, "recipe": None},
-        "published": {"epoch": source.epoch, "unknown_arguments": official.unknown_arguments(source.args)},
-        **provenance(),
-    }
+    data = {"name": source.args["dataset"], "num_images": None, "recipe": None}
+    published_as = {"epoch": source.epoch, "unknown_arguments": official.unknown_arguments(source.args)}
     content = {"model": model.state_dict(), "ema": None, "config": to_json(config), "global_batch": 0, "num_images": 0}
     checkpoint.save(folder.checkpoints, source.step, content)
     folder.figures.mkdir()
     folder.write_json("summary.json", {"step": source.step, "num_parameters": num_parameters, "imported": True})
-    folder.write_json("config.json", record)
+    folder.write_json("config.json", record_of(config, spec, data, published=published_as))
 
 
 def import_checkpoint(path: Path, out: Path, *, edges: Edges = "exact", data_root: Path | None = None) -> list[str]:

@@ -99,7 +99,7 @@ def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...],
 def _defaults(script: str, typed: list[str]) -> SharedConfig:
     """The preset that the training script would take for what is typed."""
     if script == "train_nvae":
-        return nvae.recipe(*flags.typed_preset(typed))
+        return nvae.recipe(flags.typed_value("preset", typed), flags.typed_value("dataset", typed))
     return flat_vae.recipe(typed)[1]
 
 

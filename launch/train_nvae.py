@@ -14,21 +14,17 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors, flags
 from launch.families import nvae
-from launch.families.nvae import NVAETrainConfig
+from launch.results.encoding import cheap_scores
 from launch.training import start
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, then train."""
-    dry_run = "--dry-run" in arguments
-    arguments = [a for a in arguments if a != "--dry-run"]
-    preset = nvae.recipe(*flags.typed_preset(arguments))
-    listed = "\n".join(f"  {name:18}{p.summary}" for name, p in nvae.NVAE_PRESETS.items())
-    described = (
-        f"{__doc__}\nPresets:\n{listed}\n\nAlso --dry-run (say what would happen) and --debug (show tracebacks)."
-    )
-    chosen = flags.parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=described)
-    start.train(chosen, preset, dry_run=dry_run)
+    """Parse the flags and train."""
+    typed = flags.typed(arguments)
+    preset = nvae.recipe(typed.preset, typed.dataset)
+    described = flags.describe_presets(__doc__ or "", nvae.NVAE_PRESETS)
+    config = flags.parse(nvae.NVAETrainConfig, preset, typed.others, prog="train_nvae.py", description=described)
+    start.train(config, preset, dry_run=typed.dry_run, score=cheap_scores)
 
 
 if __name__ == "__main__":

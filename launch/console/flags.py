@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import io
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import tyro
@@ -19,20 +22,39 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def typed_value(flag: str, arguments: list[str]) -> str | None:
-    """The last value typed for ``--flag``, before anything else is parsed."""
-    value = None
-    for i, argument in enumerate(arguments):
-        if argument == f"--{flag}" and i + 1 < len(arguments):
-            value = arguments[i + 1]
-        elif argument.startswith(f"--{flag}="):
-            value = argument.partition("=")[2]
+def typed_value(flag: str, arguments: Sequence[str]) -> str | None:
+    """Last value typed for ``--flag``, before the other flags are parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{flag}", dest="value", nargs="?")
+    value: str | None = parser.parse_known_args(list(arguments))[0].value
     return value
 
 
-def typed_preset(arguments: list[str]) -> tuple[str | None, str | None]:
-    """(preset, data set) as typed: they choose the defaults that the other flags then change."""
-    return typed_value("preset", arguments), typed_value("dataset", arguments)
+@dataclass(frozen=True)
+class Typed:
+    """Flags of a training script that are read before the others, because they choose the defaults of the others."""
+
+    preset: str | None
+    dataset: str | None
+    dry_run: bool
+    others: list[str]
+    """All arguments but --dry-run, as :func:`parse` takes them."""
+
+
+def typed(arguments: Sequence[str]) -> Typed:
+    """Read the flags that come first."""
+    others = [argument for argument in arguments if argument != "--dry-run"]
+    dry_run = len(others) < len(arguments)
+    return Typed(typed_value("preset", others), typed_value("dataset", others), dry_run, others)
+
+
+def describe_presets(description: str, presets: Mapping[str, Any]) -> str:
+    """A training script's ``--help`` text with a line for each preset."""
+    width = max(map(len, presets)) + 2
+    listed = "\n".join(f"  {name:{width}}{preset.summary}" for name, preset in presets.items())
+    return (
+        f"{description}\nPresets:\n{listed}\n\nAlso --dry-run (print what would happen) and --debug (show tracebacks)."
+    )
 
 
 def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, description: str) -> C:

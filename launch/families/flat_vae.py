@@ -6,15 +6,17 @@ trained models that we compare with; Locatello et al. 2019; the Grouped-VAE repo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from flat_vae import BETA_FORMS, FlatVAE, FlatVAEConfig, ObjectiveConfig, build_objective, describe
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
-from launch.console.flags import typed_preset, typed_value
+from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset, choose
 
+C = TypeVar("C", bound="FlatTrainConfig")
 PLAIN_ADAM = OptimConfig(
     optimizer="adam",
     lr=5e-4,
@@ -33,6 +35,81 @@ class FlatTrainConfig(SharedConfig):
     optim: OptimConfig = PLAIN_ADAM
     model: FlatVAEConfig = field(default_factory=FlatVAEConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicatedTrainConfig(FlatTrainConfig):
+    """Train a flat VAE, or several of them at once."""
+
+    replicas: int = 1
+    """Seeds --seed, --seed + 1, ... trained at once as one batched model, each in a run folder under --run-dir."""
+    replica_betas: tuple[float, ...] = ()
+    """Values of --beta trained at once in the same way, each with every seed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be batched."""
+        if self.replicas < 1:
+            raise ValueError(f"--replicas {self.replicas}; give 1 or more")
+        names = [f"{beta:g}" for beta in self.replica_betas]
+        if len(set(names)) < len(names):
+            raise ValueError(f"--replica-betas {' '.join(names)}; give each value once")
+        if not self.is_batched:
+            return
+        cannot = {
+            "--objective factor, whose discriminator is trained beside it": self.objective.objective == "factor",
+            f"--optimizer {self.optim.optimizer}, whose steps are counted for all": "fused_" in self.optim.optimizer,
+            "--precision fp16, whose loss scale is one for all": self.run.precision == "fp16",
+            "--keep-checkpoints 1, which a kill can leave at different steps": self.run.keep_checkpoints == 1,
+        }
+        for what, is_asked in cannot.items():
+            if is_asked:
+                raise ValueError(f"replicas can't be trained with {what}; change it or use launch/sweep.py")
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether this is more than a single run."""
+        return self.replicas > 1 or bool(self.replica_betas)
+
+    @property
+    def single(self) -> FlatTrainConfig:
+        """What all replicas share, as the configuration of one run."""
+        return FlatTrainConfig(**{f.name: getattr(self, f.name) for f in fields(FlatTrainConfig)})
+
+    @property
+    def out(self) -> Path:
+        """Where the run folders lie."""
+        return self.run.run_dir or Path("runs") / f"{self.data.dataset}-{self.preset}-replicas"
+
+    def members(self, arguments: list[str]) -> dict[str, FlatTrainConfig] | None:
+        """Configurations of the single runs by name, as launch/sweep.py names them; None for one run.
+
+        Raises:
+            ValueError: ``arguments`` type a form of beta beside --replica-betas.
+        """
+        if not self.is_batched:
+            return None
+        for flag in [form.replace("_", "-") for form in BETA_FORMS]:
+            if self.replica_betas and typed_value(flag, arguments) is not None:
+                raise ValueError(f"--{flag} and --replica-betas are forms of one weight; give one of them")
+        return {name: resolved(run) for name, run in self.runs().items()}
+
+    def runs(self) -> dict[str, FlatTrainConfig]:
+        """The single runs by name with the weights as typed."""
+        runs = {}
+        for beta in self.replica_betas or (None,):
+            objective = self.objective
+            if beta is not None:
+                objective = replace(objective, beta=beta, beta_norm=None, beta_pixel_mean=None)
+            for seed in range(self.run.seed, self.run.seed + self.replicas):
+                name = f"seed{seed}" if beta is None else f"beta-{beta:g}-seed{seed}"
+                run = replace(self.run, seed=seed, run_dir=self.out / name)
+                runs[name] = replace(self.single, objective=objective, run=run)
+        return runs
+
+
+def resolved(config: C) -> C:
+    """The same configuration with every weight of its objective filled in, so that the record of a run is complete."""
+    return replace(config, objective=config.objective.resolved())
 
 
 DSPRITES = DataConfig(dataset="dsprites")
@@ -135,7 +212,9 @@ def _room_for_typed(config: FlatTrainConfig, arguments: list[str]) -> FlatTrainC
 
 def recipe(arguments: list[str]) -> tuple[FlatTrainConfig, FlatTrainConfig]:
     """The recipe that ``arguments`` name by ``--preset`` or ``--dataset``, and the same with room for the weights they type."""
-    config = choose(FLAT_PRESETS, *typed_preset(arguments), DEFAULT_PRESET, "small")
+    config = choose(
+        FLAT_PRESETS, typed_value("preset", arguments), typed_value("dataset", arguments), DEFAULT_PRESET, "small"
+    )
     assert isinstance(config, FlatTrainConfig)
     return config, _room_for_typed(config, arguments)
 

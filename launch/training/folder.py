@@ -21,6 +21,8 @@ from launch.families import family_of
 from launch.machine import files
 from launch.machine.files import plain
 
+FORMAT = 1  # of config.json
+
 
 def provenance() -> dict[str, Any]:
     """Where a run comes from: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
@@ -155,18 +157,27 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({str(error)[:80]}); restore it or start a new run") from error
 
+    @property
+    def has_summary(self) -> bool:
+        """Whether the run in it is complete."""
+        return (self.path / "summary.json").exists()
 
-def write_config(folder: RunFolder, config: SharedConfig, dataset: datasets.Dataset) -> None:
-    """Record everything that made this run: configuration, image spec, data recipe, provenance."""
-    spec = dataset.spec
-    folder.write_json(
-        "config.json",
-        {
-            "format": 1,
-            "family": family_of(config).name,
-            "config": to_json(config),
-            "spec": {"channels": spec.channels, "height": spec.height, "width": spec.width, "num_bits": spec.num_bits},
-            "data": {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe},
-            **provenance(),
-        },
-    )
+    def begin(self, config: SharedConfig, dataset: datasets.Dataset, *, is_new: bool) -> None:
+        """Record everything that makes a new run; without its record a folder belongs to nobody."""
+        if is_new or not self.config_path.exists():
+            data = {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe}
+            self.write_json("config.json", record_of(config, dataset.spec, data))
+        (self.path / "preempted").unlink(missing_ok=True)
+
+
+def record_of(config: SharedConfig, spec: datasets.ImageSpec, data: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Content of a run's config.json: configuration, image spec, data recipe, provenance."""
+    return {
+        "format": FORMAT,
+        "family": family_of(config).name,
+        "config": to_json(config),
+        "spec": {"channels": spec.channels, "height": spec.height, "width": spec.width, "num_bits": spec.num_bits},
+        "data": data,
+        **more,
+        **provenance(),
+    }

@@ -49,7 +49,7 @@ class Monitor:
         shows_progress: bool = True,
     ) -> None:
         self.active = active
-        self.evaluated = False  # whether the evaluation of ``resume_step`` is in the records
+        self._recorded: set[str] = set()  # names of the values recorded at ``resume_step``
         if not active:
             return
         self._path = folder / "metrics.jsonl"
@@ -79,9 +79,14 @@ class Monitor:
             evaluated = record["step"] == self._first_step and "val/elbo" in record
             if past or (evaluated and self._first_step == self._total_steps):
                 continue
-            self.evaluated = self.evaluated or evaluated
+            if record["step"] == self._first_step:
+                self._recorded |= record.keys()
             kept.append(line + "\n")
         write_text(self._path, "".join(kept))
+
+    def has_recorded(self, prefix: str) -> bool:
+        """Whether values whose names begin with ``prefix`` were recorded at the step that training resumes from."""
+        return any(name.startswith(prefix) for name in self._recorded)
 
     @contextlib.contextmanager
     def best_effort(self, what: str) -> Iterator[None]:

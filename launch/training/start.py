@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from launch.console.config import SharedConfig, differences
 from launch.families import family_of
 from launch.machine import compiling, distributed
 from launch.machine.distributed import Ranks
-from launch.training import evaluation, feeding, memory
-from launch.training.folder import RunFolder, write_config
-from launch.training.loop import Run
+from launch.training import checkpoint, feeding, memory
+from launch.training.folder import RunFolder
+from launch.training.loop import Loop, TakeStep
 from launch.training.model import as_module
 from launch.training.records import Monitor
+from launch.training.replicas import ReplicaTrainer
 from launch.training.resume import init_from, records, resume
+from launch.training.run import Run, Score
 from launch.training.step import Trainer, new_state, resolve_precision
 
 
@@ -82,69 +84,168 @@ def claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
         raise ValueError(fault)
 
 
-def train(config: SharedConfig, preset: SharedConfig, *, dry_run: bool = False) -> None:
-    """Train what ``config`` says and leave a run folder.
+def train(
+    config: SharedConfig,
+    preset: SharedConfig,
+    *,
+    members: Mapping[str, SharedConfig] | None = None,
+    dry_run: bool = False,
+    score: Score | None = None,
+) -> None:
+    """Train what ``config`` describes and leave a run folder.
 
     Args:
         config: complete configuration.
-        preset: what it was before the user's flags, for the list of what differs.
-        dry_run: say what would happen, and stop.
+        preset: the configuration before the user's flags, to list what differs.
+        members: configurations by name of several runs that share everything but seed, folder and the weights of the
+            objective; they are trained at once as one batched model, and ``config`` describes what they share.
+        dry_run: print what would happen, and stop.
+        score: cheap scores of a model's codes, for ``--score-every``.
+
+    Raises:
+        ValueError: a folder holds another run, the data do not fit the configuration, or there are several processes
+            for several members.
     """
     stop = errors.StopRequest()
     with distributed.joined(config.run.device, config.run.timeout_minutes, remedy="go on with --resume auto") as ranks:
-        _train(config, preset, ranks, stop, dry_run=dry_run)
-
-
-def _train(
-    config: SharedConfig, preset: SharedConfig, ranks: Ranks, stop: errors.StopRequest, *, dry_run: bool
-) -> None:
-    run = config.run
-    torch.manual_seed(run.seed)
-    run_dir = run.run_dir or default_run_dir(config)
-    train_data, valid_data = open_data(config, ranks, recorded=RunFolder(run_dir).recipe)
-    global_batch = run.batch_size * ranks.world_size * config.optim.accumulation
-    order = datasets.Batches(len(train_data), global_batch, run.seed, ranks.rank, ranks.world_size)
-    total_steps = run.num_steps(order.steps_per_epoch)
-    if run.batch_size == ranks.world_size == 1:
-        memory.check_batch_norm(config, train_data.spec)
-    if ranks.is_main:
-        announce(config, preset, (train_data, valid_data), ranks, order, total_steps)
-    if dry_run:
-        return
-    config = replace(config, run=replace(run, run_dir=run_dir))
-    step = trainer_for(config, train_data, ranks, total_steps)  # before the folder: what fails leaves nothing
-    if run.init_from is not None:
-        init_from(step.state, run.init_from, ranks)
-    with RunFolder(run_dir) as folder:
-        claim(folder, config, ranks)
-        resumed_at = resume(
-            step.state,
-            folder,
-            config,
-            ranks,
-            global_batch=order.batch_size,
-            data=train_data,
-        )
-        if ranks.from_main(resumed_at >= total_steps and (folder.path / "summary.json").exists()):
-            if ranks.is_main:
-                print(f"{folder.path} is complete; next: python launch/evaluate.py --run {folder.path}")
-            return
-        stop.deferred = True  # from here on there may be something to save
-        if ranks.is_main:
-            if not resumed_at or not records(folder, config):
-                write_config(folder, config, train_data)  # first: without it the folder is nobody's
-            folder.reopen(resumed_at)
-            (folder.path / "preempted").unlink(missing_ok=True)
-        with Monitor(folder.path, active=ranks.is_main, resume_step=resumed_at, total_steps=total_steps) as monitor:
-            running = Run(
-                config, ranks, folder, train_data, valid_data, order, total_steps, step, monitor, stop, resumed_at
+        if members and ranks.world_size > 1:
+            raise ValueError(
+                f"replicas are trained by one process, these are {ranks.world_size}; start plain python, one for each GPU "
+                "with its own --seed and CUDA_VISIBLE_DEVICES"
             )
-            started = time.monotonic()
-            running.loop()
-            if running.state.step >= total_steps:
-                finish(running, time.monotonic() - started)
-            else:
-                running.require_saved()
+        if members:
+            _refuse_a_run_above(members)
+        configs = members or {"": _with_folder(config)}
+        recorded = next((found for each in configs.values() if (found := RunFolder(_folder_of(each)).recipe)), None)
+        train_data, valid_data = open_data(config, ranks, recorded=recorded)
+        size = config.run.batch_size * ranks.world_size * config.optim.accumulation
+        orders = {
+            name: datasets.Batches(len(train_data), size, each.run.seed, ranks.rank, ranks.world_size)
+            for name, each in configs.items()
+        }
+        order = next(iter(orders.values()))
+        total_steps = config.run.num_steps(order.steps_per_epoch)
+        if config.run.batch_size == ranks.world_size == 1:
+            memory.check_batch_norm(config, train_data.spec)
+        if ranks.is_main:
+            announce(config, preset, (train_data, valid_data), ranks, order, total_steps)
+            if members:
+                print(f"{len(members)} replicas of this as one batched model: {' '.join(members)}", flush=True)
+        if dry_run:
+            return
+        # before the folders: what fails leaves nothing behind
+        trainers = {name: _new_trainer(each, train_data, ranks, total_steps) for name, each in configs.items()}
+        for trainer in trainers.values():
+            if config.run.init_from is not None:
+                init_from(trainer.state, config.run.init_from, ranks)
+        with contextlib.ExitStack() as stack:
+            folders = {name: stack.enter_context(RunFolder(_folder_of(each))) for name, each in configs.items()}
+            for name, folder in folders.items():
+                claim(folder, configs[name], ranks)
+            start = _resume(trainers, folders, train_data, order)
+            if ranks.from_main(start >= total_steps and all(f.has_summary for f in folders.values())):
+                if ranks.is_main:
+                    print(_says_complete(list(folders.values())))
+                return
+            stop.deferred = True  # from here on there may be something to save
+            runs: list[Run] = []
+            for name, folder in folders.items():
+                if ranks.is_main:
+                    folder.begin(configs[name], train_data, is_new=not start or not records(folder, configs[name]))
+                    folder.reopen(start)
+                monitor = Monitor(
+                    folder.path,
+                    active=ranks.is_main,
+                    resume_step=start,
+                    total_steps=total_steps,
+                    name=name,
+                    shows_progress=not runs,
+                )
+                run = Run(
+                    name=name,
+                    config=configs[name],
+                    ranks=ranks,
+                    folder=folder,
+                    train_data=train_data,
+                    valid_data=valid_data,
+                    order=orders[name],
+                    total_steps=total_steps,
+                    trainer=trainers[name],
+                    monitor=stack.enter_context(monitor),
+                    stop=stop,
+                    score=score,
+                    saved_step=start,
+                )
+                runs.append(run)
+            Loop(runs, _take_step(list(trainers.values()))).train()
+
+
+def _with_folder(config: SharedConfig) -> SharedConfig:
+    run_dir = config.run.run_dir or default_run_dir(config)
+    return replace(config, run=replace(config.run, run_dir=run_dir))
+
+
+def _folder_of(config: SharedConfig) -> Path:
+    assert config.run.run_dir is not None
+    return config.run.run_dir
+
+
+def _refuse_a_run_above(members: Mapping[str, SharedConfig]) -> None:
+    parent = _folder_of(next(iter(members.values()))).parent
+    if RunFolder(parent).config_path.exists():
+        raise ValueError(f"{parent} already holds a run; choose another --run-dir for the folders of the replicas")
+
+
+def _new_trainer(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
+    """A trainer whose weights depend on the run's seed alone."""
+    torch.manual_seed(config.run.seed)
+    return trainer_for(config, data, ranks, total_steps)
+
+
+def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
+    """A step of one trainer, or of several at once."""
+    if len(trainers) > 1:
+        return ReplicaTrainer(trainers).train_step
+    only = trainers[0]
+    return lambda images, stop: [only.train_step(images, stop=stop)]
+
+
+def _resume(
+    trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], data: datasets.Dataset, order: datasets.Batches
+) -> int:
+    """Continue from the newest step of which every run has a valid checkpoint; return that step, or 0.
+
+    A kill may have come between the checkpoints of two runs.
+    """
+    until = None
+    if len(folders) > 1:
+        steps = [
+            {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
+            for folder in folders.values()
+        ]
+        until = max(set[int].intersection(*steps), default=0)
+        if not until and any(steps):
+            print("warning: the replicas have no checkpoint of one step in common; they start anew", file=sys.stderr)
+    found = 0
+    for name, folder in folders.items():
+        trainer = trainers[name]
+        found = resume(
+            trainer.state,
+            folder,
+            trainer.config,
+            trainer.ranks,
+            global_batch=order.batch_size,
+            data=data,
+            until=until,
+        )
+    return found
+
+
+def _says_complete(folders: Sequence[RunFolder]) -> str:
+    path = folders[0].path
+    if len(folders) == 1:
+        return f"{path} is complete; next: python launch/evaluate.py --run {path}"
+    return f"{path.parent} is complete; next: python launch/compare.py --runs {path.parent}/*"
 
 
 def open_data(
@@ -180,38 +281,3 @@ def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, tota
         compiling.compile_parts(model, ranks.device)
     state = new_state(model, objective, config, ranks.device)
     return Trainer(state, config, ranks, total_steps)
-
-
-def finish(run: Run, seconds: float) -> None:
-    """The last evaluation, and what to look at.
-
-    Raises:
-        FloatingPointError: on every rank, after the summary is written: the evaluation is not finite, or no step was.
-    """
-    result = run.evaluate(final=True)
-    run.require_saved()  # before the summary, which says that the run is complete
-    summary = {
-        "step": run.state.step,
-        "images_seen": run.state.step * run.order.batch_size,
-        "seconds": seconds,
-        "skipped_steps": run.state.num_skipped,
-        "num_parameters": sum(p.numel() for p in as_module(run.state.model).parameters()),
-        "valid": result,
-    }
-    scores = {f"hparam/{k}": float(result[k]) for k in ("bits_per_dim", "elbo", "rate", "distortion", "psnr")}
-    if all(math.isfinite(v) for v in scores.values()):
-        run.monitor.hparams(run.state.step, {n: v for n, v, _ in differences(run.config, type(run.config)())}, scores)
-    if run.ranks.is_main:
-        run.folder.write_json("summary.json", summary)
-        path = run.folder.path
-        print(f"done: {evaluation.describe(result)}")
-        print(f"look at  {path / 'figures'}/reconstruction.png, samples_t0.8.png, kl_per_group.png")
-        print(f"watch    tensorboard --logdir {path.parent}")
-        print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")
-        sys.stdout.flush()
-    if run.state.num_skipped >= run.state.step:
-        raise FloatingPointError(
-            f"every one of the {run.state.step} steps was skipped, so nothing was learnt; give a lower --lr, a larger "
-            "--grad-skip or --precision fp32"
-        )
-    evaluation.require_finite(result)

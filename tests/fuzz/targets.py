@@ -13,7 +13,7 @@ import torch
 
 from launch import evaluate, plan, sample
 from launch.console.config import differences, to_json
-from launch.console.flags import parse, typed_preset
+from launch.console.flags import parse, typed
 from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
 from launch.results import run as opened
@@ -83,7 +83,7 @@ def command_line(home: Path) -> Target:
     train += ["--groups-per-scale", "1", "1", "--image-size", "12", "16", "--resume", "auto", "--hflip", "--seed", "1"]
 
     def train_nvae(arguments: list[str]) -> object:
-        preset = nvae.recipe(*typed_preset(arguments))
+        preset = nvae.recipe(typed(arguments).preset, typed(arguments).dataset)
         return differences(parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=""), preset)
 
     def of(kind: Any, prog: str) -> Callable[[list[str]], object]:

@@ -128,7 +128,7 @@ def test_resuming_drops_the_lost_future_and_repeats_nothing(tmp_path: Path) -> N
     _log(broken, range(1, 6))
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "train/lo')  # the kill came here
-    assert _log(broken, range(4, 7), resume_step=3).evaluated is False
+    assert _log(broken, range(4, 7), resume_step=3).has_recorded("val/") is False
     assert _steps(broken) == _steps(whole)
     points = events(broken).Scalars("train/loss")
     assert [p.step for p in points] == list(range(1, 7))
@@ -136,13 +136,13 @@ def test_resuming_drops_the_lost_future_and_repeats_nothing(tmp_path: Path) -> N
 
 def test_the_evaluation_of_the_resumed_step_is_known(tmp_path: Path) -> None:
     _log(tmp_path, range(1, 6))
-    assert _log(tmp_path, range(5, 5), resume_step=4).evaluated is True
-    assert _log(tmp_path, range(5, 5), resume_step=3).evaluated is False
+    assert _log(tmp_path, range(5, 5), resume_step=4).has_recorded("val/") is True
+    assert _log(tmp_path, range(5, 5), resume_step=3).has_recorded("val/") is False
 
 
 def test_the_final_evaluation_is_made_again(tmp_path: Path) -> None:
     _log(tmp_path, range(1, 7))
-    assert _log(tmp_path, range(7, 7), resume_step=6).evaluated is False
+    assert _log(tmp_path, range(7, 7), resume_step=6).has_recorded("val/") is False
     assert _steps(tmp_path)[-1] == (6, False)
 
 

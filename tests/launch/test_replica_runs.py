@@ -19,13 +19,15 @@ import datasets
 from flat_vae import FlatVAEConfig, ObjectiveConfig
 from launch.console import errors
 from launch.console.config import RunConfig
-from launch.families.flat_vae import PLAIN_ADAM, FlatTrainConfig
+from launch.families.flat_vae import PLAIN_ADAM, FlatTrainConfig, ReplicatedTrainConfig
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.results.run import open_run
-from launch.training import checkpoint, loop, replica_step, replicas, start
+from launch.training import checkpoint, replicas, start
 from launch.training import step as stepping
-from launch.training.replica_step import Orders, ReplicaTrainer
+from launch.training.loop import Orders
+from launch.training.replicas import ReplicaTrainer
+from launch.training.run import Run
 from tests.launch import running, toy
 
 STEPS = 100
@@ -102,7 +104,7 @@ def steps_together(configs: list[FlatTrainConfig], steps: int) -> tuple[list[ste
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Train in float64."""
-    for module in (stepping, replica_step):
+    for module in (stepping, replicas):
         monkeypatch.setattr(module, "to_float", lambda images, *_: images.double())
     torch.set_default_dtype(torch.float64)
     yield
@@ -263,7 +265,7 @@ def test_betas_are_named_as_a_sweep_names_them(data: Path, tmp_path: Path) -> No
 
 
 def test_a_beta_displaces_the_preset_s_other_form() -> None:
-    default = replicas.ReplicatedTrainConfig(
+    default = ReplicatedTrainConfig(
         objective=ObjectiveConfig(objective="beta", beta_pixel_mean=1e-3), replica_betas=(2.0,)
     )
     (run,) = default.runs().values()
@@ -317,10 +319,10 @@ def test_sigterm_saves_every_replica(
     out, real = tmp_path / "out", ReplicaTrainer.train_step
     asked = ["--seed", "5", "--replicas", "2"]
 
-    def stop(self: ReplicaTrainer, images: Tensor) -> Any:
+    def stop(self: ReplicaTrainer, images: Tensor, asked: bool) -> Any:
         if self.states[0].step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, images)
+        return real(self, images, asked)
 
     with monkeypatch.context() as patch:
         patch.setattr(ReplicaTrainer, "train_step", stop)
@@ -337,14 +339,14 @@ def test_sigterm_saves_every_replica(
 def test_sigterm_in_one_replica_s_evaluation_saves_every_replica(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / "out", loop.Run.evaluate
+    out, real = tmp_path / "out", Run.evaluate
 
-    def stop(self: loop.Run, *, final: bool = False) -> dict[str, Any]:
+    def stop(self: Run, *, final: bool = False) -> dict[str, Any]:
         if self.config.run.seed == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, final=final)
 
-    monkeypatch.setattr(loop.Run, "evaluate", stop)
+    monkeypatch.setattr(Run, "evaluate", stop)
     assert call(data, out, "--replicas", "3").code == errors.EXIT_PREEMPTED
     assert [(path / "preempted").read_text() for path in out.iterdir()] == ["4\n"] * 3
 

@@ -82,7 +82,7 @@ def test_sigterm_saves_and_says_so(data: Path, trained: Path, tmp_path: Path) ->
     process.terminate()
     _, words = process.communicate(timeout=60)
     assert process.returncode == errors.EXIT_PREEMPTED, words
-    assert "go on with --resume auto" in words
+    assert "--resume auto" in words
     assert "Traceback" not in words
     step = newest_step(run)
     assert int((run / "preempted").read_text()) == step

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from datasets import ImageSpec
-from launch.console import config as configs
+from launch.console import flags
 from launch.console.config import DataConfig, OptimConfig, RunConfig, differences, from_json, to_json
-from launch.console.flags import parse
 from launch.families import FAMILIES, family_of, nvae
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAETrainConfig
@@ -29,8 +28,8 @@ SMALL = NVAETrainConfig(preset="tiny")
 
 def typed(*arguments: str) -> NVAETrainConfig:
     """What train_nvae.py makes of a command line."""
-    preset = nvae.recipe(*configs.typed_preset(list(arguments)))
-    return parse(NVAETrainConfig, preset, list(arguments), prog="train_nvae.py", description="")
+    preset = nvae.recipe(flags.typed_value("preset", arguments), flags.typed_value("dataset", arguments))
+    return flags.parse(NVAETrainConfig, preset, list(arguments), prog="train_nvae.py", description="")
 
 
 @pytest.mark.parametrize("name", ALL_PRESETS)
