@@ -91,7 +91,7 @@ class Loop:
                 if self._is_due(step):
                     for run in self.runs:
                         run.trainer.settle()
-                stop = self._note_settled()
+                stop = self._note_settled() or (first.ranks.world_size == 1 and first.stop.asked)
                 if first.logs_at(step):
                     for run, report in zip(self.runs, reports, strict=True):
                         run.log_step(report, time.monotonic() - since, step - last_logged)

@@ -127,7 +127,7 @@ def test_nan_on_one_rank_for_too_long_stops_all_with_a_diagnosis(data: Path, tmp
     assert diagnosis["last_good_checkpoint"] == "step-000000003.pt", (
         "step 6 was not finite, so its weights are not kept"
     )
-    model = checkpoint.load(run / "checkpoints" / "step-000000006.pt")["model"]
+    model = checkpoint.load(run / "checkpoints" / "step-000000003.pt")["model"]
     assert all(bool(v.isfinite().all()) for v in model.values() if v.is_floating_point())
 
 
