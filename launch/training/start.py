@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,77 +106,113 @@ def train(
             for several members.
     """
     stop = errors.StopRequest()
-    with distributed.joined(config.run.device, config.run.timeout_minutes, remedy="go on with --resume auto") as ranks:
-        if members and ranks.world_size > 1:
-            raise ValueError(
-                f"replicas are trained by one process, these are {ranks.world_size}; start plain python, one for each GPU "
-                "with its own --seed and CUDA_VISIBLE_DEVICES"
-            )
-        if members:
-            _refuse_a_run_above(members)
-        configs = members or {"": _with_folder(config)}
-        recorded = next((found for each in configs.values() if (found := RunFolder(_folder_of(each)).recipe)), None)
-        train_data, valid_data = open_data(config, ranks, recorded=recorded)
-        size = config.run.batch_size * ranks.world_size * config.optim.accumulation
-        orders = {
-            name: datasets.Batches(len(train_data), size, each.run.seed, ranks.rank, ranks.world_size)
-            for name, each in configs.items()
-        }
-        order = next(iter(orders.values()))
-        total_steps = config.run.num_steps(order.steps_per_epoch)
-        if config.run.batch_size == ranks.world_size == 1:
-            memory.check_batch_norm(config, train_data.spec)
+    with distributed.joined(
+        config.run.device, config.run.timeout_minutes, remedy="continue with --resume auto"
+    ) as ranks:
+        plan = _plan(config, members, ranks)
         if ranks.is_main:
-            announce(config, preset, (train_data, valid_data), ranks, order, total_steps)
+            announce(config, preset, (plan.train_data, plan.valid_data), ranks, plan.order, plan.total_steps)
             if members:
                 print(f"{len(members)} replicas of this as one batched model: {' '.join(members)}", flush=True)
-        if dry_run:
+        if not dry_run:
+            _train(plan, ranks, stop, score)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is about to be trained: one run, or the members of a batched model, by name."""
+
+    configs: Mapping[str, SharedConfig]
+    train_data: datasets.Dataset
+    valid_data: datasets.Dataset
+    orders: Mapping[str, datasets.Batches]
+    total_steps: int
+
+    @property
+    def order(self) -> datasets.Batches:
+        """Batches of the first run; those of the others differ only in their seed."""
+        return next(iter(self.orders.values()))
+
+
+def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, ranks: Ranks) -> Plan:
+    """Open the data and refuse what cannot be trained."""
+    configs = members or {"": _with_folder(config)}
+    if members:
+        _refuse_members(members, ranks)
+    recorded = next((found for each in configs.values() if (found := RunFolder(_folder_of(each)).recipe)), None)
+    train_data, valid_data = open_data(config, ranks, recorded=recorded)
+    if config.run.batch_size == ranks.world_size == 1:
+        memory.check_batch_norm(config, train_data.spec)
+    size = config.run.batch_size * ranks.world_size * config.optim.accumulation
+    orders = {
+        name: datasets.Batches(len(train_data), size, each.run.seed, ranks.rank, ranks.world_size)
+        for name, each in configs.items()
+    }
+    steps_per_epoch = next(iter(orders.values())).steps_per_epoch
+    return Plan(
+        configs=configs,
+        train_data=train_data,
+        valid_data=valid_data,
+        orders=orders,
+        total_steps=config.run.num_steps(steps_per_epoch),
+    )
+
+
+def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        raise ValueError(
+            f"replicas are trained by one process, these are {ranks.world_size}; start plain python, one for each GPU "
+            "with its own --seed and CUDA_VISIBLE_DEVICES"
+        )
+    parent = _folder_of(next(iter(members.values()))).parent
+    if RunFolder(parent).config_path.exists():
+        raise ValueError(f"{parent} already holds a run; choose another --run-dir for the folders of the replicas")
+
+
+def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
+    # the trainers before the folders: what fails here leaves nothing behind
+    trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
+    with contextlib.ExitStack() as stack:
+        folders = {name: stack.enter_context(RunFolder(_folder_of(each))) for name, each in plan.configs.items()}
+        for name, folder in folders.items():
+            claim(folder, plan.configs[name], ranks)
+        start = _resume(trainers, folders, plan)
+        if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in folders.values())):
+            if ranks.is_main:
+                print(_says_complete(list(folders.values())))
             return
-        # before the folders: what fails leaves nothing behind
-        trainers = {name: _new_trainer(each, train_data, ranks, total_steps) for name, each in configs.items()}
-        for trainer in trainers.values():
-            if config.run.init_from is not None:
-                init_from(trainer.state, config.run.init_from, ranks)
-        with contextlib.ExitStack() as stack:
-            folders = {name: stack.enter_context(RunFolder(_folder_of(each))) for name, each in configs.items()}
-            for name, folder in folders.items():
-                claim(folder, configs[name], ranks)
-            start = _resume(trainers, folders, train_data, order)
-            if ranks.from_main(start >= total_steps and all(f.has_summary for f in folders.values())):
-                if ranks.is_main:
-                    print(_says_complete(list(folders.values())))
-                return
-            stop.deferred = True  # from here on there may be something to save
-            runs: list[Run] = []
-            for name, folder in folders.items():
-                if ranks.is_main:
-                    folder.begin(configs[name], train_data, is_new=not start or not records(folder, configs[name]))
-                    folder.reopen(start)
-                monitor = Monitor(
-                    folder.path,
-                    active=ranks.is_main,
-                    resume_step=start,
-                    total_steps=total_steps,
-                    name=name,
-                    shows_progress=not runs,
-                )
-                run = Run(
-                    name=name,
-                    config=configs[name],
-                    ranks=ranks,
-                    folder=folder,
-                    train_data=train_data,
-                    valid_data=valid_data,
-                    order=orders[name],
-                    total_steps=total_steps,
-                    trainer=trainers[name],
-                    monitor=stack.enter_context(monitor),
-                    stop=stop,
-                    score=score,
-                    saved_step=start,
-                )
-                runs.append(run)
-            Loop(runs, _take_step(list(trainers.values()))).train()
+        stop.deferred = True  # from here on there may be something to save
+        runs: list[Run] = []
+        for name, folder in folders.items():
+            config = plan.configs[name]
+            if ranks.is_main:
+                folder.begin(config, plan.train_data, is_new=not start or not records(folder, config))
+                folder.reopen(start)
+            monitor = Monitor(
+                folder.path,
+                active=ranks.is_main,
+                resume_step=start,
+                total_steps=plan.total_steps,
+                name=name,
+                shows_progress=not runs,
+            )
+            run = Run(
+                name=name,
+                config=config,
+                ranks=ranks,
+                folder=folder,
+                train_data=plan.train_data,
+                valid_data=plan.valid_data,
+                order=plan.orders[name],
+                total_steps=plan.total_steps,
+                trainer=trainers[name],
+                monitor=stack.enter_context(monitor),
+                stop=stop,
+                score=score,
+                saved_step=start,
+            )
+            runs.append(run)
+        Loop(runs, _take_step(list(trainers.values()))).train()
 
 
 def _with_folder(config: SharedConfig) -> SharedConfig:
@@ -190,16 +225,13 @@ def _folder_of(config: SharedConfig) -> Path:
     return config.run.run_dir
 
 
-def _refuse_a_run_above(members: Mapping[str, SharedConfig]) -> None:
-    parent = _folder_of(next(iter(members.values()))).parent
-    if RunFolder(parent).config_path.exists():
-        raise ValueError(f"{parent} already holds a run; choose another --run-dir for the folders of the replicas")
-
-
-def _new_trainer(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
-    """A trainer whose weights depend on the run's seed alone."""
+def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
+    """A trainer whose weights depend on the run's seed alone, or come from the run that --init-from names."""
     torch.manual_seed(config.run.seed)
-    return trainer_for(config, data, ranks, total_steps)
+    trainer = trainer_for(config, plan.train_data, ranks, plan.total_steps)
+    if config.run.init_from is not None:
+        init_from(trainer.state, config.run.init_from, ranks)
+    return trainer
 
 
 def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
@@ -210,22 +242,9 @@ def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
     return lambda images, stop: [only.train_step(images, stop=stop)]
 
 
-def _resume(
-    trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], data: datasets.Dataset, order: datasets.Batches
-) -> int:
-    """Continue from the newest step of which every run has a valid checkpoint; return that step, or 0.
-
-    A kill may have come between the checkpoints of two runs.
-    """
-    until = None
-    if len(folders) > 1:
-        steps = [
-            {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
-            for folder in folders.values()
-        ]
-        until = max(set[int].intersection(*steps), default=0)
-        if not until and any(steps):
-            print("warning: the replicas have no checkpoint of one step in common; they start anew", file=sys.stderr)
+def _resume(trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], plan: Plan) -> int:
+    """Continue from the newest step of which every run has a valid checkpoint; return that step, or 0."""
+    until = _common_step(folders) if len(folders) > 1 else None
     found = 0
     for name, folder in folders.items():
         trainer = trainers[name]
@@ -234,11 +253,35 @@ def _resume(
             folder,
             trainer.config,
             trainer.ranks,
-            global_batch=order.batch_size,
-            data=data,
+            global_batch=plan.order.batch_size,
+            data=plan.train_data,
             until=until,
         )
     return found
+
+
+def _common_step(folders: Mapping[str, RunFolder]) -> int:
+    """Newest step of which every replica has a valid checkpoint; a kill may have come between two of them.
+
+    Raises:
+        ValueError: some replicas have checkpoints, and to train all of them from the start would overwrite these.
+    """
+    steps = {
+        name: {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
+        for name, folder in folders.items()
+    }
+    common = max(set[int].intersection(*steps.values()), default=0)
+    have = [name for name, found in steps.items() if found]
+    lack = [name for name, found in steps.items() if not found]
+    was_killed_at_first = all(len(steps[name]) == 1 for name in have) and all(
+        folders[name].config_path.exists() for name in lack
+    )
+    if common or not have or was_killed_at_first:
+        return common
+    raise ValueError(
+        f"{', '.join(have[:3])} have checkpoints and {', '.join(lack[:3]) or 'the others'} none of the same step, and "
+        "replicas are trained at one step; choose another --run-dir for the new ones"
+    )
 
 
 def _says_complete(folders: Sequence[RunFolder]) -> str:

@@ -381,6 +381,17 @@ def at_step(run: Path, step: int) -> dict[str, Any]:
     return checkpoint.load(checkpoint.path_of(run / "checkpoints", step))
 
 
+def test_another_replica_does_not_overwrite_the_trained_ones(batched: Path, data: Path, tmp_path: Path) -> None:
+    """Replicas train at one step, so a new one would have to take the others back to the start."""
+    out = tmp_path / "out"
+    shutil.copytree(batched, out)
+    before = {path: path.read_bytes() for path in out.rglob("*.json*")}
+    asked = ["--seed", "5", "--replicas", "3", "--resume", "auto"]
+    running.assert_one_error(call(data, out, *asked), "seed5", "seed7", "--run-dir")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (out / "seed7" / "config.json").exists()
+
+
 def test_when_all_diverge_the_run_ends(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping.Trainer, "noise", lambda self: [torch.full((4, 3), torch.nan)])
     result = call(data, tmp_path / "out", "--replicas", "2", "--max-bad-steps", "2")
