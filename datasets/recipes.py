@@ -55,9 +55,9 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], *, in_ord
     is_folder = recorded.get("name") == "folder"  # its source is the name of the folder
     both = [key for key in recorded if key in found and not (is_folder and key == "source")]
     said = [f"{key} {recorded[key]} -> {found[key]}" for key in _PIXELS if key in both and recorded[key] != found[key]]
-    if recorded.get("split_rule") != found.get("split_rule") and "split_rule" in both:
+    by_content = "images_sha256" in both  # of the images in any order: the same ones may have come by another rule
+    if "split_rule" in both and not by_content and recorded["split_rule"] != found["split_rule"]:
         said.append(f"split by {recorded['split_rule']!r} -> {found['split_rule']!r}")
-    by_content = "images_sha256" in both  # of the images in any order
     for key, what in _CONTENT.items():
         if key in both and recorded[key] != found[key] and not (key == "sha256" and by_content):
             said.append(f"{recorded[key]} -> {found[key]} images" if key == "count" else what)
