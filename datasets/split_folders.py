@@ -48,6 +48,8 @@ class _Folder:
 
     path: str
     children: dict[str, _Folder] = field(default_factory=dict)
+    has_pairs: bool = False
+    """Whether folders with two roles or more stand beside each other here or below."""
 
     def roles(self) -> dict[str, str]:
         """Roles of the sub-folders that stand beside another role: the rest of their names agrees, or says nothing."""
@@ -69,18 +71,23 @@ def _tree(names: Iterable[str]) -> _Folder:
         node = root
         for parent in parents:
             node = node.children.setdefault(parent, _Folder(f"{node.path}{parent}/"))
+    nodes = [root]
+    for node in nodes:
+        nodes += node.children.values()
+    for node in reversed(nodes):  # no recursion: a path may have two thousand folders
+        node.has_pairs = bool(node.roles()) or any(child.has_pairs for child in node.children.values())
     return root
 
 
-def _find(root: _Folder, *, alone: bool) -> dict[str, str]:
+def _find(root: _Folder) -> dict[str, str]:
     """Find split folders from the top down: role by path. What lies in a split folder is not looked at again."""
     found: dict[str, str] = {}
     pending = [root]
     while pending:
         node = pending.pop()
-        roles = node.roles()
-        if roles or alone:
-            roles = node.lone_roles() | roles  # beside trainA and testA, a folder val counts too
+        pairs = node.roles()
+        alone = {name: role for name, role in node.lone_roles().items() if pairs or not node.children[name].has_pairs}
+        roles = alone | pairs
         found |= {node.children[name].path: role for name, role in roles.items()}
         pending += [child for name, child in node.children.items() if name not in roles]
     return found
@@ -89,11 +96,11 @@ def _find(root: _Folder, *, alone: bool) -> dict[str, str]:
 def split_folders(names: Iterable[str]) -> dict[str, str]:
     """Find the split folders among the paths of images: path of the folder, ending in "/", to train, valid or test.
 
-    Folders with two roles or more beside each other come first (`train` beside `val`; `cats/train` beside `cats/test`).
-    Where there are none, single folders count whose name says nothing but the role.
+    Those are folders with two roles or more beside each other (`train` beside `val`, `trainA` beside `testA`), at any
+    level (`cats/train` beside `cats/test`), and single folders whose name says nothing but the role and that hold no
+    such folders themselves.
     """
-    root = _tree(names)
-    return _find(root, alone=False) or _find(root, alone=True)
+    return _find(_tree(names))
 
 
 def roles_by_folder(names: Sequence[str], folders: dict[str, str]) -> list[str | None]:

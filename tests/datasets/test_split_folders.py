@@ -53,6 +53,12 @@ def test_names_without_a_role(name: str) -> None:
         (["train_station/1", "test_tube/2", "car/3"], {}),  # classes
         (["train/1", "train/2"], {"train/": "train"}),
         (["1", "2"], {}),
+        (["a/" * 2000 + "train/1", "a/" * 2000 + "test/1"], {"a/" * 2000 + f"{s}/": s for s in ("train", "test")}),
+        (["a/VAL/1", "b/TESTING/2", "b/VAL/3"], {"a/VAL/": "valid", "b/TESTING/": "test", "b/VAL/": "valid"}),
+        (
+            ["cats/train/1", "cats/test/2", "train/train/3", "train/test/4"],
+            {f"{a}/{b}/": b for a in ("cats", "train") for b in ("train", "test")},
+        ),
     ],
 )
 def test_folders_of_a_tree(names: list[str], folders: dict[str, str]) -> None:
