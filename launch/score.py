@@ -31,7 +31,7 @@ from launch.console.flags import parse
 from launch.machine import distributed, files
 from launch.machine.distributed import Ranks
 from launch.machine.files import plain
-from launch.results import encoding, scores
+from launch.results import encoding, sample_scores, scores
 from launch.results.codes_file import grid_of, read_codes
 from launch.results.encoding import Encoded, Int64, Protocol
 from launch.results.run import SavedRun, open_run
@@ -66,6 +66,8 @@ class ScoreConfig:
     """Also score the same architecture with fresh weights: the row that a trained model must beat."""
     elbo_images: int = 1000
     """Of the images, how many the held-out ELBO is computed on; 0 leaves it out."""
+    samples: int = 500
+    """Where all images that exist are known (dSprites): samples whose nearest real image is searched; 0 leaves it out."""
     dims: tuple[int, ...] = DIMS
     """Dimensions that a hierarchy and a flat code are reduced to."""
     shuffles: int = 20
@@ -92,7 +94,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 8:
             raise ValueError(f"--images {self.images}; give at least 8")
-        for name in ("elbo_images", "group_shuffles"):
+        for name in ("elbo_images", "samples", "group_shuffles"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or more")
         if self.shuffles < 1 or self.batch_size < 1 or not self.max_gib > 0:
@@ -239,6 +241,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "kl_of_units": encoded.kl_of_units,
         "active_units": encoded.active_latents,
         "held_out": None if held_out is None else held_out.summary(),
+        "samples": _sample_scores(model, run, data, config),
         "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,
@@ -251,6 +254,17 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         _save_per_image(run.folder / PER_IMAGE, held_out, spread_rows(rows, config.elbo_images))
     _write(config.out or run.folder / SCORES, record)
     return record
+
+
+def _sample_scores(model: VAE, run: SavedRun, data: datasets.Dataset, config: ScoreConfig) -> dict[str, Any] | None:
+    """Precision and coverage of samples, or None where not all images are known or none were asked for."""
+    every_image = open_data(run, "all", config.data_root) if config.samples and data.factor_names else None
+    if every_image is None or not sample_scores.is_known_completely(every_image):
+        return None
+    _say("samples")
+    return sample_scores.score_samples(
+        model, every_image, data, num=config.samples, seed=config.seed, batch_size=config.batch_size
+    )
 
 
 def _encoded(

@@ -21,6 +21,7 @@ Counts = npt.NDArray[np.int16]
 PIXELS = (0, 5, 10, 20, 40)
 """Distances at which precision is stated by default."""
 NUM_REGIONS = 16
+FIRST_LOOK = 16_384
 FIRST_CANDIDATES = 256
 ROWS_AT_ONCE = 65_536
 
@@ -60,6 +61,12 @@ class NearestScores:
     notes: tuple[str, ...] = ()
 
 
+def _counts(words: Words) -> Counts:
+    """White pixels in each of at most 16 regions of consecutive words, [N, regions]."""
+    regions = np.array_split(np.bitwise_count(words), min(NUM_REGIONS, words.shape[1]), axis=1)
+    return np.stack([region.sum(axis=1, dtype=np.int16) for region in regions], axis=1)
+
+
 class ImageBank:
     """All images of a binary data set, bit-packed, ready for exact searches.
 
@@ -77,44 +84,44 @@ class ImageBank:
                 "bytes a multiple of 8 and at least one image"
             )
         self.words: Words = packed.view(np.uint64)
-        blocks = [self._counts(self.words[start : start + ROWS_AT_ONCE]) for start in self._starts()]
-        self.counts: Counts = np.ascontiguousarray(np.concatenate(blocks).T)  # [regions, M]
+        starts = range(0, len(packed), ROWS_AT_ONCE)
+        counts = np.concatenate([_counts(self.words[start : start + ROWS_AT_ONCE]) for start in starts])
+        areas = counts.sum(axis=1, dtype=np.int64)
+        self._order = np.argsort(areas, kind="stable")  # the search looks at images of about the same area only
+        self._areas, self._sorted_counts = areas[self._order], np.ascontiguousarray(counts[self._order].T)
 
     def __len__(self) -> int:
         return len(self.words)
 
-    def _starts(self) -> range:
-        return range(0, len(self.words), ROWS_AT_ONCE)
-
-    @staticmethod
-    def _counts(words: Words) -> Counts:
-        """White pixels in each of at most 16 regions of consecutive words, [N, regions]."""
-        regions = np.array_split(np.bitwise_count(words), min(NUM_REGIONS, words.shape[1]), axis=1)
-        return np.stack([region.sum(axis=1, dtype=np.int16) for region in regions], axis=1)
-
-    def _lower_bounds(self, counts: Counts) -> Counts:
-        """For one image, at most how near each image of the bank can be: differences of the regions' counts, [M]."""
-        bounds = np.zeros(len(self), np.int16)
-        for of_bank, of_image in zip(self.counts, counts, strict=True):
-            bounds += np.abs(of_bank - of_image)
-        return bounds
-
-    def _distances(self, rows: Int64, words: Words) -> Int64:
-        """Pixels in which one image differs from these rows of the bank."""
-        parts = np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE))
+    def _distances(self, places: Int64, words: Words) -> Int64:
+        """Pixels in which one image differs from the images at these places of the order."""
+        parts = np.split(self._order[places], range(ROWS_AT_ONCE, len(places), ROWS_AT_ONCE))
         return np.concatenate(
             [np.bitwise_count(self.words[part] ^ words).sum(axis=1, dtype=np.int64) for part in parts]
         )
 
+    def _bounds(self, first: int, end: int, counts: Counts) -> Counts:
+        """The least distances that the regions' counts allow, of the images from place ``first`` to ``end``."""
+        bounds = np.zeros(end - first, np.int16)
+        for of_bank, of_image in zip(self._sorted_counts[:, first:end], counts, strict=True):
+            bounds += np.abs(of_bank - of_image)
+        return bounds
+
     def _nearest(self, words: Words) -> tuple[int, int]:
-        """Row and distance of the nearest image: distances are only counted where the bound leaves a chance."""
-        bounds = self._lower_bounds(self._counts(words[None])[0])
-        first = np.argpartition(bounds, min(FIRST_CANDIDATES, len(bounds)) - 1)[:FIRST_CANDIDATES]
-        best = int(self._distances(first, words).min())
-        candidates = np.flatnonzero(bounds <= best)
+        """Row and distance of the nearest image: pixels are compared only where the bound leaves a chance."""
+        counts = _counts(words[None])[0]
+        area = int(counts.sum(dtype=np.int64))
+        middle = int(np.searchsorted(self._areas, area))
+        first, end = max(0, middle - FIRST_LOOK // 2), min(len(self), middle + FIRST_LOOK // 2)
+        bounds = self._bounds(first, end, counts)
+        promising = first + np.argpartition(bounds, min(FIRST_CANDIDATES, len(bounds)) - 1)[:FIRST_CANDIDATES]
+        best = int(self._distances(promising, words).min())
+        first = int(np.searchsorted(self._areas, area - best, side="left"))
+        end = int(np.searchsorted(self._areas, area + best, side="right"))
+        candidates = first + np.flatnonzero(self._bounds(first, end, counts) <= best)
         distances = self._distances(candidates, words)
-        found = int(distances.argmin())  # the first of several: the lowest row
-        return int(candidates[found]), int(distances[found])
+        best = int(distances.min())
+        return int(self._order[candidates[distances == best]].min()), best
 
     def nearest(self, images: Array) -> NearestImages:
         """The nearest image of the bank to each of ``images`` [N, ...], whose pixels are 0 or 1.

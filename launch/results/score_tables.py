@@ -49,6 +49,20 @@ def reduced_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def samples_table(results: Mapping[str, Any], factor_names: Sequence[str]) -> str:
+    """Precision at each distance and coverage of each factor, of samples and what they are held against."""
+    first = next(iter(results.values()))
+    within = [f"{distance} px" for distance in first["distances"]]
+    lines = ["images within so many pixels of a real one" + "".join(f"{w:>8}" for w in within)]
+    for name, result in results.items():
+        cells = "".join(f"{share:>8.3f}" for share in result["precision"])
+        lines.append(f"  {name:<40}"[:42] + cells + f"   ({result['num_samples']:,} images)")
+    lines.append(f"values covered within {first['within']} px" + "".join(f"{n[:14]:>15}" for n in factor_names))
+    for name, result in results.items():
+        lines.append(f"  {name:<24}" + "".join(f"{share:>15.3f}" for share in result["coverage"]))
+    return "\n".join(lines)
+
+
 def unit_labels(record: dict[str, Any]) -> list[str]:
     """A name for each row of the group table."""
     shapes, count = record.get("group_shapes", []), len(record["scores"]["groups"]["matrix"])
@@ -71,6 +85,8 @@ def describe(record: dict[str, Any]) -> str:
         lines += ["", reduced_table(record["scores"]["reduced"])]
     if "groups" in record["scores"]:
         lines += ["", group_table(record["scores"]["groups"], record["factor_names"], unit_labels(record))]
+    if record.get("samples"):
+        lines += ["", samples_table(record["samples"], record["factor_names"])]
     if "kl_at_means" in record:
         shown = " ".join(f"{value:.2f}" for value in record["kl_at_means"])
         lines += ["", f"KL per group in nats, top first: {shown}; active units {record['active_units']}"]

@@ -341,3 +341,21 @@ def test_the_trainer_refuses_scores_without_factors(data: Path, tmp_path: Path) 
     result = call("train_nvae", *running.flags(data, tmp_path / "run", "--score-every", "8"))
     assert_one_error(result, "--score-every", "no ground-truth factors")
     assert not (tmp_path / "run").exists()
+
+
+def test_samples_are_held_against_all_images_that_exist(run: Path) -> None:
+    result = call("score", "--run", run, *QUICK, "--metrics", "total_correlation", "--samples", "12")
+    assert result.code == 0, result.err
+    found = read(run)["samples"]
+    assert found["held_out"]["score"] == 1.0
+    assert found["held_out"]["median_distance"] == 0.0
+    assert found["samples"]["num_samples"] == found["reconstructions"]["num_samples"] == 12
+    assert len(found["samples"]["coverage"]) == len(toy.SIZES)
+    assert all(0.0 <= share <= 1.0 for share in found["samples"]["precision"])
+    assert "reconstructions" in result.out
+
+
+def test_no_samples_are_drawn_where_none_are_asked_for(run: Path) -> None:
+    assert call("score", "--run", run, *QUICK, "--metrics", "total_correlation", "--samples", "0").code == 0
+    assert read(run)["samples"] is None
+    assert_one_error(call("score", "--run", run, "--samples", "-1"), "--samples -1")
