@@ -49,6 +49,7 @@ from launch.report.tables import (
     likelihood_table,
     other_scores_table,
     run_table,
+    samples_table,
     score_table,
     training_table,
 )
@@ -137,6 +138,8 @@ def _set_blocks(compared: Comparable, prefix: str, config: CompareConfig, ranks:
     blocks: list[Block] = [Bullets(report_text.what_it_says(compared, dim)), training_table(compared)]
     if any(run.record["held_out"] for run in compared.runs):
         blocks.append(likelihood_table(compared))
+    if (samples := samples_table(compared)) is not None:
+        blocks.append(samples)
     if dims_of(compared):
         blocks.append(score_table(compared))
     blocks.append(other_scores_table(compared))

@@ -61,6 +61,36 @@ def likelihood_table(compared: Comparable) -> Table:
     return Table(head, rows, "Held out, in nats per image, one posterior draw; higher ELBO is better")
 
 
+def samples_table(compared: Comparable) -> Table | None:
+    """Precision and coverage of samples against all images that exist; None where no run has them."""
+    scored = [run for run in compared.runs if run.record.get("samples")]
+    if not scored:
+        return None
+    within = scored[0].record["samples"]["samples"]["within"]
+    factors = scored[0].record["factor_names"]
+    rows = [
+        [
+            c.label,
+            spread(c.values(lambda run: _of_samples(run, "score")), 3),
+            spread(c.values(lambda run: _of_samples(run, "median_distance")), 1),
+            spread(c.values(lambda run: _of_samples(run, "score", "reconstructions")), 3),
+            *(spread(c.values(lambda run, k=k: _of_samples(run, "coverage", k=k)), 2) for k in range(len(factors))),
+        ]
+        for c in compared.configurations
+    ]
+    head = ["configuration", f"precision at {within} px", "median distance, px", "reconstructions within"]
+    return Table(
+        [*head, *(f"{name} covered" for name in factors)],
+        rows,
+        "Samples at temperature 1 against all images that exist: share within so many pixels of one, and the factor values covered",
+    )
+
+
+def _of_samples(run: ScoredRun, name: str, which: str = "samples", k: int | None = None) -> float | None:
+    value = (run.record.get("samples") or {}).get(which, {}).get(name)
+    return value[k] if value is not None and k is not None else value
+
+
 def dims_of(compared: Comparable) -> list[int]:
     """Dimensions that any run was reduced to."""
     rows = [row for run in compared.runs for row in run.record["scores"].get("reduced", {}).get("rows", [])]

@@ -53,6 +53,13 @@ def report(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> t
     return call("compare", "--runs", *runs.values(), "--out", out), out
 
 
+def test_a_report_says_how_near_samples_come_to_real_images(report: tuple[running.Result, Path]) -> None:
+    text = (report[1] / "report.md").read_text()
+    assert "precision at 20 px" in text
+    for name in toy.NAMES:
+        assert f"{name} covered" in text
+
+
 class Page(HTMLParser):
     """What a page refers to, and whether its tags close."""
 
