@@ -241,7 +241,9 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "kl_of_units": encoded.kl_of_units,
         "active_units": encoded.active_latents,
         "held_out": None if held_out is None else held_out.summary(),
-        "samples": _sample_scores(model, run, data, config),
+        "samples": sample_scores.score_samples(run, data, num=config.samples, seed=config.seed)
+        if config.samples
+        else None,
         "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,
@@ -254,17 +256,6 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         _save_per_image(run.folder / PER_IMAGE, held_out, spread_rows(rows, config.elbo_images))
     _write(config.out or run.folder / SCORES, record)
     return record
-
-
-def _sample_scores(model: VAE, run: SavedRun, data: datasets.Dataset, config: ScoreConfig) -> dict[str, Any] | None:
-    """Precision and coverage of samples, or None where not all images are known or none were asked for."""
-    every_image = open_data(run, "all", config.data_root) if config.samples and data.factor_names else None
-    if every_image is None or not sample_scores.is_known_completely(every_image):
-        return None
-    _say("samples")
-    return sample_scores.score_samples(
-        model, every_image, data, num=config.samples, seed=config.seed, batch_size=config.batch_size
-    )
 
 
 def _encoded(

@@ -26,7 +26,7 @@ from metrics.mcc import mcc
 from metrics.med import med
 from metrics.modularity import modularity
 from metrics.mutual_information import mic, mig, mig_full_grid, mig_sup
-from metrics.nearest_images import ImageBank, nearest_scores
+from metrics.nearest_images import ImageBank, NearestScores, nearest_scores
 from metrics.permutation import permutation_baseline
 from metrics.probes import cca, linear_r2, mlp_r2
 from metrics.reductions import reduce_groups, residual_mean
@@ -59,6 +59,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ImageBank",
+    "NearestScores",
     "aggregate_posterior_mig",
     "beta_vae_metric",
     "beta_vae_of_rows",
