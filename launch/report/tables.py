@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from launch.report import text as report_text
 from launch.report.data import HEADLINE_KIND, Comparable, ScoredRun
 from launch.report.page import Table
@@ -74,7 +76,7 @@ def samples_table(compared: Comparable) -> Table | None:
             spread(c.values(lambda run: _of_samples(run, "score")), 3),
             spread(c.values(lambda run: _of_samples(run, "median_distance")), 1),
             spread(c.values(lambda run: _of_samples(run, "score", "reconstructions")), 3),
-            *(spread(c.values(lambda run, k=k: _of_samples(run, "coverage", k=k)), 2) for k in range(len(factors))),
+            *(spread(c.values(partial(_coverage, factor=k)), 2) for k in range(len(factors))),
         ]
         for c in compared.configurations
     ]
@@ -86,9 +88,16 @@ def samples_table(compared: Comparable) -> Table | None:
     )
 
 
-def _of_samples(run: ScoredRun, name: str, which: str = "samples", k: int | None = None) -> float | None:
-    value = (run.record.get("samples") or {}).get(which, {}).get(name)
-    return value[k] if value is not None and k is not None else value
+def _of_samples(run: ScoredRun, name: str, images: str = "samples") -> float | None:
+    """One of the numbers of samples or reconstructions."""
+    scores = run.record.get("samples")
+    return float(scores[images][name]) if scores else None
+
+
+def _coverage(run: ScoredRun, factor: int) -> float | None:
+    """Share of a factor's values that samples cover."""
+    scores = run.record.get("samples")
+    return float(scores["samples"]["coverage"][factor]) if scores else None
 
 
 def dims_of(compared: Comparable) -> list[int]:
