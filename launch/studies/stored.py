@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.machine import files
+from launch.results.export import without_places
 from launch.training.folder import RunFolder
 from launch.training.runs import LAUNCH, Devices, ScriptRun, fault, run_all
 
 DIGITS = 7  # more than any report shows
-PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,7 @@ def store(runs: Sequence[ScriptRun], folder: Path) -> None:
         target = RunFolder(folder / run.folder.name)
         target.path.mkdir(parents=True, exist_ok=True)
         record = RunFolder(run.folder).read_json("config.json")
-        for part, names in PLACES.items():
-            record["config"][part] |= dict.fromkeys(names)
-        record.pop("argv", None)
-        target.write_json("config.json", record)
+        target.write_json("config.json", without_places(record))
         for name in ("scores.json", "summary.json"):
             content = json.loads((run.folder / name).read_text(encoding="utf-8"))
             files.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")

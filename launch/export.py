@@ -1,0 +1,43 @@
+"""Make a small copy of a trained run to share: the weights that are evaluated, configuration, summary and scores.
+
+Examples:
+  python launch/export.py --run runs/dsprites-dsprites-seed0 --out shared/dsprites-nvae
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
+
+from launch.console import errors
+from launch.console.flags import parse
+from launch.results.export import export
+from launch.results.run import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to share, and where to."""
+
+    run: Path
+    """Run folder of either family."""
+    out: Path
+    """New folder."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, copy, and say how large the copy is."""
+    config = parse(ExportConfig, None, arguments, prog="export.py", description=__doc__ or "")
+    folder = export(open_run(config.run, weights=config.weights), config.out)
+    size = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
+    print(f"{config.out}: {size / 2**20:.1f} MiB; every script takes it: python launch/sample.py --run {config.out}")
+
+
+if __name__ == "__main__":
+    errors.main(main)

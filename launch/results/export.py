@@ -1,0 +1,61 @@
+"""A trained run made small enough to share: the weights that are evaluated and the records, without places of a machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.results.run import SavedRun
+from launch.training import checkpoint
+from launch.training.folder import RunFolder
+from launch.training.model import as_module
+
+PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
+
+
+def without_places(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.json without the folders that it was made in and the command that named them."""
+    config = {
+        part: {**values, **dict.fromkeys(PLACES[part])} if part in PLACES else values
+        for part, values in record["config"].items()
+    }
+    return {name: value for name, value in record.items() if name != "argv"} | {"config": config}
+
+
+def export(run: SavedRun, out: Path) -> RunFolder:
+    """Write ``run`` to ``out``: a run folder with one checkpoint that holds the averaged weights where there are any.
+
+    Every script reads it as it reads the run. Training can't be resumed from it: the optimiser's state stays behind.
+
+    Args:
+        run: opened with the weights and the checkpoint to share.
+        out: a folder that does not exist yet or holds no run.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ValueError: ``out`` holds a run.
+    """
+    folder = RunFolder(out)
+    if folder.config_path.exists():
+        raise ValueError(f"{out} already holds a run; choose another --out")
+    model, step = as_module(run.model), run.step  # read before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    folder.write_json("config.json", without_places(run.record))
+    content = {"model": {name: value.cpu() for name, value in model.state_dict().items()}, "ema": None}
+    path = checkpoint.save(folder.checkpoints, step, content, keep=1)
+    for name in ("summary.json", "scores.json"):
+        if (run.folder / name).is_file():
+            record = json.loads((run.folder / name).read_text(encoding="utf-8"))
+            if name == "scores.json":  # the scores are of these weights, whose file is another one now
+                record |= {"checkpoint": path.name, "checkpoint_sha256": checkpoint.recorded_sha256(path)}
+            folder.write_json(name, record)
+    lines = (
+        (run.folder / "metrics.jsonl").read_text(encoding="utf-8") if (run.folder / "metrics.jsonl").is_file() else ""
+    )
+    held_out = [line for line in lines.splitlines(keepends=True) if '"val/' in line]
+    if held_out:
+        (out / "metrics.jsonl").write_text("".join(held_out), encoding="utf-8")
+    return folder
