@@ -30,8 +30,8 @@ from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
 from launch.machine import files
-from launch.report import sweep as sweep_report
 from launch.results.run import open_run
+from launch.studies import sweep_report
 from launch.training import evaluation
 from launch.training import runs as script_runs
 from launch.training.folder import RunFolder

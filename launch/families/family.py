@@ -26,6 +26,8 @@ class Family:
         build_objective: from (config, bare model, steps of the run, training images).
         describe: lines about (config, spec), printed before training.
         figures: pictures by name of (model in eval mode, held-out images [N, C, H, W], seed).
+        title: what people call the family; default its name.
+        setting: what a configuration adds to title and preset in a report, such as its objective.
     """
 
     name: str
@@ -34,6 +36,15 @@ class Family:
     build_objective: Callable[[Any, Any, int, int], Objective]
     describe: Callable[[Any, ImageSpec], list[str]] = lambda config, spec: []
     figures: Callable[[Any, Tensor, int], Mapping[str, Picture]] = lambda model, x, seed: {}
+    title: str = ""
+    setting: Callable[[Any], str] = lambda config: ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name)
+
+    def label(self, config: Any) -> str:
+        """Name a configuration: family, preset and what else the family says of it."""
+        return ", ".join(filter(None, [f"{self.title} {config.preset}".strip(), self.setting(config)]))
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,12 @@ def recipe(arguments: list[str]) -> tuple[FlatTrainConfig, FlatTrainConfig]:
     return config, _room_for_typed(config, arguments)
 
 
+def _objective(config: FlatTrainConfig) -> str:
+    """Name the objective, with its beta where one was chosen."""
+    chosen = config.objective
+    return chosen.objective if chosen.beta is None else f"{chosen.objective} {chosen.beta:g}"
+
+
 FAMILY = Family(
     "flat_vae",
     FlatTrainConfig,
@@ -226,4 +232,6 @@ FAMILY = Family(
     lambda config, model, total_steps, num_images: build_objective(config.objective, model, total_steps, num_images),
     lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
     flat_figures.draw,
+    title="flat VAE",
+    setting=_objective,
 )

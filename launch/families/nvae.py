@@ -175,4 +175,5 @@ FAMILY = Family(
     NVAETrainConfig,
     lambda config, spec: NVAE(config.model, spec),
     lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
+    title="NVAE",
 )

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from datasets.files import read_bytes
+import numpy as np
 
+from datasets.files import open_regular, read_bytes
+
+LARGEST_ARRAYS = 2**36  # bytes of the arrays of an npz: 64 GiB of codes
+UNREADABLE = (  # what the readers of zip and npz files raise for bytes that are not what they say
+    *(ValueError, LookupError, EOFError, OSError, RuntimeError, NotImplementedError, MemoryError, TypeError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
 LARGEST_RECORD = 2**28  # bytes of a JSON file; the scores of a model with hundreds of latents take a few MB
 
 
@@ -73,6 +85,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds no record; delete it and run the same command again")
     return record
+
+
+def read_npz(path: Path, limit: int = LARGEST_ARRAYS) -> dict[str, np.ndarray[Any, Any]]:
+    """Read all arrays of an npz; nothing is unpickled, and no member may grow beyond the limit when it is unpacked.
+
+    Raises:
+        ValueError: it is missing, no regular file, too large, no npz, or damaged; an array holds Python objects.
+    """
+    with open_regular(path, limit) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                total = sum(member.file_size for member in archive.infolist())
+            if total > limit:
+                raise ValueError(f"its arrays take {total:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except UNREADABLE as error:
+            raise ValueError(f"{path} is no readable npz ({str(error)[:80]}); make it again") from error
 
 
 def sha256(path: Path) -> str:

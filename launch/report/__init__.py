@@ -1,1 +1,1 @@
-"""The report that compares runs: what is read (data), what is said (text, tables), drawn (figures, pictures) and shown (page)."""
+"""The report that compares runs: data, statistics, tables, figures, words, and the page that holds them."""

@@ -1,34 +1,177 @@
-"""What a comparison knows: scored runs read from their folders, which of them compare, configurations, and intervals."""
+"""The runs of a comparison: read from their folders and checked, named by what sets them apart, sorted by what compares."""
 
 from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import stats
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-from launch.results.run import SavedRun, open_run
+from launch.console.errors import one_line
+from launch.machine import files
+from launch.report.statistics import Float64
+from launch.results.run import SavedRun, Weights, open_run
 from launch.training import checkpoint
 from launch.training.resume import MAY_CHANGE
 
-Float64 = npt.NDArray[np.float64]
 HEADLINE_KIND = "moments"
-CONFIDENCE = 0.95
+SCORES_FORMAT = 1  # the newest format of scores.json that this program reads
+LONGEST_NAME = 80  # characters of a name out of a file
+LONGEST_FACTOR = 32  # characters of a factor's name, which stands beside an axis
 # What a data set's recipe says about the split that a run was trained on, not about the images.
 OF_THE_SPLIT = ("split", "split_rule", "count", "rows_sha256", "images_sha256", "rules", "seed")
-# What a comparison reads of scores.json.
-NEEDED = {
-    *("scores", "untrained", "protocol", "held_out", "data", "num_images", "code", "step", "weights", "num_parameters"),
-    *("factor_names", "group_shapes", "kl_of_units", "checkpoint_sha256"),
-}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Protocol(_Record):
+    split: str
+    images: int | None
+    seed: int
+    full_grid: bool
+
+
+class _Named(_Record):
+    name: str
+
+
+class _HeldOut(_Record):
+    elbo: FiniteFloat | None = None
+    rate: FiniteFloat | None = None
+    distortion: FiniteFloat | None = None
+    bits_per_dim: FiniteFloat | None = None
+    psnr: FiniteFloat | None = None
+    active_units: FiniteFloat | None = None
+
+
+class _ReducedRow(_Record):
+    kind: str
+    dim: int
+    num_latents: int
+    mig: FiniteFloat | None
+
+
+class _Reduced(_Record):
+    rows: list[_ReducedRow]
+
+
+class _Groups(_Record):
+    matrix: list[list[FiniteFloat]]
+    conditional_gain: list[list[FiniteFloat]]
+    entropy: list[FiniteFloat]
+    kept: list[NonNegativeInt]
+    threshold: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Groups:
+        width = len(self.entropy)
+        for table in (self.matrix, self.conditional_gain):
+            if len(table) != len(self.matrix) or any(len(row) != width for row in table):
+                raise ValueError("tables of groups and factors differ in shape")
+        if not self.matrix or not width or len(self.kept) != width:
+            raise ValueError("the table of groups and factors is empty or its factors are not named")
+        return self
+
+
+class _Score(_Record):
+    score: FiniteFloat | None = None
+
+
+class _Nearest(_Record):
+    score: FiniteFloat
+    median_distance: FiniteFloat
+    within: int
+    coverage: list[FiniteFloat] = []
+
+
+class _Samples(_Record):
+    samples: _Nearest
+    reconstructions: _Nearest
+
+
+class _ScoresRecord(_Record):
+    """What a comparison reads of scores.json."""
+
+    format: int = 1
+    scores: dict[str, dict[str, Any]]
+    untrained: dict[str, dict[str, Any]] | None
+    protocol: _Protocol
+    held_out: _HeldOut | None
+    data: _Named
+    num_images: PositiveInt
+    code: str
+    step: NonNegativeInt
+    weights: Weights
+    num_parameters: PositiveInt
+    factor_names: list[str]
+    group_shapes: list[Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]]
+    kl_of_units: list[FiniteFloat]
+    checkpoint_sha256: str
+    samples: _Samples | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> _ScoresRecord:
+        if not 1 <= self.format <= SCORES_FORMAT:
+            raise ValueError(f"format {self.format}, this program reads up to {SCORES_FORMAT}")
+        for scores in (self.scores, self.untrained or {}):
+            for name, kind in (("reduced", _Reduced), ("groups", _Groups)):
+                if name in scores:
+                    kind.model_validate(scores[name])
+            for score in scores.values():
+                _Score.model_validate(score)
+        if "groups" in self.scores and len(self.scores["groups"]["matrix"]) != len(self.kl_of_units):
+            raise ValueError("groups and their KL differ in number")
+        if self.samples is not None and len(self.samples.samples.coverage) != len(self.factor_names):
+            raise ValueError("samples do not cover the factors that the data has")
+        if not self.group_shapes:
+            raise ValueError("there are no groups")
+        return self
+
+
+class _Summary(_Record):
+    """What a comparison reads of summary.json."""
+
+    seconds: FiniteFloat | None = None
+    images_seen: FiniteFloat | None = None
+    step: NonNegativeInt | None = None
+
+
+def _validated(kind: type[_Record], path: Path) -> dict[str, Any]:
+    """Read a record and check the types of what a comparison uses of it.
+
+    Raises:
+        ValueError: the file is missing or damaged, or a field is missing or of the wrong type (named).
+    """
+    record = files.read_json(path)
+    try:
+        kind.model_validate(record)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()[:3]]
+        raise ValueError(f"{path} is damaged ({', '.join(faults)}); score the run again") from error
+    return record
+
+
+def clean(name: str, longest: int = LONGEST_NAME) -> str:
+    """Shorten a name out of a file to what a terminal, a figure and a page can show."""
+    shown = one_line(name)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -36,10 +179,12 @@ class ScoredRun:
     """A run with its scores.
 
     Args:
-        saved: configuration and image spec.
-        record: scores.json. summary: summary.json, {} where the run did not reach its end.
-        elbo: {row of the split: ELBO in nats} of single images.
-        config: the settings that make a configuration, flat, without seed and places.
+        saved: the run.
+        record: content of scores.json.
+        summary: content of summary.json, {} where the run did not reach its end.
+        elbo: ELBO in nats of single images, by row of the split.
+        config: settings that make a configuration by dotted name, without seed and places.
+        label: name of its configuration.
     """
 
     saved: SavedRun
@@ -51,39 +196,69 @@ class ScoredRun:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """Run folder."""
         return self.saved.folder
 
     @property
     def seed(self) -> int:
-        """Of training."""
+        """Seed of the training."""
         return self.saved.config.run.seed
 
     @property
-    def is_flat(self) -> bool:
-        """One group of latents."""
-        return self.saved.family.name == "flat_vae"
+    def unit(self) -> str:
+        """What the rows of the group table are: "group", or "latent" where a model has one group of latents."""
+        return "group" if len(self.record["group_shapes"]) > 1 else "latent"
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Names of the rows of the group table: groups with their resolution, or latents."""
+        if self.unit == "group":
+            return [f"{i} ({h}x{w})" for i, (_, h, w) in enumerate(self.record["group_shapes"])]
+        return [f"z{i}" for i in range(len(self.record["kl_of_units"]))]
+
+    @property
+    def factor_names(self) -> list[str]:
+        """Names of the columns of the group table."""
+        names = self.record["factor_names"]
+        kept = self.record["scores"]["groups"]["kept"]
+        return [clean(names[k], LONGEST_FACTOR) if k < len(names) else f"factor {k}" for k in kept]
+
+    @property
+    def has_groups(self) -> bool:
+        """Tell whether the group table was computed."""
+        return "groups" in self.record["scores"]
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training images; None where the run did not reach its end."""
+        seen, there = self.summary.get("images_seen"), self.saved.record["data"].get("num_images")
+        return seen / there if seen and isinstance(there, int) and there > 0 else None
+
+    def trained(self, name: str) -> float | None:
+        """Return a number of summary.json."""
+        value = self.summary.get(name)
+        return None if value is None else float(value)
 
     def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> float | None:
-        """MIG of a reduction; None where it was not computed or does not reach the dimension."""
+        """Return the MIG of a reduction; None where it was not computed or does not reach the dimension."""
         scores = self.record["untrained"] if untrained else self.record["scores"]
         rows = (scores or {}).get("reduced", {}).get("rows", [])
         found = (r["mig"] for r in rows if r["kind"] == kind and r["dim"] == dim and r["num_latents"] == dim)
         return next(found, None)
 
     def score(self, name: str) -> float | None:
-        """A score's number."""
+        """Return the number of a score."""
         value = self.record["scores"].get(name, {}).get("score")
         return float(value) if isinstance(value, int | float) else None
 
     def held_out(self, name: str) -> float | None:
-        """One of the held-out numbers."""
+        """Return one of the held-out numbers."""
         value = (self.record["held_out"] or {}).get(name)
         return float(value) if value is not None else None
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, without those that do not change what is computed."""
+    """List nested settings by dotted name, without those that do not change what is computed."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + key
@@ -97,78 +272,71 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _per_image(path: Path) -> dict[int, float]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            elbo = file["log_likelihood"].astype(np.float64) - file["kl"].astype(np.float64).sum(axis=1)
-            return dict(zip(file["rows"].tolist(), elbo.tolist(), strict=True))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    arrays = files.read_npz(path)
+    try:
+        elbo = arrays["log_likelihood"].astype(np.float64) - arrays["kl"].astype(np.float64).sum(axis=1)
+        if elbo.ndim != 1 or not np.isfinite(elbo).all():
+            raise ValueError("numbers that are not finite")
+        return dict(zip(arrays["rows"].astype(np.int64).tolist(), elbo.tolist(), strict=True))
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({str(error)[:60]}); score the run again") from error
 
 
 def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
-    """Whether scores are of the newest checkpoint; also where the checkpoints are gone and only scores were kept."""
+    """Tell whether scores belong to the newest checkpoint; True where the checkpoints are gone and only scores were kept."""
     newest = checkpoint.find(saved.files.checkpoints)
     return not newest or checkpoint.recorded_sha256(newest[0]) == record.get("checkpoint_sha256")
 
 
 def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
-    """A run and its scores; where they are missing or of an older checkpoint, ``score`` makes them.
+    """Read a run and its scores; where they are missing or of an older checkpoint, ``score`` makes them.
 
     Raises:
-        ValueError: a reason in one line for leaving the run out.
+        ValueError: the reason, in one line, to leave the run out.
     """
-    saved = open_run(path)
-    have = (path / "scores.json").is_file()
-    if score is not None and (not have or not is_current(saved, saved.files.read_json("scores.json"))):
+    saved, scores = open_run(path), path / "scores.json"
+    if score is not None and not (scores.is_file() and is_current(saved, files.read_json(scores))):
         score(path)
-    elif not have:
+    elif not scores.is_file():
         raise ValueError(f"{path} has no scores.json; run: python launch/score.py --run {path}")
-    record = saved.files.read_json("scores.json")
-    missing = NEEDED - set(record if isinstance(record, dict) else ())
-    if missing:
-        raise ValueError(f"{path / 'scores.json'} lacks {', '.join(sorted(missing))}; score the run again")
-    summary = saved.files.read_json("summary.json") if (path / "summary.json").is_file() else {}
+    record = _validated(_ScoresRecord, scores)
+    if not isinstance(saved.record.get("data"), dict) or not isinstance(saved.record["data"].get("name"), str):
+        raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
+    summary = _validated(_Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
     return ScoredRun(saved, record, summary, _per_image(path / "scores.npz"), _flat(saved.record["config"]))
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
-    """The runs that can be read, and for each of the others why not; one broken run never stops the rest."""
+    """Read the runs that can be read; returns them, and for each of the others why not.
+
+    One broken run never stops the rest.
+    """
     runs, skipped = [], []
     for path in dict.fromkeys(paths):
         try:
             runs.append(read_run(path, score))
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            skipped.append(f"{path}: {str(error).partition('; ')[0] or type(error).__name__}")
+        except (*files.UNREADABLE, AttributeError) as error:
+            reason = str(error).partition("; ")[0] or type(error).__name__
+            skipped.append(one_line(f"{path}: {reason}"))
     return _labelled(runs), skipped
 
 
-def _objective_of(run: ScoredRun) -> str:
-    """A flat VAE by preset and objective, with its beta where one was chosen."""
-    beta = run.config.get("objective.beta")
-    name = f"{run.config['objective.objective']}{f' {beta:g}' if beta is not None else ''}"
-    return f"flat VAE {run.saved.config.preset}, {name}"
-
-
-def _base(run: ScoredRun) -> str:
-    """Family, preset and objective."""
-    return _objective_of(run) if run.is_flat else f"NVAE {run.saved.config.preset}".strip()
-
-
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Each configuration gets a name: family, preset, objective, and the settings that tell it from others called so."""
-    telling = {base: _telling([run for run in runs if _base(run) == base]) for base in {_base(run) for run in runs}}
+    """Name each configuration: family, preset, objective, and the settings that set it apart from others of that name."""
+    bases = {id(run): clean(run.saved.family.label(run.saved.config)) for run in runs}
+    telling = {base: _telling([run for run in runs if bases[id(run)] == base]) for base in bases.values()}
     named = []
     for run in runs:
-        base = _base(run)
-        more = ", ".join(f"{key.rsplit('.', 1)[-1]} {run.config.get(key)}" for key in telling[base])
+        base = bases[id(run)]
+        more = clean(", ".join(f"{key.rsplit('.', 1)[-1]} {run.config.get(key)}" for key in telling[base]))
         named.append(replace(run, label=f"{base} ({more})" if more else base))
     return named
 
 
 def _telling(alike: Sequence[ScoredRun]) -> list[str]:
-    """The few settings that tell all configurations apart: always the one next that parts most of them."""
+    """Choose a few settings that tell all configurations apart, each time the one that separates most of them."""
 
     def parts(keys: Sequence[str]) -> int:
         return len({json.dumps([run.config.get(key) for key in keys]) for run in alike})
@@ -184,31 +352,31 @@ def _telling(alike: Sequence[ScoredRun]) -> list[str]:
 
 
 def likelihood_of(run: ScoredRun) -> str:
-    """The likelihood by name, with the edges of a mixture: figures of two likelihoods do not compare."""
-    model = run.saved.config.model  # type: ignore[attr-defined]
-    name = model.likelihood
+    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods do not compare."""
+    model = getattr(run.saved.config, "model", None)
+    name = str(getattr(model, "likelihood", "auto"))
     if name == "auto":
         name = "bernoulli" if run.saved.spec.num_bits == 1 else "mixture"
-    return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else str(name)
+    return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else name
 
 
 def terms_of(run: ScoredRun) -> dict[str, str]:
-    """All that two runs must share for their numbers to compare, in words."""
-    recipe = {k: v for k, v in run.saved.record["data"]["recipe"].items() if k not in OF_THE_SPLIT}
+    """Describe all that two runs must share for their numbers to compare."""
+    recipe = {k: v for k, v in (run.saved.record["data"].get("recipe") or {}).items() if k not in OF_THE_SPLIT}
     protocol = run.record["protocol"]
     spec = run.saved.spec
     where = "the full grid" if protocol["full_grid"] else f"{run.record['num_images']:,} {protocol['split']} images"
     return {
-        "data": run.saved.record["data"]["name"],
+        "data": clean(run.saved.record["data"]["name"]),
         "recipe": json.dumps(recipe, sort_keys=True),
         "images": f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit",
         "likelihood": likelihood_of(run),
-        "scored on": f"{where} (seed {protocol['seed']})",
+        "scored on": clean(f"{where} (seed {protocol['seed']})"),
     }
 
 
 def describe_terms(terms: dict[str, str]) -> str:
-    """One line, without the recipe's hashes."""
+    """Describe a set of runs in one line, without the recipe's hashes."""
     return ", ".join(value for name, value in terms.items() if name != "recipe")
 
 
@@ -221,46 +389,64 @@ class Configuration:
 
     @property
     def first(self) -> ScoredRun:
-        """The run with the smallest seed: the one whose pictures are shown."""
+        """The run with the smallest seed, whose pictures are shown."""
         return min(self.runs, key=lambda run: run.seed)
 
     def values(self, measure: Callable[[ScoredRun], float | None]) -> Float64:
-        """One number per run, [n]; runs that lack it are left out."""
+        """Measure each run, [n]; runs without the number are left out."""
         return np.array([v for v in map(measure, self.runs) if v is not None and math.isfinite(v)], dtype=np.float64)
 
     def held_out(self, name: str) -> Float64:
-        """A held-out number of each run, [n]."""
+        """Return a held-out number of each run, [n]."""
         return self.values(lambda run: run.held_out(name))
 
     def score(self, name: str) -> Float64:
-        """A score of each run, [n]."""
+        """Return a score of each run, [n]."""
         return self.values(lambda run: run.score(name))
 
     def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> Float64:
-        """MIG of a reduction of each run, [n]."""
+        """Return the MIG of a reduction of each run, [n]."""
         return self.values(lambda run: run.reduced(kind, dim, untrained=untrained))
+
+    def shares(self, key: str) -> Float64:
+        """Return a group table as shares of each factor's entropy, [L, K]: the mean over runs with the same table."""
+        found = [run.record["scores"]["groups"] for run in self.runs if run.has_groups]
+        tables = [np.array(groups[key]) / np.maximum(np.array(groups["entropy"]), 1e-9) for groups in found]
+        alike = [table for table in tables if table.shape == tables[0].shape]
+        return np.asarray(np.mean(alike, axis=0), dtype=np.float64)
+
+    def kl_of_units(self) -> Float64:
+        """Return the KL in nats of each row of the group table given the means above, [L]: the mean over runs."""
+        rows = [run.record["kl_of_units"] for run in self.runs if run.has_groups]
+        return np.asarray(np.mean([row for row in rows if len(row) == len(rows[0])], axis=0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Comparable:
-    """Configurations whose numbers compare, the first one given being the reference."""
+    """Configurations whose numbers compare; the first is the reference."""
 
     terms: dict[str, str]
     configurations: list[Configuration]
 
     @property
     def runs(self) -> list[ScoredRun]:
-        """Of all configurations."""
+        """Runs of all configurations."""
         return [run for configuration in self.configurations for run in configuration.runs]
 
     @cached_property
-    def factor_names(self) -> list[str]:
-        """Of the data."""
-        return list(self.runs[0].record.get("factor_names", []))
+    def dims(self) -> list[int]:
+        """Dimensions that codes were reduced to."""
+        rows = [row for run in self.runs for row in run.record["scores"].get("reduced", {}).get("rows", [])]
+        return sorted({int(row["dim"]) for row in rows})
+
+    @property
+    def headline_dim(self) -> int:
+        """Dimension of the headline score: 10, or the first that there is."""
+        return 10 if 10 in self.dims or not self.dims else self.dims[0]
 
 
 def comparable_sets(runs: Sequence[ScoredRun]) -> list[Comparable]:
-    """Runs apart by what must agree, in the order given; the largest difference between sets can be read off ``terms``."""
+    """Group runs into sets whose numbers compare, in the order given."""
     by_terms: dict[str, list[ScoredRun]] = {}
     for run in runs:
         by_terms.setdefault(json.dumps(terms_of(run), sort_keys=True), []).append(run)
@@ -274,60 +460,8 @@ def comparable_sets(runs: Sequence[ScoredRun]) -> list[Comparable]:
 
 
 def why_apart(one: dict[str, str], other: dict[str, str]) -> str:
-    """What differs between two sets, in words."""
+    """Name what differs between two sets."""
     differing = [name for name in one if one[name] != other[name]]
     if differing == ["recipe"]:
         return "data recipe"
     return "; ".join(f"{n}: {one[n]} / {other[n]}" for n in differing if n != "recipe")
-
-
-# --- Intervals ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Value of one configuration minus that of the reference.
-
-    Args:
-        mean: the difference. half_width: of its 95 % interval; None where there is nothing to estimate it from.
-        over: what the interval is over: "seeds" or "images".
-    """
-
-    mean: float
-    half_width: float | None
-    over: str = "seeds"
-    counts: tuple[int, int] = field(default=(1, 1))
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
-
-
-def over_seeds(values: Float64, reference: Float64) -> Difference | None:
-    """Difference of means with Welch's interval, which holds for few seeds where a bootstrap of few points does not.
-
-    None where one side has no value; without an interval where one side has a single run.
-    """
-    if not len(values) or not len(reference):
-        return None
-    mean, counts = float(values.mean() - reference.mean()), (len(values), len(reference))
-    if min(counts) < 2:
-        return Difference(mean, None, "seeds", counts)
-    errors = [float(v.var(ddof=1)) / len(v) for v in (values, reference)]
-    if sum(errors) == 0.0:
-        return Difference(mean, 0.0, "seeds", counts)
-    freedom = sum(errors) ** 2 / sum(e**2 / (n - 1) for e, n in zip(errors, counts, strict=True))
-    return Difference(mean, float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(sum(errors)), "seeds", counts)
-
-
-def over_images(run: ScoredRun, reference: ScoredRun) -> Difference | None:
-    """Mean ELBO difference on the images that both were scored on, paired, with its interval over images."""
-    shared = sorted(run.elbo.keys() & reference.elbo.keys())
-    if len(shared) < 2:
-        return None
-    paired = np.array([run.elbo[i] - reference.elbo[i] for i in shared])
-    half_width = (
-        float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(paired) - 1)) * float(paired.std(ddof=1)) / math.sqrt(len(paired))
-    )
-    return Difference(float(paired.mean()), half_width, "images", (len(paired), len(paired)))

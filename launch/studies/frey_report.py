@@ -14,17 +14,16 @@ import torch
 
 from datasets import Dataset
 from launch.console import figures
-from launch.machine import files
+from launch.report.statistics import Spread
+from launch.report.tables import Table, write_paragraphs
 from launch.studies import frey_figures
 from launch.studies.frey_results import COLLAPSED, Results, write_csv
 from launch.studies.frey_runs import Job
 from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
-from launch.studies.tables import Spread, markdown
 
 Float64 = npt.NDArray[np.float64]
 EXPECTED_RATE = (2.0, 3.0)  # nats, mean over seeds at beta 1e-3 and two latents
 EXPECTED_COLLAPSE = (5e-3, 2e-2)  # betas between which the KL goes to 0
-PARAGRAPH = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
         *_held_out(results),
         *_plots(pictures),
     ]
-    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
-    return folder / "index.md"
+    return write_paragraphs(folder / "index.md", parts)
 
 
 def _opening(results: Results, wanted: Sequence[Job], mean_face: float) -> Iterator[str]:
@@ -125,7 +123,7 @@ def _coverage(results: Results, wanted: Sequence[Job]) -> str:
     betas = sorted({job.beta for job in wanted})
     keys = sorted({(job.split, job.latent_dim) for job in wanted})
     rows = [[f"{s}, z = {z}", *(str(len(results.cell(s, z, b))) for b in betas)] for s, z in keys]
-    return markdown(["seeds done", *(f"{beta:g}" for beta in betas)], rows)
+    return Table(["seeds done", *(f"{beta:g}" for beta in betas)], rows).markdown()
 
 
 def _mean_rates(results: Results, split: str, latent_dim: int) -> tuple[list[float], list[float]]:
@@ -178,7 +176,7 @@ def _rates_beside_theory(results: Results, critical: Float64) -> Iterator[str]:
                 foreseen = float(predicted_rate(beta, critical, latent_dim))
                 rows.append([str(latent_dim), f"{beta:g}", measured.text(3), str(measured.num), f"{foreseen:.3f}"])
     if rows:
-        yield markdown(["z", "beta", "KL, nats (all frames)", "seeds", "linear theory"], rows)
+        yield Table(["z", "beta", "KL, nats (all frames)", "seeds", "linear theory"], rows).markdown()
 
 
 def _expectations(results: Results) -> Iterator[str]:
@@ -248,7 +246,7 @@ def _table(results: Results, split: str, columns: Sequence[tuple[str, str, int]]
             texts = [cell.text(digits) for cell, (_, _, digits) in zip(cells, columns, strict=True)]
             rows.append([str(latent_dim), f"{beta:g}", str(cells[0].num), *texts])
     headings = [names[name] + (", held out" if part == "final_held_out" else "") for part, name, _ in columns]
-    return markdown(["z", "beta", "seeds", *headings], rows)
+    return Table(["z", "beta", "seeds", *headings], rows).markdown()
 
 
 def _pictures(results: Results, critical: Float64) -> Iterator[tuple[str, figures.Picture]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.machine import files
+from launch.report.statistics import Spread
 from launch.studies.frey_runs import Job
-from launch.studies.tables import Spread
 
 COLLAPSED = 0.05  # nats of mean KL below which the latents say next to nothing, as the trainer warns
 

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib import pyplot
-from scipy import stats
 
 from launch.console import figures
 from launch.machine import files
+from launch.report.statistics import Estimate, Spread, holm, mean_of, sign_flip_test
+from launch.report.tables import Table, write_paragraphs
 from launch.studies.grouped_runs import FIRST_GROUP, VARIANTS, Job
-from launch.studies.tables import Spread, markdown
 
 PUBLISHED = {  # MIG and reconstruction in nats, means of 10 seeds (the Grouped-VAE report)
     "grouped": (0.023, 49.1),
@@ -27,7 +27,6 @@ PUBLISHED = {  # MIG and reconstruction in nats, means of 10 seeds (the Grouped-
 ANCHOR, ANCHOR_NATS = "mlp-beta1", 34.8
 MIC_FACTORS = ("posX", "posY", "shape")
 MOST_EXACT = 16  # seeds up to which all sign flips are counted
-PARAGRAPH = "\n\n"
 Records = Mapping[str, Mapping[int, dict[str, Any]]]  # variant -> seed -> record
 
 
@@ -36,18 +35,12 @@ class Paired:
     """A difference between two variants over common seeds.
 
     Args:
-        mean: of the differences.
-        low: lower end of the 95 % t interval of the mean.
-        high: its upper end.
-        p_value: two-sided, exact sign-flip test: how often random signs give as large a mean.
-        num: seeds.
+        difference: mean difference with Student's 95 % interval.
+        p_value: two-sided p-value of the exact sign-flip test.
     """
 
-    mean: float
-    low: float
-    high: float
+    difference: Estimate
     p_value: float
-    num: int
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> Paired:
@@ -58,24 +51,8 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> Paired:
     """
     if len(first) != len(second) or not 2 <= len(first) <= MOST_EXACT:
         raise ValueError(f"{len(first)} and {len(second)} values; give 2 to {MOST_EXACT} pairs")
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    count = len(difference)
-    signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    flipped = np.abs(signs @ difference) / count
-    p_value = float(np.mean(flipped >= abs(difference.mean()) * (1.0 - 1e-12)))
-    half = float(stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / np.sqrt(count))
-    mean = float(difference.mean())
-    return Paired(mean, mean - half, mean + half, p_value, count)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for having looked at all of them (Holm 1979)."""
-    order = np.argsort(p_values)
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return Paired(mean_of(differences), sign_flip_test(differences))
 
 
 def read(wanted: Sequence[Job]) -> Records:
@@ -121,8 +98,7 @@ def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
         "seeds.\n\n![mig and mic](mig_mic.png)",
         "Test reconstruction, KL and MIG over training; a line for each seed.\n\n![curves](curves.png)",
     ]
-    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
-    return folder / "index.md"
+    return write_paragraphs(folder / "index.md", parts)
 
 
 def _opening(records: Records, wanted: Sequence[Job], point: int, reached: bool, reduced: bool) -> Iterator[str]:
@@ -169,9 +145,8 @@ def _results(records: Records, point: int) -> Iterator[str]:
         own = [cells[0].text(4), cells[1].text(1), cells[2].text(1), *corrected]
         rows.append([variant, str(cells[0].num), *own, f"{PUBLISHED[variant][0]} / {PUBLISHED[variant][1]}"])
     mic_names = [f"MIC {factor}" for factor in MIC_FACTORS]
-    yield markdown(
-        ["model", "seeds", "MIG", "reconstruction", "KL", *mic_names, "published MIG / reconstruction"], rows
-    )
+    head = ["model", "seeds", "MIG", "reconstruction", "KL", *mic_names, "published MIG / reconstruction"]
+    yield Table(head, rows).markdown()
     yield (
         f"Mean ± standard deviation over seeds; nats per image. MIC: latents {FIRST_GROUP} against the rest, less its "
         "permutation baseline; for models without groups the same three latents are a control. MIG of .01 to .03 is near the "
@@ -195,17 +170,19 @@ def _tests(records: Records, point: int) -> Iterator[str]:
     rows = [
         [
             f"grouped - {name}",
-            str(r.num),
-            f"{r.mean:+.4f}",
-            f"{r.low:+.4f} to {r.high:+.4f}",
+            str(r.difference.counts[0]),
+            f"{r.difference.mean:+.4f}",
+            f"± {r.difference.half_width or 0.0:.4f}",
             f"{r.p_value:.3f}",
             f"{p:.3f}",
         ]
         for (name, r), p in zip(results.items(), adjusted, strict=True)
     ]
-    yield markdown(["difference of MIG", "seeds", "mean", "95 % interval (t)", "p (sign flips)", "p (Holm)"], rows)
+    yield Table(
+        ["difference of MIG", "seeds", "mean", "95 % interval (t)", "p (sign flips)", "p (Holm)"], rows
+    ).markdown()
     clear = [name for name, p in zip(results, adjusted, strict=True) if p < 0.05]
-    least = min(2.0 ** (1 - result.num) for result in results.values())
+    least = min(2.0 ** (1 - result.difference.counts[0]) for result in results.values())
     yield (
         f"Differs from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
         + (

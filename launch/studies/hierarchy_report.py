@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch import compare
-from launch.machine import files
-from launch.report import text as report_text
+from launch.console.figures import Picture
+from launch.report import comparison, words
 from launch.report.data import Comparable, Configuration, ScoredRun, comparable_sets, read_runs
-from launch.report.tables import headline_dim
+from launch.report.statistics import spread
+from launch.report.tables import Table, write_paragraphs
 from launch.studies.family import DataName
-from launch.studies.tables import markdown
 
-PARAGRAPH = "\n\n"
 ORDER = ("flat-vae", "nvae-groups", "nvae-scales", "flat-")  # the first is the reference
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
 
@@ -39,8 +35,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
     parts = ["# Does a hierarchy disentangle?", OPENING]
     for name, paths in stored.items():
         parts += _of_data(folder, name, sorted(paths, key=_rank))
-    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
-    return folder / "index.md"
+    return write_paragraphs(folder / "index.md", parts)
 
 
 def _rank(path: Path) -> tuple[int, str]:
@@ -49,21 +44,24 @@ def _rank(path: Path) -> tuple[int, str]:
 
 def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
     """Heading, sentences and table of one data set; its full comparison is written beside."""
-    out = folder / name
-    arguments = ["--runs", *map(str, paths), "--out", str(out), "--no-score-missing", "--pictures", "0"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        compare.main(arguments)
-    for for_users in (*out.glob("events.out.tfevents.*"), out / "report.html"):  # too large to publish
-        for_users.unlink()
-    (compared,) = comparable_sets(read_runs(paths, None)[0])
+    runs, skipped = read_runs(paths, None)
+    sets = comparable_sets(runs)
+    comparison.prepare(folder / name)
+    blocks = comparison.build(sets, skipped, most_pictures=0, draw=_no_pictures)
+    comparison.write_markdown(folder / name, blocks, sets, skipped)
+    (compared,) = sets
     return [
         f"## {TITLES[name]}",
         _cost(compared),
-        "\n".join(f"* {item}" for item in report_text.what_it_says(compared, headline_dim(compared))),
+        "\n".join(f"* {item}" for item in words.summary(compared)),
         _table(compared),
         *_where(compared),
         f"All tables and figures: [{name}/report.md]({name}/report.md).",
     ]
+
+
+def _no_pictures(run: ScoredRun) -> Mapping[str, Picture]:
+    raise ValueError("stored runs have no weights")
 
 
 def _cost(compared: Comparable) -> str:
@@ -81,19 +79,19 @@ def _minutes(run: ScoredRun) -> float | None:
 
 def _table(compared: Comparable) -> str:
     """The figures that the sentences and the README draw on."""
-    dim = headline_dim(compared)
+    dim = compared.headline_dim
     rows = [
         [
             c.label,
             str(len(c.runs)),
             f"{c.first.record['num_parameters'] / 1e6:.2f} M",
-            report_text.spread(c.values(lambda run: run.summary.get("images_seen")), 0),
-            report_text.spread(c.values(_minutes), 1),
-            report_text.spread(c.held_out("elbo"), 1),
-            report_text.spread(c.held_out("bits_per_dim"), 4),
-            report_text.spread(c.reduced("moments", dim)),
-            report_text.spread(c.reduced("moments", dim, untrained=True)),
-            report_text.spread(c.score("groups")),
+            spread(c.values(lambda run: run.summary.get("images_seen")), 0),
+            spread(c.values(_minutes), 1),
+            spread(c.held_out("elbo"), 1),
+            spread(c.held_out("bits_per_dim"), 4),
+            spread(c.reduced("moments", dim)),
+            spread(c.reduced("moments", dim, untrained=True)),
+            spread(c.score("groups")),
         ]
         for c in compared.configurations
     ]
@@ -109,7 +107,7 @@ def _table(compared: Comparable) -> str:
         "untrained",
         "group-MIG",
     ]
-    return markdown(head, rows)
+    return Table(head, rows).markdown()
 
 
 def _where(compared: Comparable) -> list[str]:
@@ -121,6 +119,6 @@ def _where(compared: Comparable) -> list[str]:
         return []
     shapes = ", ".join("x".join(map(str, shape)) for shape in chosen.first.record["group_shapes"])
     return [
-        f"**Where the factors are in {chosen.label}** (groups from the top: {shapes}). {report_text.heat_map(chosen)}",
-        report_text.gains(chosen),
+        f"**Where the factors are in {chosen.label}** (groups from the top: {shapes}). {words.heat_map(chosen)}",
+        words.gains(chosen),
     ]

@@ -12,41 +12,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
 
-from launch.report.data import CONFIDENCE
+from launch.report.statistics import Estimate, mean_of
 from launch.studies.scaling_points import Measured
 
 T = TypeVar("T")
-MIN_SEEDS = 2
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean of the seeds' results and the half width of its 95 % interval; None where a single seed gives none."""
-
-    mean: float
-    half_width: float | None
-    num_seeds: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
-
-    def text(self, digits: int = 3, *, sign: bool = True) -> str:
-        """'mean +- half width'."""
-        mean = f"{self.mean:+,.{digits}f}" if sign else f"{self.mean:,.{digits}f}"
-        return mean if self.half_width is None else f"{mean} ± {self.half_width:,.{digits}f}"
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Of the results of several seeds."""
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) < MIN_SEEDS:
-        return Estimate(float(data.mean()), None, len(data))
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(data) - 1))
-    return Estimate(float(data.mean()), quantile * float(data.std(ddof=1)) / math.sqrt(len(data)), len(data))
 
 
 def by_seed(runs: Sequence[Measured]) -> dict[int, list[Measured]]:
@@ -75,7 +45,7 @@ def slope_per_doubling(runs: Sequence[Measured], size: Callable[[Measured], floa
         spread = float(np.dot(across, across))
         if spread > 0.0:
             slopes.append(float(np.dot(across, along)) / spread)
-    return estimate(slopes) if slopes else None
+    return mean_of(slopes) if slopes else None
 
 
 def difference(runs: Sequence[Measured], one: str, other: str) -> Estimate | None:
@@ -83,7 +53,7 @@ def difference(runs: Sequence[Measured], one: str, other: str) -> Estimate | Non
     elbo = {(run.name, run.seed): run.elbo for run in runs}
     seeds = sorted({run.seed for run in runs})
     found = [elbo[one, s] - elbo[other, s] for s in seeds if (one, s) in elbo and (other, s) in elbo]
-    return estimate(found) if found else None
+    return mean_of(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -97,12 +67,12 @@ class PowerLaw:
     @property
     def exponent(self) -> Estimate:
         """Over seeds."""
-        return estimate(self.exponents)
+        return mean_of(self.exponents)
 
     def at(self, x: float) -> tuple[float, float, float]:
         """(median, low, high) of bits/dim at ``x``: Student's 95 % interval over the seeds' predictions, of the logarithm."""
         logs = [a - b * math.log(x) for a, b in zip(self.log_scales, self.exponents, strict=True)]
-        found = estimate(logs)
+        found = mean_of(logs)
         half_width = found.half_width or 0.0
         return math.exp(found.mean), math.exp(found.mean - half_width), math.exp(found.mean + half_width)
 

@@ -86,9 +86,9 @@ def measured(path: Path) -> Measured:
     return Measured(
         name=path.name.rpartition("-seed")[0],
         seed=run.seed,
-        depth=1 if run.is_flat else sum(model.groups),
-        width=None if run.is_flat else model.channels_enc,
-        num_scales=1 if run.is_flat else model.num_scales,
+        depth=1 if run.unit == "latent" else sum(model.groups),
+        width=None if run.unit == "latent" else model.channels_enc,
+        num_scales=1 if run.unit == "latent" else model.num_scales,
         num_parameters=run.record["num_parameters"],
         gflop_per_image=gflop,
         memory_mib=mib,

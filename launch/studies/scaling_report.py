@@ -10,15 +10,14 @@ import numpy as np
 
 from launch.console import figures
 from launch.families.nvae import NVAE_PRESETS
-from launch.machine import files
+from launch.report.statistics import Estimate, mean_of, spread
+from launch.report.tables import Table, write_paragraphs
 from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
-from launch.studies.scaling_fit import Estimate, PowerLaw
+from launch.studies.scaling_fit import PowerLaw
 from launch.studies.scaling_points import Measured, all_measured
-from launch.studies.tables import Spread, markdown
 from launch.training import memory, planning
 
-PARAGRAPH = "\n\n"
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64"}
 PUBLISHED = "celeba64"  # the recipe
 PUBLISHED_BITS = 2.03  # Vahdat & Kautz 2020, table 1, CelebA 64
@@ -51,8 +50,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
         parts += [f"## {TITLES[name]}", *_axes(runs), _table(runs), *_laws(runs, folder, name)]
         if name == "celeba":
             parts += _extrapolation(runs)
-    files.write_text(folder / "index.md", PARAGRAPH.join(parts) + "\n")
-    return folder / "index.md"
+    return write_paragraphs(folder / "index.md", parts)
 
 
 # --- What an axis buys ----------------------------------------------------------------------------------------------
@@ -63,8 +61,8 @@ def verdict(found: Estimate) -> str:
     if found.half_width is None:
         return "one seed: no interval, so nothing is claimed"
     if not found.excludes_zero:
-        return f"the interval over {found.num_seeds} seeds contains 0: no effect is shown"
-    return f"the interval over {found.num_seeds} seeds excludes 0"
+        return f"the interval over {found.counts[0]} seeds contains 0: no effect is shown"
+    return f"the interval over {found.counts[0]} seeds excludes 0"
 
 
 def _axes(runs: Sequence[Measured]) -> Iterator[str]:
@@ -110,7 +108,7 @@ def _width(one_scale: Sequence[Measured]) -> Iterator[str]:
             if all((d, w, s) in elbo for d in depths for w in (narrow, wide))
         ]
         if gains:
-            found = scaling_fit.estimate(gains)
+            found = mean_of(gains)
             yield f"{wide} instead of {narrow} channels, mean over depths: {found.text(2)} nats; {verdict(found)}."
 
 
@@ -138,12 +136,11 @@ def _table(runs: Sequence[Measured]) -> str:
             ]
         )
     head = ["model", "seeds", "parameters", "GFLOP an image", "MiB an image", "images seen", "ms an image"]
-    return markdown([*head, "ELBO, nats", "bits/dim", "MIG, d = 10", "group-MIG"], rows)
+    return Table([*head, "ELBO, nats", "bits/dim", "MIG, d = 10", "group-MIG"], rows).markdown()
 
 
 def _spread(runs: Sequence[Measured], value: Callable[[Measured], float | None], digits: int) -> str:
-    values = [found for found in map(value, runs) if found is not None]
-    return Spread.of(values).text(digits) if values else "-"
+    return spread([found for found in map(value, runs) if found is not None], digits)
 
 
 def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
@@ -200,7 +197,9 @@ def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
     if not rows:
         return
     yield f"### Extrapolated to the published recipe `{PUBLISHED}`"
-    yield markdown(["law", "at", "powers of ten beyond our runs", "predicted bits/dim", "95 % over seeds"], rows)
+    yield Table(
+        ["law", "at", "powers of ten beyond our runs", "predicted bits/dim", "95 % over seeds"], rows
+    ).markdown()
     yield (
         f"Published: {PUBLISHED_BITS} bits/dim (Vahdat & Kautz 2020). The two do not compare closely, for three reasons besides "
         "the distance: our images are a half-size subset enlarged to 64x64, which are smoother than the official ones; a power law "

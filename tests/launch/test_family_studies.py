@@ -16,8 +16,8 @@ from scipy import stats
 import datasets
 from launch.console.flags import parse
 from launch.families import nvae
+from launch.report.statistics import Estimate, mean_of
 from launch.studies import family, scaling_fit, scaling_points, scaling_report, stored
-from launch.studies.scaling_fit import Estimate
 from launch.studies.scaling_points import Measured, Point
 from launch.training import runs as script_runs
 from nvae import NVAE
@@ -92,11 +92,11 @@ def run(seed: int = 0, **changed: Any) -> Measured:
 
 def test_estimate_is_students_interval() -> None:
     values = [1.0, 2.0, 4.0]
-    found = scaling_fit.estimate(values)
+    found = mean_of(values)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))  # type: ignore[operator]
     assert not found.excludes_zero
-    assert scaling_fit.estimate([1.0]) == Estimate(1.0, None, 1)
+    assert mean_of([1.0]) == Estimate(1.0, None, "seeds", (1,))
 
 
 def test_power_law_finds_exponent_scale_and_range() -> None:
@@ -158,17 +158,17 @@ def test_half_done_seeds_and_single_sizes_are_left_out() -> None:
     assert (found.mean, found.half_width) == (10.0, None)
     assert scaling_fit.slope_per_doubling(runs[:1], lambda r: r.depth) is None
     assert scaling_fit.power_law(runs[:1], scaling_fit.by_parameters) is None
-    assert scaling_fit.difference(runs, "b", "a") == Estimate(10.0, None, 1)
+    assert scaling_fit.difference(runs, "b", "a") == Estimate(10.0, None, "seeds", (1,))
     assert scaling_fit.difference(runs, "b", "c") is None
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (Estimate(1.0, 0.5, 3), "excludes 0"),
-        (Estimate(-1.0, 0.5, 3), "excludes 0"),
-        (Estimate(1.0, 1.5, 3), "contains 0"),
-        (Estimate(1.0, None, 1), "nothing is claimed"),
+        (Estimate(1.0, 0.5, "seeds", (3,)), "excludes 0"),
+        (Estimate(-1.0, 0.5, "seeds", (3,)), "excludes 0"),
+        (Estimate(1.0, 1.5, "seeds", (3,)), "contains 0"),
+        (Estimate(1.0, None, "seeds", (1,)), "nothing is claimed"),
     ],
 )
 def test_words_follow_the_interval(found: Estimate, said: str) -> None:

@@ -21,9 +21,10 @@ from flat_vae import FlatVAE, FlatVAEConfig
 from launch.console.config import DataConfig
 from launch.machine import files
 from launch.machine.distributed import Ranks
+from launch.report.statistics import Estimate, Spread, holm
+from launch.report.tables import Table
 from launch.studies import frey, frey_report, frey_runs, grouped, grouped_report, grouped_runs
 from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
-from launch.studies.tables import Spread, markdown
 from launch.training import runs
 from metrics import mig
 from tests.launch import running
@@ -247,14 +248,17 @@ def test_spread_and_table() -> None:
     assert spread.standard_error == pytest.approx(1 / math.sqrt(3))
     assert spread.text(1) == "2.0 ± 1.0"
     assert Spread.of([4.0]).text(0) == "4"
-    assert markdown(["a", "long"], [["xyz", "1"]]).splitlines() == [
-        "| a   | long |",
-        "|-----|------|",
-        "| xyz | 1    |",
-    ]
+    table = Table(["a", "long"], [["xyz", "1"]])
+    assert table.markdown().splitlines() == ["| a   | long |", "| --- | ---: |", "| xyz |    1 |"]
+    assert table.text().splitlines() == ["a    long", "xyz     1"]
 
 
 # --- The Grouped-VAE study ------------------------------------------------------------------------------------------
+
+
+def interval_of(found: Estimate) -> tuple[float, float]:
+    assert found.half_width is not None
+    return found.mean - found.half_width, found.mean + found.half_width
 
 
 def test_paired_test_against_enumeration_and_known_answers() -> None:
@@ -264,15 +268,17 @@ def test_paired_test_against_enumeration_and_known_answers() -> None:
     means = [abs(np.dot(signs, difference)) / 4 for signs in itertools.product([1, -1], repeat=4)]
     assert result.p_value == np.mean([m >= abs(difference.mean()) - 1e-12 for m in means])
     half = 3.182446 * difference.std(ddof=1) / 2  # Student's t, 3 degrees of freedom
-    assert (result.low, result.high) == pytest.approx((difference.mean() - half, difference.mean() + half), rel=1e-6)
+    assert interval_of(result.difference) == pytest.approx(
+        (difference.mean() - half, difference.mean() + half), rel=1e-6
+    )
     assert grouped_report.paired_test([1.0] * 10, [0.0] * 10).p_value == 2 / 2**10
     with pytest.raises(ValueError, match="give 2 to 16 pairs"):
         grouped_report.paired_test([1.0], [0.0])
 
 
 def test_holm() -> None:
-    assert grouped_report.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert grouped_report.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 class Sprites:

@@ -13,8 +13,8 @@ import torch
 
 from launch import sweep
 from launch.machine import files
-from launch.report import sweep as sweep_report
-from launch.report.sweep import recommend
+from launch.studies import sweep_report
+from launch.studies.sweep_report import recommend
 from launch.training import runs
 from tests.launch import running
 

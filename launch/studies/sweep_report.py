@@ -12,7 +12,8 @@ from matplotlib import pyplot
 from flat_vae import BETA_FORMS
 from launch.console import figures
 from launch.machine import files
-from launch.studies.tables import Spread, markdown
+from launch.report.statistics import Spread, spread
+from launch.report.tables import Table
 
 Scores = Mapping[str, float]
 Series = Mapping[str, Mapping[str, Sequence[Scores]]]
@@ -66,9 +67,9 @@ def table(flag: str, results: Mapping[str, Sequence[Scores]]) -> str:
     columns = _common(results)
     rows = []
     for value, runs in results.items():
-        cells = [Spread.of([run[name] for run in runs]).text(COLUMNS[name][1]) for name in columns]
+        cells = [spread([run[name] for run in runs], COLUMNS[name][1]) for name in columns]
         rows.append([value, str(len(runs)), *cells])
-    return markdown([flag, "seeds", *(COLUMNS[name][0] for name in columns)], rows)
+    return Table([flag, "seeds", *(COLUMNS[name][0] for name in columns)], rows).markdown()
 
 
 def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:

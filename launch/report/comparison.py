@@ -1,0 +1,343 @@
+"""The report that compares runs: its tables, figures and sentences in order, and the folder that they are written to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch.utils.tensorboard import SummaryWriter
+
+from launch.console import figures as pictures
+from launch.console.errors import one_line
+from launch.console.figures import Picture
+from launch.machine import files
+from launch.report import figures, words
+from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean, describe_terms, why_apart
+from launch.report.statistics import spread
+from launch.report.tables import Block, Bullets, Figure, Heading, Table, Text, number, to_html, to_markdown
+
+TITLE = "Hierarchical and flat VAEs compared"
+MOST_HEAT_MAPS = 4  # configurations with figures of their own
+LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
+Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def _speed(run: ScoredRun) -> float | None:
+    seen, seconds = run.trained("images_seen"), run.trained("seconds")
+    return seen / seconds if seen and seconds else None
+
+
+def training_table(compared: Comparable) -> Table:
+    """List what each configuration cost."""
+    rows = [
+        [
+            c.label,
+            str(len(c.runs)),
+            f"{c.first.record['num_parameters'] / 1e6:.2f} M",
+            spread(c.values(lambda run: float(run.record["step"])), 0),
+            spread(c.values(lambda run: run.trained("images_seen")), 0),
+            spread(c.values(lambda run: run.epochs), 2),
+            spread(c.values(lambda run: run.trained("seconds")) / 60, 1),
+            spread(c.values(_speed), 0),
+        ]
+        for c in compared.configurations
+    ]
+    head = [
+        "configuration",
+        "runs",
+        "parameters",
+        "steps",
+        "images seen",
+        "passes over the data",
+        "minutes",
+        "images/s",
+    ]
+    caption = "Training (mean ± standard deviation over seeds; dashes where a run did not reach its end)"
+    return Table(head, rows, caption)
+
+
+def likelihood_table(compared: Comparable) -> Table:
+    """List the held-out likelihood of each configuration."""
+    names = (("rate", 2), ("distortion", 2), ("elbo", 2), ("bits_per_dim", 4), ("psnr", 2), ("active_units", 1))
+    rows = [[c.label, *(spread(c.held_out(name), digits) for name, digits in names)] for c in compared.configurations]
+    head = ["configuration", "rate", "distortion", "ELBO", "bits/dim", "reconstruction, dB", "active units"]
+    return Table(head, rows, "Held out, in nats per image, one posterior draw; higher ELBO is better")
+
+
+def score_table(compared: Comparable) -> Table:
+    """List MIG at equal dimension by the same reductions, beside that of untrained weights."""
+    dim = compared.headline_dim
+    columns = [(f"{HEADLINE_KIND} d={d}", HEADLINE_KIND, d, False) for d in compared.dims]
+    columns += [(f"{kind} d={dim}", kind, dim, False) for kind in ("pool", "pca")]
+    columns += [(f"untrained, {HEADLINE_KIND} d={dim}", HEADLINE_KIND, dim, True)]
+    rows = [
+        [c.label, *(spread(c.reduced(kind, d, untrained=untrained)) for _, kind, d, untrained in columns)]
+        for c in compared.configurations
+    ]
+    caption = (
+        "MIG at equal dimension: the same label-free reductions for every model; a dash where a model has fewer numbers"
+    )
+    return Table(["configuration", *(name for name, *_ in columns)], rows, caption)
+
+
+def other_scores_table(compared: Comparable) -> Table:
+    """List scores on each model's own code."""
+    names = [n for n in LISTED_SCORES if any(run.score(n) is not None for run in compared.runs)]
+    rows = [
+        [c.label, clean(c.first.record["code"]), *(spread(c.score(n)) for n in names)] for c in compared.configurations
+    ]
+    caption = "Other scores, each on the model's own code: only group-MIG (groups) is meant for comparing families"
+    return Table(["configuration", "code", *names], rows, caption, wordy=frozenset({1}))
+
+
+def _of_samples(run: ScoredRun, name: str, images: str = "samples") -> float | None:
+    """Return one of the numbers of samples or reconstructions."""
+    scores = run.record.get("samples")
+    return float(scores[images][name]) if scores else None
+
+
+def _coverage(run: ScoredRun, factor: int) -> float | None:
+    """Return the share of a factor's values that samples cover."""
+    scores = run.record.get("samples")
+    return float(scores["samples"]["coverage"][factor]) if scores else None
+
+
+def samples_table(compared: Comparable) -> Table:
+    """List precision and coverage of samples against all images that exist."""
+    first = next(run for run in compared.runs if run.record.get("samples"))
+    within, covered = first.record["samples"]["samples"]["within"], range(len(first.record["factor_names"]))
+    rows = [
+        [
+            c.label,
+            spread(c.values(lambda run: _of_samples(run, "score")), 3),
+            spread(c.values(lambda run: _of_samples(run, "median_distance")), 1),
+            spread(c.values(lambda run: _of_samples(run, "score", "reconstructions")), 3),
+            *(spread(c.values(partial(_coverage, factor=k)), 2) for k in covered),
+        ]
+        for c in compared.configurations
+    ]
+    head = ["configuration", f"precision at {within} px", "median distance, px", "reconstructions within"]
+    head += [f"{clean(name)} covered" for name in first.record["factor_names"]]
+    caption = "Samples at temperature 1 against all images that exist: share within so many pixels of one, and factor values covered"
+    return Table(head, rows, caption)
+
+
+def difference_table(compared: Comparable) -> Table:
+    """List each configuration minus the reference, with 95 % intervals and what they allow one to say."""
+    reference, dim = compared.configurations[0], compared.headline_dim
+    rows = []
+    for other in compared.configurations[1:]:
+        for name, found, digits in (
+            ("ELBO, nats", words.elbo_difference(other, reference), 2),
+            (f"MIG ({HEADLINE_KIND}, d = {dim})", words.score_difference(other, reference, dim), 3),
+        ):
+            over = found.over if found else "-"
+            rows.append([other.label, name, words.interval(found, digits), over, words.verdict(found)])
+    return Table(
+        ["configuration", "quantity", "difference ± 95 %", "interval over", "what it allows one to say"],
+        rows,
+        f"Minus {reference.label}: Welch's interval over seeds, or paired over images where a configuration has one run",
+        wordy=frozenset({4}),
+    )
+
+
+def run_table(compared: Comparable) -> Table:
+    """List every run."""
+    dim = compared.headline_dim
+    rows = [
+        [
+            c.label,
+            str(run.path),
+            str(run.seed),
+            f"{run.record['step']:,}",
+            number(run.held_out("elbo"), 2),
+            number(run.held_out("rate"), 2),
+            number(run.held_out("distortion"), 2),
+            number(run.reduced(HEADLINE_KIND, dim)),
+            number(run.score("groups")),
+        ]
+        for c in compared.configurations
+        for run in c.runs
+    ]
+    head = ["configuration", "run", "seed", "step", "ELBO", "rate", "distortion", f"MIG d={dim}", "group-MIG"]
+    return Table(head, rows, "Every run", folded=True)
+
+
+# --- Figures --------------------------------------------------------------------------------------------------------
+
+
+def _figures(compared: Comparable, prefix: str) -> Iterator[Figure]:
+    with_groups = [c for c in compared.configurations if all(run.has_groups for run in c.runs)][:MOST_HEAT_MAPS]
+    for i, c in enumerate(with_groups):
+        title = f"Where the factors are: {c.label}"
+        yield Figure(f"{prefix}groups-{i}", title, figures.heat_map(c), words.heat_map(c))
+    for i, c in enumerate(with_groups):
+        yield Figure(f"{prefix}gain-{i}", f"What each level adds: {c.label}", figures.gains(c), words.gains(c))
+    if compared.dims:
+        drawing = figures.mig_against_dimension(compared)
+        yield Figure(f"{prefix}mig", "MIG against dimension", drawing, words.dimension(compared))
+    if any(run.held_out("rate") is not None for run in compared.runs):
+        drawing = figures.rate_distortion(compared)
+        yield Figure(f"{prefix}rate-distortion", "Rate, distortion and score", drawing, words.scatter(compared))
+
+
+def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, draw: Draw) -> Iterator[Block]:
+    """Yield the same kinds of picture of each model, one after another."""
+    drawn: list[tuple[str, Mapping[str, Picture]]] = []
+    for c in configurations[:most]:
+        try:
+            drawn.append((c.label, draw(c.first)))
+        except (ValueError, OSError) as error:
+            yield Text(f"No pictures of {c.label}: {one_line(str(error).partition('; ')[0])}.")
+    if len(configurations) > most > 0:
+        yield Text(f"Pictures of the first {most} configurations; more with --pictures.")
+    for kind, said in words.PICTURES.items():
+        for index, (label, of_run) in enumerate(drawn):
+            name = f"{prefix}{kind.replace(' ', '-')}-{index}"
+            yield Figure(name, f"{kind.capitalize()}: {label}", figures.from_picture(of_run[kind]), said)
+
+
+# --- The report -----------------------------------------------------------------------------------------------------
+
+
+def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
+    yield Bullets(words.summary(compared))
+    yield training_table(compared)
+    if any(run.record["held_out"] for run in compared.runs):
+        yield likelihood_table(compared)
+    if any(run.record.get("samples") for run in compared.runs):
+        yield samples_table(compared)
+    if compared.dims:
+        yield score_table(compared)
+    yield other_scores_table(compared)
+    if len(compared.configurations) > 1:
+        yield difference_table(compared)
+    yield run_table(compared)
+    yield from _figures(compared, prefix)
+    yield from _pictures(compared.configurations, prefix, most_pictures, draw)
+
+
+def build(sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int, draw: Draw) -> list[Block]:
+    """Build the report: what compares stands together, what does not stands apart and is named.
+
+    Args:
+        sets: runs whose numbers compare.
+        skipped: reasons for which runs were left out.
+        most_pictures: configurations of each set whose pictures are shown.
+        draw: draws the pictures of a run by name; ValueError where it cannot.
+    """
+    count = sum(len(compared.runs) for compared in sets)
+    shown = f"{count} runs of {sum(len(s.configurations) for s in sets)} configurations"
+    blocks: list[Block] = [
+        Heading(TITLE, 1),
+        Text(f"{shown}, made by launch/compare.py. Nats per image unless a name says bits/dim. ± is over seeds."),
+    ]
+    if skipped:
+        blocks += [Text("Left out:"), Bullets(skipped)]
+    if len(sets) > 1:
+        apart = [f"Set {i + 1} against set 1: {why_apart(sets[0].terms, s.terms)}." for i, s in enumerate(sets) if i]
+        blocks += [Text("Not all runs compare. Do not set numbers of one set beside those of another:"), Bullets(apart)]
+    for index, compared in enumerate(sets):
+        name = f"Set {index + 1}: " if len(sets) > 1 else ""
+        blocks.append(Heading(name + describe_terms(compared.terms)))
+        blocks += _set_blocks(compared, f"{index + 1}-" if len(sets) > 1 else "", most_pictures, draw)
+    return [*blocks, Heading("Words"), Bullets(words.GLOSSARY)]
+
+
+def _scalars(sets: Sequence[Comparable]) -> Iterator[tuple[str, float]]:
+    for index, compared in enumerate(sets):
+        dim = compared.headline_dim
+        for c in compared.configurations:
+            measures = {name: c.held_out(name) for name in ("elbo", "rate", "distortion", "bits_per_dim")}
+            measures[f"mig_{HEADLINE_KIND}_d{dim}"] = c.reduced(HEADLINE_KIND, dim)
+            measures["group_mig"] = c.score("groups")
+            for name, values in measures.items():
+                if len(values):
+                    yield f"compare{index + 1}/{name}/{c.label}", float(values.mean())
+
+
+def _differences(sets: Sequence[Comparable]) -> Iterator[dict[str, Any]]:
+    for index, compared in enumerate(sets):
+        reference, dim = compared.configurations[0], compared.headline_dim
+        for other in compared.configurations[1:]:
+            for name, found in (
+                ("elbo", words.elbo_difference(other, reference)),
+                (f"mig_{HEADLINE_KIND}_d{dim}", words.score_difference(other, reference, dim)),
+            ):
+                yield {
+                    "set": index + 1,
+                    "configuration": other.label,
+                    "reference": reference.label,
+                    "quantity": name,
+                    "difference": None if found is None else asdict(found) | {"says": words.verdict(found)},
+                }
+
+
+def prepare(out: Path) -> None:
+    """Make the folder of a report, or take that of an earlier one.
+
+    Raises:
+        ValueError: it holds something else, or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "comparison.json").is_file())):
+        raise ValueError(f"{out} exists and holds no earlier report; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the report folder {out} can't be made ({error.strerror}); choose another --out") from error
+
+
+def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
+    """Write report.md, its figures and comparison.json; those of an earlier report are replaced."""
+    shutil.rmtree(out / "figures", ignore_errors=True)
+    for block in blocks:
+        if isinstance(block, Figure):
+            pictures.save(block.drawing.picture, out / "figures" / f"{block.name}.png")
+    files.write_text(out / "report.md", to_markdown(blocks))
+    record = {
+        "sets": [
+            {"terms": s.terms, "configurations": {c.label: [str(r.path) for r in c.runs] for c in s.configurations}}
+            for s in sets
+        ],
+        "means": dict(_scalars(sets)),
+        "differences": list(_differences(sets)),
+        "skipped": list(skipped),
+    }
+    files.write_json(out / "comparison.json", record)
+
+
+def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
+    """Write the whole report: report.html, report.md, comparison.json, and the same for TensorBoard."""
+    write_markdown(out, blocks, sets, skipped)
+    files.write_text(out / "report.html", to_html(TITLE, blocks))
+    for old in out.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(out)) as writer:
+        for tag, value in _scalars(sets):
+            writer.add_scalar(tag, value, 0)
+        for block in blocks:
+            if isinstance(block, Figure):
+                writer.add_image(f"compare/{block.name}", block.drawing.picture, 0, dataformats="HWC")
+        writer.add_text("compare/report", to_markdown(blocks), 0)
+
+
+def require_finite(runs: Sequence[ScoredRun]) -> None:
+    """Refuse, after the report is written, runs whose held-out numbers are NaN or infinite.
+
+    Raises:
+        FloatingPointError: naming them.
+    """
+    elbos = {str(run.path): run.held_out("elbo") for run in runs if run.record["held_out"]}
+    broken = [name for name, elbo in elbos.items() if elbo is None or not math.isfinite(elbo)]
+    if broken:
+        raise FloatingPointError(
+            f"the held-out ELBO of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
+            "leave them out, or train them again with a lower --lr or --precision fp32"
+        )

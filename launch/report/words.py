@@ -1,0 +1,232 @@
+"""Sentences made from numbers: what a difference allows one to say, and what each figure shows and does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch.report import statistics
+from launch.report.data import HEADLINE_KIND, Comparable, Configuration
+from launch.report.statistics import Estimate, Float64
+from launch.report.tables import number
+
+MOST_SENTENCES = 8
+MOST_FACTORS = 8  # that a paragraph names
+MIN_RUNS = 8  # for a statement about a correlation
+CLEAR_SHARE = 0.05  # share of a factor's entropy from which a sentence names a group
+
+
+def sentence(text: str) -> str:
+    """Capitalise the first letter only: names inside keep theirs."""
+    return text[:1].upper() + text[1:]
+
+
+def interval(difference: Estimate | None, digits: int = 3) -> str:
+    """Format a difference with its interval for a table."""
+    if difference is None:
+        return "-"
+    return difference.text(digits) if difference.half_width is not None else f"{difference.text(digits)} (no interval)"
+
+
+def verdict(difference: Estimate | None) -> str:
+    """Say what the interval of a difference allows one to claim."""
+    if difference is None:
+        return "not measured for both"
+    if difference.half_width is None:
+        return "a configuration has a single run, so the difference cannot be told from the spread over seeds"
+    if not difference.excludes_zero:
+        return f"within noise: the 95 % interval over {difference.over} contains 0"
+    if difference.over == "images":
+        return "these two trained models differ; this says nothing about other seeds"
+    return "differs: the 95 % interval over seeds excludes 0"
+
+
+def score_difference(one: Configuration, reference: Configuration, dim: int) -> Estimate | None:
+    """Estimate the difference of the headline score over seeds."""
+    return statistics.over_seeds(one.reduced(HEADLINE_KIND, dim), reference.reduced(HEADLINE_KIND, dim))
+
+
+def elbo_difference(one: Configuration, reference: Configuration) -> Estimate | None:
+    """Estimate the difference of the ELBO over seeds, or over images where a configuration has a single run."""
+    found = statistics.over_seeds(one.held_out("elbo"), reference.held_out("elbo"))
+    if found is None or found.half_width is not None:
+        return found
+    return statistics.over_images(one.first.elbo, reference.first.elbo) or found
+
+
+def summary(compared: Comparable) -> list[str]:
+    """Compare each configuration with the reference: the statements at the top of a report."""
+    reference, others = compared.configurations[0], compared.configurations[1:]
+    dim, items = compared.headline_dim, []
+    for other in others[:MOST_SENTENCES]:
+        elbo, score = elbo_difference(other, reference), score_difference(other, reference, dim)
+        items += [
+            f"ELBO of {other.label} minus {reference.label}: {interval(elbo, 2)} nats. {sentence(verdict(elbo))}.",
+            f"MIG ({HEADLINE_KIND}, d = {dim}), the same pair: {interval(score)}. {sentence(verdict(score))}.",
+        ]
+    if len(others) > MOST_SENTENCES:
+        items.append(f"{len(others) - MOST_SENTENCES} more comparisons are in the table of differences.")
+    if len(others) > 1:
+        items.append(f"{2 * len(others)} comparisons at 95 %: about one in twenty excludes 0 by chance alone.")
+    return [*items, _training_length(compared)]
+
+
+def _training_length(compared: Comparable) -> str:
+    passes = [run.epochs for run in compared.runs if run.epochs is not None]
+    if not passes:
+        return "These runs do not record how long they were trained (no summary.json): read the scores with care."
+    if max(passes) < 1.0:
+        return (
+            f"Short training: at most {max(passes):.2g} passes over the training images. This checks that everything works; "
+            "it is no result about architectures."
+        )
+    return f"Training: {min(passes):.2g} to {max(passes):.2g} passes over the training images."
+
+
+# --- One paragraph for each figure ----------------------------------------------------------------------------------
+
+
+def _seeds(configuration: Configuration) -> str:
+    count = len(configuration.runs)
+    return f"Mean over {count} seeds." if count > 1 else "One run; another seed may look different."
+
+
+def _best(known: Float64) -> list[int]:
+    """Choose the factors that sentences name: all, in the data's order, or those that are known best."""
+    if len(known) <= MOST_FACTORS:
+        return list(range(len(known)))
+    return [int(column) for column in np.argsort(-known, kind="stable")[:MOST_FACTORS]]
+
+
+def _who_knows(share: Float64, name: str, unit: str, unit_names: Sequence[str]) -> str:
+    """Say which groups know a factor, from the shares [L] of its entropy."""
+    best = int(share.argmax())
+    known = int((share >= max(CLEAR_SHARE, 0.5 * share[best])).sum())
+    if share[best] < CLEAR_SHARE:
+        return f"no single {unit} knows {100 * CLEAR_SHARE:.0f} % of {name}"
+    if known == 1:
+        return f"{name} is best known to {unit} {unit_names[best]} ({share[best]:.0%})"
+    return f"{name} is known to {known} {unit}s, most to {unit_names[best]} ({share[best]:.0%})"
+
+
+def heat_map(configuration: Configuration) -> str:
+    """Say which groups know which factor, and where most of the rate is."""
+    share, kl, run = configuration.shares("matrix"), configuration.kl_of_units(), configuration.first
+    names, units, unit = run.factor_names, run.unit_names, run.unit
+    shown = _best(share.max(axis=0))
+    parts = [_who_knows(share[:, column], names[column], unit, units) for column in shown]
+    if len(shown) < len(names):
+        rest = float(np.delete(share, shown, axis=1).max())
+        parts.append(
+            f"no single {unit} knows more than {rest:.0%} of any of the other {len(names) - len(shown)} factors"
+        )
+    most = int(kl.argmax())
+    return (
+        f"{sentence('; '.join(parts))}. Most of the KL is in {unit} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
+        f"{_seeds(configuration)} Shares are lower bounds from linear probes on held-out images: a low share does not prove "
+        "that the information is absent, and KL is not information about these factors."
+    )
+
+
+def gains(configuration: Configuration) -> str:
+    """Say what all groups together know of each factor, and which group adds most."""
+    gain, run = configuration.shares("conditional_gain"), configuration.first
+    names, units = run.factor_names, run.unit_names
+    total, first = gain.sum(axis=0), gain.argmax(axis=0)
+    columns = _best(total)
+    shown = ", ".join(
+        f"{names[i]} {total[i]:.0%}" + (f" (most from {units[first[i]]})" if total[i] >= CLEAR_SHARE else "")
+        for i in columns
+    )
+    if len(columns) < len(names):
+        shown += f", the other {len(names) - len(columns)} factors at most {np.delete(total, columns).max():.0%}"
+    thresholds = [r.record["scores"]["groups"].get("threshold") for r in configuration.runs if r.has_groups]
+    known = [t for t in thresholds if t is not None]
+    chance = (
+        f"By chance a gain reaches {max(known):.3f} nats."
+        if known
+        else "The level of chance was not computed (--group-shuffles)."
+    )
+    return (
+        f"All groups together know: {shown}. {chance} {_seeds(configuration)} Gains are differences of two bounds, so they are "
+        "estimates and no bounds. Groups are taken from the top down: what two of them know counts for the upper one."
+    )
+
+
+def dimension(compared: Comparable) -> str:
+    """Say how far codes of equal size differ, and whether training matters."""
+    parts = []
+    for configuration in compared.configurations[:MOST_SENTENCES]:
+        reached = [d for d in compared.dims if len(configuration.reduced(HEADLINE_KIND, d))]
+        if reached:
+            first, last = (configuration.reduced(HEADLINE_KIND, d).mean() for d in (reached[0], reached[-1]))
+            parts.append(f"{configuration.label} {first:.3f} at d = {reached[0]}, {last:.3f} at d = {reached[-1]}")
+    return (
+        f"{'; '.join(parts) or 'No configuration reaches these dimensions'}. {_control(compared)} "
+        "MIG falls with redundancy: a low value says that the code is not aligned with the factors at that dimension, not that "
+        "the information is missing. A curve ends where its model has no more numbers."
+    )
+
+
+def _control(compared: Comparable) -> str:
+    """Say which trained codes score above those of untrained weights."""
+    behind, known = [], False
+    for configuration in compared.configurations:
+        for d in compared.dims:
+            trained, fresh = (configuration.reduced(HEADLINE_KIND, d, untrained=u) for u in (False, True))
+            if len(trained) and len(fresh):
+                known = True
+                if trained.mean() <= fresh.mean():
+                    behind.append(f"{configuration.label} at d = {d}")
+    if not known:
+        return "No untrained models were scored (--untrained), so part of any value may be due to the architecture."
+    if behind:
+        more = f" and {len(behind) - MOST_SENTENCES} more" if len(behind) > MOST_SENTENCES else ""
+        return f"Dotted: untrained weights. These do not exceed them: {', '.join(behind[:MOST_SENTENCES])}{more}."
+    return "Dotted: untrained weights; on average every configuration lies above its own."
+
+
+def scatter(compared: Comparable) -> str:
+    """Say what the plane of rate and distortion shows; a correlation only where there are enough runs."""
+    runs = [(run, elbo) for run in compared.runs if (elbo := run.held_out("elbo")) is not None]
+    said = f"{len(runs)} runs; grey lines join equal ELBO, better towards the lower left."
+    if runs:
+        best, elbo = max(runs, key=lambda found: found[1])
+        said += f" The highest ELBO, {number(elbo, 1)} nats, is a run of {best.label}."
+    dim = compared.headline_dim
+    points = [(elbo, score) for run, elbo in runs if (score := run.reduced(HEADLINE_KIND, dim)) is not None]
+    if len(points) < MIN_RUNS or min(map(np.ptp, zip(*points, strict=True))) == 0:
+        return f"{said} Too few runs for a statement on how likelihood and disentanglement are related."
+    r, low, high = statistics.correlation(*(list(values) for values in zip(*points, strict=True)))
+    weight = "an interval that contains 0: noise" if low <= 0 <= high else "over these runs; not a cause"
+    return f"{said} Correlation of ELBO and MIG {r:+.2f} ({low:+.2f} to {high:+.2f}), {weight}."
+
+
+GLOSSARY = (
+    "Rate: KL of the posteriors from the priors, what the latents say about an image. Distortion: -log p(x|z), what they leave "
+    "open. ELBO = -(rate + distortion), a lower bound of log p(x): higher is better.",
+    "Group: latents that are drawn together. A hierarchical VAE (NVAE) has many, the top one coarsest; a flat VAE has one.",
+    "Factor: what is known about how an image was made, such as position. MIG: for each factor, how much more the best latent "
+    "knows than the second best, as a share of the factor's entropy; 0 to 1, and 1 is out of reach with 20 bins.",
+    "Reductions make codes of equal size without looking at factors: pool is the mean of each channel, moments adds its centroid, "
+    "pca is linear. group-MIG compares whole groups (latents of a flat VAE) by held-out probes.",
+    "Each value with ± is a mean and standard deviation over seeds; an interval is at 95 %. Where an interval contains 0, or where "
+    "there is none, nothing is claimed.",
+)
+
+PICTURES = {
+    "reconstructions": (
+        "Originals above their reconstructions from posterior means. All models show the same images, chosen by position and "
+        "not by quality; distortion in the table is the measure."
+    ),
+    "samples": "Draws from the prior at temperature 1, not selected. They show kinds of faults, not how frequent these are.",
+    "top groups": (
+        "First row: originals. Each further row keeps more groups (of a flat VAE: latents of the highest KL), starting with "
+        "the top, and sets the rest to the prior's mean. What appears in a row is what its groups hold for these images."
+    ),
+    "traversals": (
+        "One image; each row moves one axis by two standard deviations each way: principal axes of groups, top group first, "
+        "or the latents of highest KL. A row that changes one thing is no proof that another image behaves alike."
+    ),
+}
