@@ -32,10 +32,9 @@ from launch.families import flat_figures, flat_vae, nvae
 from launch.machine import files
 from launch.results.run import open_run
 from launch.studies import sweep_report
-from launch.training import evaluation
-from launch.training import runs as script_runs
+from launch.training import evaluation, jobs
 from launch.training.folder import RunFolder
-from launch.training.runs import Script, ScriptRun
+from launch.training.jobs import Script, ScriptRun
 
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
@@ -169,11 +168,11 @@ def main(arguments: list[str]) -> None:
     own, shared = arguments[:end], arguments[end + 1 :]
     sweep = flags.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
     _check(sweep, shared)
-    script_runs.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
+    jobs.claim(sweep.out, "sweep.json", {"script": sweep.script, "flag": list(sweep.flags), "arguments": shared})
     runs = {
         (setting, seed): _run(sweep, shared, setting, seed) for seed in range(sweep.seeds) for setting in sweep.settings
     }
-    faults = script_runs.train_all(list(runs.values()), sweep.workers)
+    faults = jobs.train_all(list(runs.values()), sweep.workers)
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch.training.runs import Script, ScriptRun
+from launch.training.jobs import Script, ScriptRun
 
 DataName = Literal["dsprites", "celeba"]
 CELLS = 8  # encoder cells of the towers, shared by the groups

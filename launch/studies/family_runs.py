@@ -8,8 +8,8 @@ from pathlib import Path
 
 from launch.studies import stored
 from launch.studies.family import Data, DataName, Length, Member
-from launch.training import runs as script_runs
-from launch.training.runs import ScriptRun
+from launch.training import jobs
+from launch.training.jobs import ScriptRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class FamilyConfig:
     def claim(self) -> None:
         """Refuse to mix runs of another length in one folder."""
         lengths = {"nvae_steps": self.nvae_steps, "flat_steps": self.flat_steps}
-        script_runs.claim(self.out, "family.json", lengths)
+        jobs.claim(self.out, "family.json", lengths)
 
     def runs(self, name: DataName, members: list[Member]) -> list[ScriptRun]:
         """Every member with every seed; seed after seed, so that a stopped study has all members."""
@@ -79,7 +79,7 @@ class FamilyConfig:
         self.out.mkdir(parents=True, exist_ok=True)
         self.claim()
         for name, runs in wanted.items():
-            faults += script_runs.train_all(runs, self.workers)
+            faults += jobs.train_all(runs, self.workers)
             faults += stored.score_all(runs, self.scoring, self.workers)
             stored.store(runs, self.store / name)
         return faults

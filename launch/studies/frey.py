@@ -22,7 +22,7 @@ import datasets
 from flat_vae.config import Initialisation
 from launch.console import errors, flags
 from launch.studies import frey_report, frey_runs
-from launch.training import runs
+from launch.training import jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first: without them there is nothing to do
     wanted = chosen.jobs()
     if not chosen.report_only:
-        runs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)
+        jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)
     print(f"report {frey_report.write(chosen.report, wanted, frames)}, samples {chosen.out / 'samples'}")
 
 

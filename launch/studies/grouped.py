@@ -22,7 +22,7 @@ import torch
 from launch.console import errors, flags
 from launch.console.config import DataConfig
 from launch.studies import grouped_report, grouped_runs
-from launch.training import runs
+from launch.training import jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> None:
     if not chosen.report_only:
         wanted[0].data.open("train")  # draws the images, once, before the runs want them all at the same time
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
-        runs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
+        jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
     report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"
     print(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
 

@@ -13,7 +13,7 @@ from typing import Any
 from launch.machine import files
 from launch.results.export import without_places
 from launch.training.folder import RunFolder
-from launch.training.runs import LAUNCH, Devices, ScriptRun, fault, run_all
+from launch.training.jobs import LAUNCH, Devices, ScriptRun, fault, run_all
 
 DIGITS = 7  # more than any report shows
 

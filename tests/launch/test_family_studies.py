@@ -19,7 +19,7 @@ from launch.families import nvae
 from launch.report.statistics import Estimate, mean_of
 from launch.studies import family, scaling_fit, scaling_points, scaling_report, stored
 from launch.studies.scaling_points import Measured, Point
-from launch.training import runs as script_runs
+from launch.training import jobs
 from nvae import NVAE
 from tests.launch import running
 
@@ -178,7 +178,7 @@ def test_words_follow_the_interval(found: Estimate, said: str) -> None:
 # --- From training to report ----------------------------------------------------------------------------------------
 
 
-def in_this_process(self: script_runs.Devices, command: list[str], log: Path) -> int:
+def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
     """A script without another start of torch."""
     log.parent.mkdir(parents=True, exist_ok=True)
     result = running.call(Path(command[1]).stem, *command[2:])
@@ -195,7 +195,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scaling study of three runs of four steps."""
     root = tmp_path_factory.mktemp("scaling")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script_runs.Devices, "run", in_this_process)
+        patch.setattr(jobs.Devices, "run", in_this_process)
         result = running.call("studies.scaling", *where(root), "--depths", "2", "4", "--widths", "2", "--scales", "1")
     assert result.code == 0, result.err
     return root
@@ -243,7 +243,7 @@ def test_finished_study_only_reports(studied: Path, monkeypatch: pytest.MonkeyPa
     def never(*_: object) -> int:
         raise AssertionError("trained or scored again")
 
-    monkeypatch.setattr(script_runs.Devices, "run", never)
+    monkeypatch.setattr(jobs.Devices, "run", never)
     own = ["--depths", "2", "4", "--widths", "2", "--scales", "1"]
     before = (studied / "report" / "index.md").read_text()
     assert running.call("studies.scaling", *where(studied), *own).code == 0

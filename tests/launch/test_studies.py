@@ -25,7 +25,7 @@ from launch.report.statistics import Estimate, Spread, holm
 from launch.report.tables import Table
 from launch.studies import frey, frey_report, frey_runs, grouped, grouped_report, grouped_runs
 from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
-from launch.training import runs
+from launch.training import jobs
 from metrics import mig
 from tests.launch import running
 
@@ -229,7 +229,7 @@ def test_a_damaged_record_is_named(studied: Path, frames: Path, tmp_path: Path) 
 def test_jobs_that_are_done_are_skipped_and_faults_come_back(tmp_path: Path, threads: bool) -> None:
     names = [str(tmp_path / name) for name in ("a", "b", "bad")]
     Path(names[0]).write_text("done")
-    faults = runs.run_all(names, touch, lambda name: Path(name).exists(), 2, threads=threads)
+    faults = jobs.run_all(names, touch, lambda name: Path(name).exists(), 2, threads=threads)
     assert faults == [f"{names[2]}: it is bad"]
     assert Path(names[0]).read_text() == "done"
     assert Path(names[1]).read_text() == "touched"

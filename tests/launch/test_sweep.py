@@ -15,7 +15,7 @@ from launch import sweep
 from launch.machine import files
 from launch.studies import sweep_report
 from launch.studies.sweep_report import recommend
-from launch.training import runs
+from launch.training import jobs
 from tests.launch import running
 
 SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
@@ -54,13 +54,13 @@ def test_sweep_leaves_runs_table_plot_and_results(swept: Path) -> None:
 def test_sweep_goes_on_where_it_was(swept: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
 
-    def run(self: runs.Devices, command: list[str], log: Path) -> int:
+    def run(self: jobs.Devices, command: list[str], log: Path) -> int:
         started.append(log.stem)
         log.parent.mkdir(exist_ok=True)
         log.write_text("error: it broke; mend it\n")
         return 3
 
-    monkeypatch.setattr(runs.Devices, "run", run)
+    monkeypatch.setattr(jobs.Devices, "run", run)
     assert running.call("sweep", *flags(data, swept, "--values", "1", "40")).code == 0
     assert started == []
     result = running.call("sweep", *flags(data, swept, "--values", "1", "40", "80"))
@@ -108,7 +108,7 @@ def test_values_of_several_numbers() -> None:
 def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    devices = runs.Devices(None)
+    devices = jobs.Devices(None)
     assert devices.workers == 2
     command = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
     seen = []
@@ -121,7 +121,7 @@ def test_gpus_are_handed_out_and_given_back(tmp_path: Path, monkeypatch: pytest.
 def test_without_gpus_a_run_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    devices = runs.Devices(None)
+    devices = jobs.Devices(None)
     assert devices.workers == os.cpu_count()
     command = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(5)"]
     assert devices.run(command, tmp_path / "log.txt") == 5
