@@ -126,7 +126,9 @@ def samples_table(compared: Comparable) -> Table:
     ]
     head = ["configuration", f"precision at {within} px", "median distance, px", "reconstructions within"]
     head += [f"{clean(name)} covered" for name in first.record["factor_names"]]
-    caption = "Samples at temperature 1 against all images that exist: share within so many pixels of one, and factor values covered"
+    caption = (
+        "Samples at temperature 1 against all images that exist: share near one of them, and factor values covered"
+    )
     return Table(head, rows, caption)
 
 
