@@ -7,12 +7,13 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.strata-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test check soak lock study scaling-study frey-study grouped-study
+.PHONY: help install quickstart test check docs soak lock study scaling-study frey-study grouped-study
 
 help:
 	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about five minutes on two cores)"
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
+	@echo "make docs         the documentation as a site in site/"
 	@echo "make soak         long reliability runs"
 	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
 	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable; shares runs with study)"
@@ -38,6 +39,10 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 soak: $(STAMP)
 	$(RUN) -m pytest -m soak
