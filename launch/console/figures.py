@@ -1,4 +1,4 @@
-"""Pictures: grids of images and plots, as uint8 arrays [H, W, 3] for TensorBoard and as PNG files."""
+"""Grids of images and plots, as uint8 arrays [H, W, 3] for TensorBoard and as PNG files."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[..., H, W] floats in [0, 1] as bytes; not-finite values become 0."""
+    """Convert floats in [0, 1] to bytes; values that are not finite become 0."""
     return (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255.0).round().to(torch.uint8).cpu()
 
 
 def _enlarge(images: Tensor) -> Tensor:
-    """Small images are shown at a whole multiple of their size, so that a person sees the pixels."""
+    """Enlarge small images by a whole factor, so that their pixels can be seen."""
     factor = max(1, 96 // max(images.shape[-2:]))
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Picture:
-    """Images [N, C, H, W] in [0, 1] as one picture, row by row; as square as it goes by default."""
+    """Arrange images [N, C, H, W] in [0, 1] row by row; as square as possible by default."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     shown = _enlarge(to_uint8(images if images.shape[1] in (1, 3) else images[:, :1]))
     picture: Picture = make_grid(shown, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()
@@ -45,7 +45,7 @@ def grid(images: Tensor, columns: int | None = None) -> Picture:
 
 
 def pairs(originals: Tensor, reconstructions: Tensor) -> Picture:
-    """Originals above their reconstructions, eight to a row."""
+    """Arrange originals above their reconstructions, eight to a row."""
     rows = []
     for above, below in zip(originals.split(8), reconstructions.split(8), strict=True):
         rows += [above, below]
@@ -53,14 +53,14 @@ def pairs(originals: Tensor, reconstructions: Tensor) -> Picture:
 
 
 def save(picture: Picture, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: Image.fromarray(picture).save(file, format="png"))
     return path
 
 
 def render(figure: Figure) -> Picture:
-    """A matplotlib figure as a picture; the figure is closed."""
+    """Render a matplotlib figure and close it."""
     from matplotlib import pyplot
 
     buffer = io.BytesIO()
@@ -71,7 +71,7 @@ def render(figure: Figure) -> Picture:
 
 
 def kl_bars(kl: Sequence[float], *, of: str = "group", title: str | None = None) -> Picture:
-    """Mean KL in nats of each group (top first) or latent."""
+    """Draw the mean KL in nats of each group (top first) or latent as bars."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(max(4.0, 0.22 * len(kl) + 2.0), 3.0))

@@ -1,8 +1,9 @@
-"""Held-out numbers of a model: every image exactly once on any number of ranks, in float32, with fixed noise."""
+"""Evaluation on held-out images: each image once on any number of ranks, in float32, with fixed noise."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
@@ -10,6 +11,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import datasets
 from launch.machine import noise
@@ -18,7 +20,10 @@ from launch.training.model import VAE
 from metrics import elbo
 from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
 
-DRAWS_PER_PASS = {"cuda": 128, "cpu": 16}  # images; on CPU larger batches lose more to fresh pages than they gain
+DRAWS_PER_PASS = {
+    "cuda": 128,
+    "cpu": 16,
+}  # images; on a CPU larger batches are slower: fresh memory costs more than they save
 
 
 class ImageSet(Protocol):
@@ -36,7 +41,7 @@ class ImageSet(Protocol):
 
 
 class Stopped(Exception):
-    """An evaluation was asked to stop, on some rank, before it was done."""
+    """An evaluation was interrupted by a stop request on some rank."""
 
 
 def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
@@ -46,7 +51,7 @@ def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class OtherEdges:
-    """The same draws scored by a mixture's other edges, in nats."""
+    """Log-likelihoods of the same draws under the other rule for a mixture's edge bins, in nats."""
 
     edges: Edges
     log_likelihood: Tensor  # [N]
@@ -55,12 +60,12 @@ class OtherEdges:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-image numbers in nats, in the order of the data set; bound only where it was asked for."""
+    """Per-image results in nats, in the order of the data set."""
 
     log_likelihood: Tensor  # [N]
     kl: Tensor  # [N, L]
     psnr: Tensor  # [N], of the reconstruction from posterior means, dB
-    bound: Tensor | None  # [N], importance-weighted
+    bound: Tensor | None  # [N], importance-weighted bound, if requested
     bound_draws: int
     active_units: int
     num_units: int
@@ -73,7 +78,7 @@ class Evaluation:
         return self.log_likelihood - self.kl.sum(1)
 
     def summary(self) -> dict[str, Any]:
-        """Means over images, with the 95 % interval of the bits per dimension over images (not over seeds)."""
+        """Means over images, with 95 % intervals over images (not over seeds)."""
         count = len(self.elbo)
         negative = -self.elbo.double()
         half_width = 1.96 * float(negative.std()) / math.sqrt(count) if count > 1 else float("nan")
@@ -100,7 +105,7 @@ class Evaluation:
         return values | self._other_summary()
 
     def _other_summary(self) -> dict[str, Any]:
-        """``<edges>_elbo`` and so on; with the exact edges a model is scored as a probability, with legacy as published."""
+        """Results under the other edge rule, as ``<edges>_elbo`` etc.; legacy edges are those of the published NVAE."""
         if self.other is None:
             return {}
         edges, bound = self.other.edges, self.other.bound
@@ -125,7 +130,7 @@ def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | No
 
 
 def blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Whole blocks dealt in turn: the same blocks, so the same noise, at any number of ranks."""
+    """Deal blocks of images to the ranks in turn. The blocks, and so their noise, are the same at any number of ranks."""
     for block, first in enumerate(range(0, num_images, batch_size)):
         if block % ranks.world_size == ranks.rank:
             yield block, np.arange(first, min(first + batch_size, num_images))
@@ -134,9 +139,9 @@ def blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int
 def _log_weights(
     model: VAE, x: Tensor, num_draws: int, source: torch.Generator, *, both_edges: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, K] log importance weights, also with a mixture's other edges if asked for.
+    """Log importance weights [B, K], and those under a mixture's other edge rule if ``both_edges``.
 
-    One bottom-up pass, draws in batches of about ``DRAWS_PER_PASS`` images.
+    All draws share one bottom-up pass and are taken in batches of about ``DRAWS_PER_PASS`` images.
     """
     features = model.bottom_up(x)
     at_once = max(1, DRAWS_PER_PASS.get(x.device.type, 128) // len(x))
@@ -155,12 +160,12 @@ def _log_weights(
     return torch.cat(weights, dim=1), torch.cat(others, dim=1) if others else None
 
 
-Part = tuple[int, dict[str, Tensor]]  # number of a block, and per-image numbers of it by name
+Part = tuple[int, dict[str, Tensor]]  # number of a block, and its per-image results by name
 
 
 @dataclass(frozen=True)
 class _Measurement:
-    """What is asked of every block of images."""
+    """Measurements to take on every block of images."""
 
     model: VAE
     seed: int
@@ -168,7 +173,7 @@ class _Measurement:
     both_edges: bool
 
     def block(self, x: Tensor, number: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Numbers of each image by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
+        """Per-image results by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
         source = noise.generator(x.device, noise.EVALUATE, self.seed, number)
         output = self.model(x, noise.standard_normal(self.model.group_shapes, source, local=len(x)))
         terms = elbo.terms(output, x)
@@ -205,25 +210,37 @@ def evaluate(
     both_edges: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate ``model`` (in eval mode) on ``num_images`` spread evenly over a data set, shared among the ranks.
+    """Evaluate a model on a data set; the work is shared among the ranks, and each rank returns the whole result.
 
-    Every rank returns the whole result. One posterior draw per image for the ELBO, ``importance_draws`` for the bound.
-    ``both_edges`` scores the same draws of a discretised mixture with its other edges too.
+    Args:
+        model: in eval mode.
+        dataset: the images.
+        ranks: this process among the others; rank 0 shows a progress bar.
+        batch_size: images per block. The noise of an image depends on its block, so it is part of the result.
+        seed: seed of the noise.
+        num_images: number of images, spread evenly over the data set; None takes all.
+        importance_draws: posterior draws per image for the importance-weighted bound; 0 leaves the bound out. The ELBO
+            takes one draw.
+        both_edges: also score the same draws under a discretised mixture's other edge rule.
+        should_stop: asked before each block.
 
     Raises:
-        Stopped: ``should_stop`` said so on some rank; raised on all.
+        Stopped: ``should_stop`` returned True on some rank; raised on all ranks.
     """
     chosen = datasets.spread(len(dataset), num_images)
     measured = _Measurement(model, seed, importance_draws, both_edges)
     parts: list[Part] = []
     channels: list[Tensor] = []
-    for number, positions in blocks(len(chosen), ranks, batch_size):
-        if should_stop():
-            break
-        x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
-        part, kl_sums = measured.block(x, number)
-        parts.append((number, part))
-        channels.append(kl_sums)
+    shown = ranks.is_main and sys.stderr.isatty()
+    with tqdm(total=len(chosen), unit="img", desc="evaluating", disable=not shown, leave=False) as bar:
+        for number, positions in blocks(len(chosen), ranks, batch_size):
+            if should_stop():
+                break
+            x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
+            part, kl_sums = measured.block(x, number)
+            parts.append((number, part))
+            channels.append(kl_sums)
+            bar.update(min(len(positions) * ranks.world_size, len(chosen) - bar.n))
     if any(ranks.maximum(should_stop())):
         raise Stopped
     gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
@@ -248,13 +265,13 @@ def evaluate(
 
 
 def _in_order(parts: list[Part]) -> dict[str, Tensor]:
-    """The numbers of all images in the order of the data set."""
+    """Join the results of all blocks in the order of the data set."""
     blocks_in_order = [part for _, part in sorted(parts, key=lambda p: p[0])]
     return {name: torch.cat([part[name] for part in blocks_in_order]) for name in blocks_in_order[0]}
 
 
 def require_finite(result: Mapping[str, Any]) -> None:
-    """Refuse an evaluation that no number can be taken from.
+    """Refuse an evaluation whose numbers mean nothing.
 
     Raises:
         FloatingPointError: its ELBO is NaN or infinite.
@@ -267,7 +284,7 @@ def require_finite(result: Mapping[str, Any]) -> None:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """An evaluation in a line."""
+    """Summarise an evaluation in one line."""
     bound = (
         f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
         if "importance_draws" in result

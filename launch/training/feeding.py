@@ -1,4 +1,4 @@
-"""Batches for training: read ahead from the host, or gathered from images that are kept on the device."""
+"""Batches for training, read ahead on the host or gathered from images kept on the device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from datasets import resident
 from datasets.loader import Order
 from launch.console.config import RunConfig
 
-LARGEST_SHARE = 0.1  # of a GPU's memory that images may take without being asked to
+LARGEST_SHARE = 0.1  # of a GPU's memory, for images kept there without being asked to
 
 
 def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:
-    """Whether ``--data-on-device`` brings these images there: auto does on a GPU, where they take a tenth of its memory or less.
+    """Whether the training images are kept on the device (``--data-on-device``).
+
+    With auto they are, on a GPU, if they take at most a tenth of its memory.
 
     Raises:
-        ValueError: asked for, of images whose pixels are drawn anew in each epoch.
+        ValueError: requested for images whose pixels are drawn anew in each epoch.
     """
     size = resident.nbytes(data)
     if config.data_on_device == "yes" and size is None:
@@ -27,7 +29,7 @@ def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.dev
 
 
 def keep(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
-    """The images brought to ``device``, where :func:`keeps_on_device` says so."""
+    """Move the images to ``device`` if :func:`keeps_on_device` says so."""
     return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
 
 
@@ -39,5 +41,5 @@ def loader(
     device: torch.device,
     kept: resident.Resident | None,
 ) -> datasets.Loader:
-    """Batches for ``device`` of the steps from ``start`` on; of :func:`keep`'s images, where there are any."""
+    """Load the batches of the steps from ``start`` on, from the images that :func:`keep` moved if there are any."""
     return datasets.Loader(data, order, start, num_steps, pin_memory=device.type == "cuda", resident=kept)

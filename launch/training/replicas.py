@@ -1,4 +1,4 @@
-"""The steps of several runs of a flat VAE taken at once, on one batched model."""
+"""Several runs trained at once as one batched model: one optimiser step moves them all."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from metrics.objective import Loss
 
 
 class ReplicaState(TrainState):
-    """A state whose weights are slices of a stack, which would follow them whole into a file."""
+    """Training state whose weights are slices of a stack; a slice saved as it is would carry the whole stack into the file."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data, each tensor with memory of its own."""
+        """Tensors and plain data; each tensor owns its memory."""
         content = super().state_dict()
         return content | {"model": {name: value.clone() for name, value in content["model"].items()}}
 
