@@ -20,7 +20,6 @@ from launch.families import family_of
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine.distributed import Ranks
 from launch.training.evaluation import to_float
-from launch.training.model import as_module
 from launch.training.planning import image_spec
 from launch.training.step import Trainer, new_state, resolve_precision
 from metrics.elbo import terms
@@ -45,9 +44,9 @@ def trainer_of(
     family = family_of(config)
     torch.manual_seed(0)
     model = family.build_model(config, spec)
-    as_module(model).to(device)
+    model.to(device)
     objective = family.build_objective(config, model, TOTAL_STEPS, num_images)
-    as_module(objective).to(device)
+    objective.to(device)
     state = new_state(model, objective, config, device)
     state.step = AT_STEP
     return Trainer(state, config, ranks or Ranks(0, 1, device), TOTAL_STEPS)
@@ -72,7 +71,7 @@ def _counts(trainer: Trainer, images: Tensor, step: Callable[[], object], device
         with trainer.autocast():
             return terms(state.model(x), x).elbo.mean()
 
-    kept = counting.saved_bytes(forward, list(as_module(state.model).parameters()))
+    kept = counting.saved_bytes(forward, list(state.model.parameters()))
     return {
         "operations": seen.operations,
         "gb_touched": seen.bytes / 1e9,

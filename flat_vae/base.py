@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flat_vae.model import FlatVAE
-from metrics.objective import Loss
+from metrics.objective import Loss, Objective
 
 
 def loss_of(total: Tensor, distortion: Tensor, rate: Tensor, **added: Tensor | float) -> Loss:
@@ -33,7 +33,7 @@ def ramp(step: int, num_steps: float) -> float:
     return min(step / num_steps, 1.0) if num_steps > 0 else 1.0
 
 
-class FlatObjective(nn.Module):
+class FlatObjective(Objective):
     """Base of the objectives. It has no parameters of its own to train.
 
     A subclass lists in ``batched`` its weights that only enter arithmetic, so that they may be tensors with one value
@@ -48,7 +48,7 @@ class FlatObjective(nn.Module):
 
     def __init__(self, model: FlatVAE, *extra_noise: tuple[int, ...]) -> None:
         super().__init__()
-        self.noise_shapes: list[tuple[int, ...]] = [*model.group_shapes, *extra_noise]
+        self.noise_shapes = [*model.group_shapes, *extra_noise]
 
     def drawn(self, x: Tensor, noise: Sequence[Tensor] | None) -> list[Tensor]:
         """The given noise, or fresh standard-normal tensors if it is None."""
@@ -57,6 +57,3 @@ class FlatObjective(nn.Module):
         if len(noise) != len(self.noise_shapes):
             raise ValueError(f"{len(noise)} noise tensors; give {len(self.noise_shapes)}, shapes {self.noise_shapes}")
         return list(noise)
-
-    def after_step(self, skipped: bool | Tensor) -> None:
-        """Do nothing: only an objective that trains parameters of its own acts after an optimiser step."""

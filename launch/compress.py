@@ -31,10 +31,9 @@ from launch.console import errors, figures
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
 from launch.results import bits_back
-from launch.results.hierarchy import hierarchy_of
 from launch.results.run import SavedRun, Weights, open_run
 from launch.training import checkpoint, evaluation
-from launch.training.model import VAE
+from metrics.model import VAE
 
 MAGIC = b"STRATA-BITS-BACK"
 FORMAT = 1
@@ -178,10 +177,9 @@ def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
 
 def _codec(model: VAE, halvings: bits_back.Halvings, seed: int) -> bits_back.BitsBack:
     bits_back.check_codable(model)
-    hierarchy = hierarchy_of(model)
-    if [len(group) for group in halvings] != [shape[0] for shape in hierarchy.group_shapes]:
+    if [len(group) for group in halvings] != [shape[0] for shape in model.group_shapes]:
         raise ValueError("the file's header does not fit the model's groups; restore it")
-    return bits_back.BitsBack(model, hierarchy, halvings, seed)
+    return bits_back.BitsBack(model, halvings, seed)
 
 
 def unpack(content: bytes, model: VAE, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -217,10 +215,9 @@ class Packed:
 
 def pack(model: VAE, data: Spread, *, seed: int, digest: str, weights: Weights) -> Packed:
     """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``."""
-    hierarchy = hierarchy_of(model)
     levels = data.images(np.arange(len(data)))
     sample = evaluation.to_float(levels[:SURVEYED], data.spec, torch.device("cpu"))
-    halvings = bits_back.choose_halvings(hierarchy, sample, torch.Generator().manual_seed(seed))
+    halvings = bits_back.choose_halvings(model, sample, torch.Generator().manual_seed(seed))
     images = [image.numpy().astype(np.int32) for image in levels]
     coded = bits_back.encode(_codec(model, halvings, seed), images, lambda n: tqdm(n, "packing", disable=None))
     header = Header(

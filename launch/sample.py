@@ -22,7 +22,7 @@ from launch.console.flags import parse
 from launch.machine import distributed, noise
 from launch.results import batch_norm
 from launch.results.run import open_run
-from launch.training.model import VAE
+from metrics.model import VAE
 from nvae import NVAE
 
 

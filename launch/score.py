@@ -38,8 +38,8 @@ from launch.results.run import SavedRun, open_run
 from launch.results.score_tables import describe
 from launch.results.scores import Scored
 from launch.training import checkpoint, evaluation
-from launch.training.model import VAE, as_module
 from metrics.hierarchy import DIMS
+from metrics.model import VAE
 
 SCORES, PER_IMAGE = "scores.json", "scores.npz"
 
@@ -144,12 +144,14 @@ def _check_grid(data: datasets.Dataset) -> None:
         raise ValueError(f"{data.name} is no full grid of factors; leave --full-grid out")
 
 
-def _available(data: datasets.Dataset, config: ScoreConfig, *, is_flat: bool) -> dict[scores.Need, str | None]:
+def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[scores.Need, str | None]:
     no_factors = f"{data.name} has no ground-truth factors; choose metrics without, such as total_correlation"
     return {
         "factors": None if data.factor_names else no_factors,
         "grid": None if config.full_grid else "needs every combination of the factors; add --full-grid",
-        "variances": None if is_flat else "needs one Gaussian posterior per latent, as flat models have; leave it out",
+        "variances": None
+        if encoding.is_one_vector(model.group_shapes)
+        else "needs one Gaussian posterior per latent, so a model with one vector of latents; leave it out",
     }
 
 
@@ -208,9 +210,8 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     data = run.data(config.protocol.open_split())
     if config.full_grid:
         _check_grid(data)
-    is_flat = run.family.name == "flat_vae"
-    names, skipped = scores.choose(config.metrics, _available(data, config, is_flat=is_flat))
     model = run.model
+    names, skipped = scores.choose(config.metrics, _available(data, config, model))
     digest = checkpoint.recorded_sha256(run.checkpoint)
     started = time.monotonic()
     encoded = _encoded(model, data, run, config, ranks, f"{digest} {config.weights}")
@@ -236,7 +237,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "code": scored.code_name,
         "group_shapes": [list(shape) for shape in encoding.shapes_of(model)],
         "max_side": encoded.max_side,
-        "num_parameters": sum(p.numel() for p in as_module(model).parameters()),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
         "kl_at_means": encoded.kl.mean(0, dtype=np.float64).tolist(),
         "kl_of_units": encoded.kl_of_units,
         "active_units": encoded.active_latents,
@@ -276,10 +277,10 @@ def _encoded(
 def _encoded_untrained(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks: Ranks) -> Encoded | None:
     """Codes of the same architecture with the weights that the run's seed draws, in float32."""
     torch.manual_seed(run.config.run.seed)
-    module = as_module(run.new_model()).to(ranks.device).eval().requires_grad_(False)
+    module = run.new_model().to(ranks.device).eval().requires_grad_(False)
     architecture = hashlib.sha256(json.dumps(run.record["config"]["model"], sort_keys=True).encode()).hexdigest()
     key = f"untrained {architecture} seed {run.config.run.seed}"
-    return _encoded(module, data, run, config, ranks, key)  # type: ignore[arg-type]
+    return _encoded(module, data, run, config, ranks, key)
 
 
 def _save_per_image(path: Path, held_out: evaluation.Evaluation, rows: Int64) -> None:

@@ -11,6 +11,7 @@ Flat VAEs have one group, number 0. Pictures go into <run>/figures.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,10 @@ from launch.console import errors, figures
 from launch.console.figures import Picture
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
-from launch.results.hierarchy import Hierarchy, hierarchy_of
 from launch.results.run import open_run
 from launch.training import evaluation
 from metrics import edits
-from metrics.decisions import PosteriorMean, PosteriorSample
+from metrics.model import VAE
 
 MILLISECONDS = 120  # of a frame of a GIF
 Show = Literal["traverse", "interpolate", "swap", "top"]
@@ -91,61 +91,50 @@ class TraverseConfig:
             raise ValueError(f"--range {low:g} {high:g}; give two numbers, the lower one first")
 
 
-def kl_map(hierarchy: Hierarchy, x: Tensor, group: int, seed: int = 0) -> Tensor:
+def kl_map(model: VAE, x: Tensor, group: int, seed: int = 0) -> Tensor:
     """KL of each latent of a group in nats, mean over images, [C, H, W]; one draw of the latents for each image."""
-    features = hierarchy.bottom_up(x)
+    features = model.bottom_up(x)
     source = noise.generator(x.device, noise.FIGURES, seed)
-    drawn = noise.standard_normal(hierarchy.group_shapes, source, local=len(x))
-    decisions = [PosteriorSample(eps) for eps in drawn]
-    return hierarchy.top_down(decisions, features).groups[group].kl().mean(0)
+    drawn = noise.standard_normal(model.group_shapes, source, local=len(x))
+    return model.descend(model.posterior_samples(drawn), features)[group].kl().mean(0)
 
 
-def axes_of(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig) -> list[tuple[str, edits.Axis]]:
+def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[tuple[str, edits.Axis]]:
     """Names and axes of the rows, those with the highest KL (or variance) first."""
     group = config.group
-    channels, height, width = hierarchy.group_shapes[group]
+    shape = model.group_shapes[group]
     if config.by == "axis":
-        count = min(config.rows, len(x) - 1, channels * height * width)
-        found = edits.principal_axes(hierarchy, x, group, count)
+        count = min(config.rows, len(x) - 1, math.prod(shape))
+        found = edits.principal_axes(model, x, group, count)
         return [(f"axis {i}", axis) for i, axis in enumerate(found)]
-    kl = kl_map(hierarchy, x, group, config.seed)
-    zeros = torch.zeros_like(kl)
-    scores = kl.sum((1, 2)) if config.by == "channel" else kl.flatten()
+    kl = kl_map(model, x, group, config.seed)
+    scores = kl.reshape(len(kl), -1).sum(1) if config.by == "channel" else kl.flatten()
     rows: list[tuple[str, edits.Axis]] = []
     for index in scores.argsort(descending=True)[: config.rows].tolist():
-        direction = zeros.clone()
-        if config.by == "channel":
-            direction[index], name = 1.0, f"channel {index}"
-        else:
-            direction.view(-1)[index] = 1.0
-            place = [int(i) for i in np.unravel_index(index, (channels, height, width))]
-            name = f"latent {','.join(map(str, place))}"
-        rows.append((f"{name} ({float(scores[index]):.2f} nats)", edits.Axis(group, direction, zeros)))
+        place = (index,) if config.by == "channel" else [int(i) for i in np.unravel_index(index, shape)]
+        name = f"{config.by} {','.join(map(str, place))} ({float(scores[index]):.2f} nats)"
+        rows.append((name, edits.latent_axis(model, group, *place)))
     return rows
 
 
-def _traverse(hierarchy: Hierarchy, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
+def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
     values = torch.linspace(*config.range, config.steps).tolist()
     rows: list[Tensor] = []
-    for name, axis in axes_of(hierarchy, x, config):
+    for name, axis in axes_of(model, x, config):
         print(f"row {len(rows)}: {name}")
-        rows.append(edits.traverse(hierarchy, chosen, axis, values, config.below)[:, 0])
+        rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
     return torch.stack(rows)
 
 
-def _swap(hierarchy: Hierarchy, pair: Tensor, group: int) -> Tensor:
+def _swap(model: VAE, pair: Tensor, group: int) -> Tensor:
     """Rows: the two images, their reconstructions, those with the group exchanged."""
-    model = hierarchy
     plain = torch.cat(edits.swap(model, pair[:1], pair[1:], []))
     return torch.stack([pair, plain, torch.cat(edits.swap(model, pair[:1], pair[1:], [group]))])
 
 
-def _top(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
+def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
     """Rows: draws with the top 1, 2, ... groups of the image kept; in the first column the rest at their prior means."""
-    model = hierarchy
-    decisions = [PosteriorMean() for _ in hierarchy.group_shapes]
-    groups = hierarchy.top_down(decisions, hierarchy.bottom_up(x)).groups
-    zs = [group.z.expand(config.steps - 1, -1, -1, -1) for group in groups]
+    zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
     rows = []
     for kept in range(1, len(zs) + 1):
         mean = edits.decode_top(model, [z[:1] for z in zs], kept)
@@ -155,11 +144,11 @@ def _top(hierarchy: Hierarchy, x: Tensor, config: TraverseConfig, source: torch.
 
 
 @torch.no_grad()
-def show(hierarchy: Hierarchy, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
+def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
     """Images [rows, columns, C, H, W] in [0, 1].
 
     Args:
-        hierarchy: in evaluation mode.
+        model: in evaluation mode.
         x: images [N, C, H, W] that KL and axes are from.
         pair: the image, and the one that it goes to or swaps with, [2, C, H, W].
         config: what to show.
@@ -167,17 +156,16 @@ def show(hierarchy: Hierarchy, x: Tensor, pair: Tensor, config: TraverseConfig) 
     Raises:
         ValueError: a group or a temperature that the model does not take; groups asked of a model with one.
     """
-    model = hierarchy
     edits.check_group(model, config.group)
     if config.show == "traverse":
-        return _traverse(hierarchy, x, pair[:1], config)
+        return _traverse(model, x, pair[:1], config)
     if config.show == "interpolate":
         return edits.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
-    if len(hierarchy.group_shapes) < 2:
+    if len(model.group_shapes) < 2:
         raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
     if config.show == "swap":
-        return _swap(hierarchy, pair, config.group)
-    return _top(hierarchy, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))
+        return _swap(model, pair, config.group)
+    return _top(model, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))
 
 
 def save_gif(frames: list[Picture], path: Path) -> Path:
@@ -214,15 +202,14 @@ def main(arguments: list[str]) -> None:
         data_root=config.data_root,
         other_data=config.other_data,
     )
-    hierarchy = hierarchy_of(run.model)
-    edits.check_group(hierarchy, config.group)
+    edits.check_group(run.model, config.group)
     data = run.data(config.split)
     for index in (config.image, config.other):
         if not 0 <= index < len(data):
             raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")
     several, pair = np.arange(min(config.images, len(data))), np.array([config.image, config.other])
     x, chosen = (evaluation.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
-    rows = show(hierarchy, x, chosen, config).cpu()
+    rows = show(run.model, x, chosen, config).cpu()
     if not torch.isfinite(rows).all():
         raise FloatingPointError(
             f"the images that {config.run} decodes are not finite, so its weights are broken; use an earlier checkpoint"

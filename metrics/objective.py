@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,35 @@ class Loss:
     kl_per_group: Tensor
 
 
-class Objective(Protocol):
-    """Weights of the ELBO's terms; also a ``torch.nn.Module`` whose buffers belong in checkpoints."""
+class Objective(nn.Module, ABC):
+    """Weights of the ELBO's terms. Its state belongs in checkpoints; the model is not part of it.
 
-    @property
-    def noise_shapes(self) -> Sequence[tuple[int, ...]]:
-        """Shapes, without the batch, of the standard-normal tensors that a step needs; the model's groups come first."""
+    Attributes:
+        noise_shapes: shapes, without the batch, of the standard-normal tensors that a step needs; the model's groups
+            come first.
+    """
 
-    def after_step(self, skipped: bool | Tensor) -> None:
-        """Finish an optimiser step that was taken or skipped, for objectives that train parameters of their own.
+    noise_shapes: Sequence[tuple[int, ...]]
 
-        ``skipped`` may be a bool tensor on the device; an objective that reads it waits for the device.
+    if TYPE_CHECKING:  # nn.Module types its call as Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Loss:
+            """Loss of a batch, see :meth:`forward`."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
+        """Loss of a batch at an optimiser step.
+
+        Args:
+            model: the model to call, perhaps wrapped in DistributedDataParallel.
+            x: images ``[B, C, H, W]`` in [0, 1].
+            step: number of the optimiser step, from 0.
+            noise: one standard-normal tensor ``[B, *shape]`` per shape of ``noise_shapes``; None draws it.
         """
 
-    def __call__(self, model: Any, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
-        """Loss of a batch at optimiser step ``step``; ``model`` may be wrapped, e.g. in DistributedDataParallel."""
+    def after_step(self, skipped: bool | Tensor) -> None:
+        """Finish an optimiser step that was taken or skipped; by default there is nothing to do.
+
+        An objective that trains parameters of its own acts here. ``skipped`` may be a bool tensor on the device; an
+        objective that reads it waits for the device.
+        """

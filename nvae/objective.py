@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from metrics.elbo import terms
-from metrics.objective import Loss
+from metrics.objective import Loss, Objective
 from nvae.batch_norm import batch_norm_penalty, sum_of_largest
 from nvae.convolution import DataInitConv2d
 from nvae.cross_rank import num_ranks
@@ -106,7 +106,7 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-class NVAEObjective(nn.Module):
+class NVAEObjective(Objective):
     """Callable loss of an NVAE; its state holds the power-iteration vectors and nothing of the model.
 
     Balancing uses the KL of the global batch, so that the ranks agree on it and one process on the same images would
@@ -127,7 +127,7 @@ class NVAEObjective(nn.Module):
         super().__init__()
         if total_steps < 1:
             raise ValueError(f"total_steps is {total_steps}; the schedule of the KL needs at least 1")
-        self.config, self.total_steps = config, total_steps
+        self.config, self.total_steps, self.noise_shapes = config, total_steps, model.group_shapes
         self.spectral = SpectralRegulariser(model, config.num_power_iterations, seed)
         device = model.output_conv.weight.device
         self.register_buffer("alpha", kl_balance_alpha(model.config.groups).to(device), persistent=False)
@@ -137,14 +137,6 @@ class NVAEObjective(nn.Module):
         self._model = (model,)  # in a tuple, so that its weights are none of this module's
         self._prepared: int | None = None
         self._step: _Step | None = None
-
-    @property
-    def noise_shapes(self) -> list[tuple[int, int, int]]:
-        """Shapes, without the batch, of the standard-normal tensors that a step wants: one per group, top first."""
-        return self._model[0].group_shapes
-
-    def after_step(self, skipped: bool | Tensor) -> None:
-        """Nothing of this objective moves with the optimiser."""
 
     def path(self, step: int) -> tuple[bool, bool]:
         """Which operations a loss at ``step`` consists of: whether the KL is balanced, and whether weights are penalised.

@@ -11,8 +11,9 @@ from torch import Tensor
 from launch.console.config import DataConfig
 from launch.console.figures import Picture
 from launch.console.flags import nearest
-from launch.training.model import VAE, Objective
 from metrics.likelihoods import ImageSpec
+from metrics.model import VAE
+from metrics.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from launch.training.model import VAE
+from metrics.model import VAE
 
 
 def compile_parts(model: VAE, device: torch.device) -> None:

@@ -9,18 +9,14 @@ import torch
 from torch import Tensor
 
 import datasets
-from flat_vae import FlatVAE
 from launch.console import figures
 from launch.console.figures import Picture
 from launch.machine import noise
 from launch.report.data import ScoredRun
-from launch.results.encoding import beliefs_at_means
-from launch.results.hierarchy import hierarchy_of
 from launch.results.run import open_run
 from launch.training.evaluation import to_float
-from launch.training.model import VAE
 from metrics import edits
-from nvae import NVAE
+from metrics.model import VAE
 
 SHOWN = 8  # images of a row
 POOL = 48  # images that principal axes are estimated from
@@ -29,14 +25,13 @@ MOST_AXES = 8  # rows of a traversal
 STEPS, REACH = 7, 2.0
 
 
-def _kept_latents(model: FlatVAE, x: Tensor) -> list[Tensor]:
-    """Reconstructions from the 1, 2, ... latents with the highest KL, the rest at 0."""
-    group = beliefs_at_means(model, x)[0]
-    order = group.kl().flatten(1).mean(0).argsort(descending=True)
-    mean, rows = group.z.flatten(1), []
+def _top_channels(model: VAE, x: Tensor) -> list[Tensor]:
+    """Reconstructions of a model with one group from its 1, 2, ... channels with the highest KL, the rest at 0."""
+    group = model.groups_at_means(x)[0]
+    order, rows = group.kl_per_channel().argsort(descending=True), []
     for kept in _levels(len(order)):
-        z = torch.zeros_like(mean)
-        z[:, order[:kept]] = mean[:, order[:kept]]
+        z = torch.zeros_like(group.z)
+        z[:, order[:kept]] = group.z[:, order[:kept]]
         rows.append(model.decode([z]).mean)
     return rows
 
@@ -48,32 +43,25 @@ def _levels(count: int) -> list[int]:
 
 def top_groups(model: VAE, x: Tensor) -> Picture:
     """First row the images; then reconstructions from the top 1, 2, ... groups, those below at their prior means."""
-    if isinstance(model, FlatVAE):
-        rows = _kept_latents(model, x)
+    if len(model.group_shapes) == 1:
+        rows = _top_channels(model, x)
     else:
-        assert isinstance(model, NVAE)
         zs = model.encode(x)
-        rows = [edits.decode_top(hierarchy_of(model), zs, kept) for kept in _levels(len(zs))]
+        rows = [edits.decode_top(model, zs, kept) for kept in _levels(len(zs))]
     return figures.grid(torch.cat([x, *rows]), columns=len(x))
 
 
 def traversals(model: VAE, pool: Tensor) -> Picture:
     """The first image moved along one axis a row: each group's first principal axes, or the latents of highest KL."""
-    hierarchy = hierarchy_of(model)  # latents' functions ask only what every hierarchy has
-    if isinstance(model, FlatVAE):
-        order = beliefs_at_means(model, pool)[0].kl().flatten(1).mean(0).argsort(descending=True)[:MOST_AXES]
-        zeros = pool.new_zeros(hierarchy.group_shapes[0])
-        axes = []
-        for latent in order.tolist():
-            direction = zeros.clone()
-            direction[latent] = 1.0
-            axes.append(edits.Axis(0, direction, zeros))
+    if len(model.group_shapes) == 1:
+        kl = model.groups_at_means(pool)[0].kl_per_channel()
+        axes = [edits.latent_axis(model, 0, channel) for channel in kl.argsort(descending=True)[:MOST_AXES].tolist()]
     else:
         chosen = [level - 1 for level in _levels(len(model.group_shapes))]
         each = max(1, MOST_AXES // len(chosen))
-        axes = [axis for group in chosen for axis in edits.principal_axes(hierarchy, pool, group, each)]
+        axes = [axis for group in chosen for axis in edits.principal_axes(model, pool, group, each)]
     values = torch.linspace(-REACH, REACH, STEPS).tolist()
-    rows = [edits.traverse(hierarchy, pool[:1], axis, values)[:, 0] for axis in axes]
+    rows = [edits.traverse(model, pool[:1], axis, values)[:, 0] for axis in axes]
     return figures.grid(torch.cat(rows), columns=STEPS)
 
 

@@ -23,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.results.hierarchy import Hierarchy
-from launch.training.model import VAE
-from metrics.decisions import PosteriorSample
+from metrics.decisions import PosteriorMean
 from metrics.likelihoods import Bernoulli, DiscretizedLogisticMixture, Likelihood
+from metrics.model import VAE
 from metrics.normal import Normal
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -58,30 +57,35 @@ def _source(seed: int, purpose: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, purpose, number]))
 
 
+@torch.no_grad()
 def check_codable(model: VAE) -> None:
     """Refuse a model whose ELBO is no code length.
 
     Raises:
-        ValueError: its likelihood is a density, or flows follow its posteriors (latents on a grid leave it).
+        ValueError: its likelihood gives no probabilities of pixels, or normalising flows follow its posteriors (they
+            move latents off the grid).
     """
-    name = model.pixel_head.name  # type: ignore[attr-defined]
-    if name not in ("bernoulli", "mixture") or (name == "bernoulli" and model.spec.num_bits != 1):
+    spec = model.spec
+    x = next(model.parameters()).new_zeros(1, spec.channels, spec.height, spec.width)
+    output = model.top_down([PosteriorMean()] * len(model.group_shapes), model.bottom_up(x))
+    is_binary = isinstance(output.likelihood, Bernoulli) and spec.num_bits == 1
+    if not (is_binary or isinstance(output.likelihood, DiscretizedLogisticMixture)):
         raise ValueError(
-            f"a {name} likelihood on {model.spec.num_bits}-bit images gives no probabilities of pixels to code with; "
-            "choose a run with the mixture, or with 1-bit images"
+            f"a {type(output.likelihood).__name__} likelihood on {spec.num_bits}-bit images gives no probabilities of "
+            "pixels to code with; choose a run with the mixture, or with 1-bit images"
         )
-    if getattr(getattr(model, "config", None), "num_flows", 0):
+    if any(group.base is not None for group in output.groups):
         raise ValueError("the posteriors of this run have flows, which move latents off a grid; choose a run without")
 
 
 @torch.no_grad()
-def choose_halvings(hierarchy: Hierarchy, x: Tensor, generator: torch.Generator) -> Halvings:
+def choose_halvings(model: VAE, x: Tensor, generator: torch.Generator) -> Halvings:
     """For each group and channel the h of its step 2^-h, in prior standard deviations, from a few images ``x``.
 
     Posteriors as wide as their priors need few grid points; narrow ones (the narrowest fiftieth) many.
     """
-    noise = [torch.randn(len(x), *shape, generator=generator) for shape in hierarchy.group_shapes]
-    output = hierarchy.top_down([PosteriorSample(eps) for eps in noise], hierarchy.bottom_up(x))
+    noise = [torch.randn(len(x), *shape, generator=generator) for shape in model.group_shapes]
+    output = model.top_down(model.posterior_samples(noise), model.bottom_up(x))
     halvings: Halvings = []
     for group in output.groups:
         ratio = (group.posterior.std / group.prior.std).transpose(0, 1).flatten(1).double().numpy()  # [C, B H W]
@@ -103,10 +107,10 @@ class _Grid:
 
     Args:
         halvings: of each channel's step.
-        offset: u, [C, H, W].
+        offset: u, of the group's shape.
         coder: popped from where ``pops`` says so.
         pops: the belief whose code the latents are popped with; None replays ``index``.
-        index: k, [C, H, W].
+        index: k, of the group's shape.
     """
 
     halvings: Sequence[int]
@@ -119,11 +123,11 @@ class _Grid:
 
     @property
     def _step(self) -> Floats:
-        step: Floats = 2.0 ** -np.asarray(self.halvings, np.float64)[:, None, None]
-        return step
+        step: Floats = 2.0 ** -np.asarray(self.halvings, np.float64)
+        return step.reshape(-1, *[1] * (self.offset.ndim - 1))
 
     def draw(self, prior: Normal, posterior: Normal) -> Tensor:
-        """Latents [1, C, H, W], popped or replayed; both beliefs are kept in units of the grid."""
+        """Latents [1, ...], popped or replayed; both beliefs are kept in units of the grid."""
         mean, std = _finite(prior.mean), _finite(prior.std)
         unit = std * self._step
         shift = (_finite(posterior.mean) - mean) / unit - self.offset
@@ -191,19 +195,17 @@ class BitsBack:
 
     Args:
         model: in evaluation mode on the CPU.
-        hierarchy: the same model.
         halvings: of :func:`choose_halvings`.
         seed: of the grids' offsets.
     """
 
     model: VAE
-    hierarchy: Hierarchy
     halvings: Halvings
     seed: int
 
     def _grids(self, coder: Any, number: int, pops: str | None, indices: Sequence[Ints] | None = None) -> list[_Grid]:
         source = _source(self.seed, _OFFSETS, number)
-        offsets = [source.random(shape) - 0.5 for shape in self.hierarchy.group_shapes]
+        offsets = [source.random(shape) - 0.5 for shape in self.model.group_shapes]
         known: Sequence[Ints | None] = indices or [None] * len(offsets)
         return [
             _Grid(halvings, offset, coder, pops, index)
@@ -221,7 +223,7 @@ class BitsBack:
         """
         bits = sum(
             (halving + PRIOR_ENTROPY) * math.prod(shape[1:])
-            for halvings, shape in zip(self.halvings, self.hierarchy.group_shapes, strict=True)
+            for halvings, shape in zip(self.halvings, self.model.group_shapes, strict=True)
             for halving in halvings
         )
         uniform, count = _stream().model.Uniform(2**16), math.ceil(bits / 16) + 4
@@ -237,7 +239,7 @@ class BitsBack:
         x = self._floats(levels)
         lowest = self._scramble(coder, number)
         grids = self._grids(coder, number, "posterior")
-        likelihood = self.hierarchy.top_down(grids, self.hierarchy.bottom_up(x)).likelihood
+        likelihood = self.model.top_down(grids, self.model.bottom_up(x)).likelihood
         lowest = min(lowest, int(coder.num_words()))
         _push_pixels(coder, likelihood, x, levels)
         for grid in reversed(grids):
@@ -249,14 +251,14 @@ class BitsBack:
         """Undo :meth:`push`: the image's levels, with the stack as it was before."""
         spec = self.model.spec
         grids = self._grids(coder, number, "prior")
-        likelihood = self.hierarchy.top_down(grids, num=1).likelihood
+        likelihood = self.model.top_down(grids, num=1).likelihood
         levels: Ints = np.zeros((spec.channels, spec.height, spec.width), np.int32)
         for channel in range(spec.channels):
             levels[channel] = coder.decode(*_pixel_codes(likelihood, self._floats(levels), channel)).reshape(
                 spec.height, spec.width
             )
         replayed = self._grids(coder, number, None, [grid.index for grid in grids if grid.index is not None])
-        self.hierarchy.top_down(replayed, self.hierarchy.bottom_up(self._floats(levels)))
+        self.model.top_down(replayed, self.model.bottom_up(self._floats(levels)))
         for grid in reversed(replayed):
             grid.push("posterior")
         self._scramble(coder, number)
@@ -283,7 +285,7 @@ class Coded:
 
 def _initial_words(codec: BitsBack) -> Words:
     """Random bits, more than any image's latents can read: each pop takes at most 24 bits."""
-    num_latents = sum(math.prod(shape) for shape in codec.hierarchy.group_shapes)
+    num_latents = sum(math.prod(shape) for shape in codec.model.group_shapes)
     words: Words = _source(codec.seed, _INITIAL, 0).integers(1, 2**32, num_latents + 64, dtype=np.uint32)
     return words
 

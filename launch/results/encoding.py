@@ -21,16 +21,13 @@ from tqdm import tqdm
 
 import datasets
 import metrics
-from flat_vae import FlatVAE
 from launch.machine.distributed import Ranks
 from launch.machine.files import write_atomically
 from launch.training import evaluation
 from launch.training.evaluation import ImageSet, to_float
-from launch.training.model import VAE
-from metrics.decisions import PosteriorMean
-from metrics.elbo import ACTIVE_UNIT_NATS, Group
-from metrics.normal import Normal
-from nvae import NVAE
+from metrics.edits import residual_parameters
+from metrics.elbo import ACTIVE_UNIT_NATS
+from metrics.model import VAE
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -72,7 +69,7 @@ class Encoded:
     Args:
         residuals: per group (mu_q - mu_p) / sigma_p, [N, C, H, W].
         means: per group mu_q, [N, C, H, W].
-        variance: [N, D] of a flat model's posterior; None for a hierarchy.
+        variance: [N, D] of the posterior of a model with one vector of latents; None for all others.
         kl: [N, L] in nats, given the means above, of the posterior before any flow.
         kl_per_channel: per group [C], nats per image.
         resolution: per group, height of the latents in the model (maps may be kept smaller).
@@ -103,26 +100,26 @@ class Encoded:
 
     @property
     def units(self) -> list[Float32]:
-        """What counts as a group for :func:`metrics.group_information`: a flat model enters as D groups of one latent."""
+        """What counts as a group for :func:`metrics.group_information`: one vector enters as D groups of one latent."""
         if self.variance is None:
             return self.residuals
         flat = self.residuals[0].reshape(len(self.rows), -1)
         return [flat[:, d : d + 1] for d in range(flat.shape[1])]
 
 
-def beliefs_at_means(model: VAE, x: Tensor) -> list[Group]:
-    """Posterior and prior of every group of images [B, C, H, W], ancestors at their means; tensors [B, C, H, W]."""
-    if isinstance(model, FlatVAE):  # without the decoder, which codes do not need
-        posterior = model.groups_at_means(x)[0].posterior
-        mean, std = posterior.mean[..., None, None], posterior.std[..., None, None]
-        return [Group(mean, Normal(mean, std), Normal(torch.zeros_like(mean), torch.ones_like(std)))]
-    assert isinstance(model, NVAE)
-    return list(model.top_down([PosteriorMean() for _ in model.group_shapes], model.bottom_up(x)).groups)
-
-
 def shapes_of(model: VAE) -> list[tuple[int, int, int]]:
-    """(C, H, W) of each group; flat latents are channels of one position."""
+    """(C, H, W) of each group's maps; the latents of a group [B, D] are D channels at one position."""
     return [(s[0], s[1], s[2]) if len(s) == 3 else (s[0], 1, 1) for s in model.group_shapes]
+
+
+def is_one_vector(shapes: Sequence[Sequence[int]]) -> bool:
+    """True if a model has a single group at a single position: then its latents are its units, not its groups."""
+    return len(shapes) == 1 and math.prod(shapes[0][1:]) == 1
+
+
+def _map(latents: Tensor) -> Tensor:
+    """[B, C, H, W] from latents of any shape [B, C, ...]."""
+    return latents.reshape(*latents.shape, *[1] * (4 - latents.dim()))
 
 
 def largest_side(shapes: Sequence[tuple[int, int, int]], num_images: int, max_gib: float) -> int:
@@ -146,15 +143,15 @@ def _pooled(values: Tensor, side: int) -> Tensor:
 def _encode_block(model: VAE, x: Tensor, side: int) -> dict[str, Float32]:
     part: dict[str, Tensor] = {}
     kl = []
-    for i, group in enumerate(beliefs_at_means(model, x)):
-        q, p = group.posterior, group.prior
-        elementwise = q.kl(p)
+    for i, group in enumerate(model.groups_at_means(x)):
+        posterior = group.posterior
+        elementwise = _map(posterior.kl(group.prior))
         kl.append(elementwise.flatten(1).sum(1))
-        part[f"residual{i}"] = _pooled((q.mean - p.mean) / p.std, side)
-        part[f"mean{i}"] = _pooled(q.mean, side)
+        part[f"residual{i}"] = _pooled(_map(residual_parameters(group).mean), side)
+        part[f"mean{i}"] = _pooled(_map(posterior.mean), side)
         part[f"channel_kl{i}"] = elementwise.flatten(2).sum(2)
-        if isinstance(model, FlatVAE):
-            part["variance"] = q.std.square().flatten(1)
+        if is_one_vector(model.group_shapes):
+            part["variance"] = posterior.std.square().flatten(1)
     part["kl"] = torch.stack(kl, dim=1)
     return {name: value.float().cpu().numpy() for name, value in part.items()}
 

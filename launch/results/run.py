@@ -21,7 +21,7 @@ from launch.results.data import open_data
 from launch.training import checkpoint
 from launch.training.checkpoint import load_state
 from launch.training.folder import RunFolder
-from launch.training.model import VAE, as_module
+from metrics.model import VAE
 
 Images: TypeAlias = Tensor | np.ndarray[Any, Any]
 Weights: TypeAlias = Literal["auto", "raw"]
@@ -72,7 +72,7 @@ class SavedRun:
         averaged = self.weights == "auto" and content.get("ema") is not None
         model = self.new_model()
         load_state(model, content["ema"] if averaged else content["model"], str(path))
-        module = as_module(model).to(self.device).eval().requires_grad_(False)
+        module = model.to(self.device).eval().requires_grad_(False)
         return module, int(content["step"]), path  # type: ignore[return-value]
 
     def _newest(self) -> tuple[Path, dict[str, Any]]:

@@ -15,7 +15,6 @@ from typing import IO, Any
 import torch
 
 from launch.machine.files import sha256, write_atomically, write_text
-from launch.training.model import as_module
 
 FORMAT = 1
 PATTERN = "step-*.pt"
@@ -146,7 +145,7 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
     Raises:
         ValueError: naming missing, unexpected and misshapen keys.
     """
-    own = as_module(model).state_dict()
+    own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or unexpected or shapes:
@@ -158,4 +157,4 @@ def load_state(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
         raise ValueError(
             f"{where} does not fit the model: {', '.join(named)}; the configuration must be the one it was trained with"
         )
-    as_module(model).load_state_dict(state)
+    model.load_state_dict(state)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 import datasets
 from launch.machine import noise
 from launch.machine.distributed import Ranks
-from launch.training.model import VAE
 from metrics import elbo
 from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
+from metrics.model import VAE
 
 DRAWS_PER_PASS = {
     "cuda": 128,

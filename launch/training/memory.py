@@ -10,7 +10,6 @@ from torch import Tensor
 
 import datasets
 from launch.families import family_of
-from launch.training.model import as_module
 from metrics.elbo import terms
 
 GIB = 2.0**30
@@ -39,7 +38,7 @@ def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tupl
     """(bytes saved for the backward pass that are no parameters, number of parameters) of one forward pass."""
     seen: dict[int, int] = {}
     with torch.device("meta"):
-        model = as_module(family_of(config).build_model(config, spec)).train()
+        model = family_of(config).build_model(config, spec).train()
         parameters = {_storage(p) for p in model.parameters()}
         kept: list[Tensor] = []  # alive while counting, so that no storage's identity is used twice
 

@@ -15,7 +15,6 @@ from launch.console.config import SharedConfig
 from launch.families import family_of
 from launch.training import memory
 from launch.training.memory import GIB, StepMemory
-from launch.training.model import as_module
 
 HEADROOM = 0.9  # of a card's memory: work space of the convolutions and fragmentation take the rest
 # data set: channels, height, width, bits, training images of the published recipe
@@ -51,7 +50,7 @@ def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     convolution for a dense one.
     """
     with torch.device("meta"):
-        model = as_module(family_of(config).build_model(memory.without_checkpointing(config), spec)).train()
+        model = family_of(config).build_model(memory.without_checkpointing(config), spec).train()
         with FlopCounterMode(display=False) as counter:
             x = torch.rand(2, spec.channels, spec.height, spec.width)
             model(x)

@@ -13,7 +13,6 @@ import flat_vae
 from launch.training import optim
 from launch.training.evaluation import to_float
 from launch.training.guard import Verdict
-from launch.training.model import as_module
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics.objective import Loss
 
@@ -49,7 +48,7 @@ class ReplicaTrainer:
         self.batched = flat_vae.Replicas(models, objectives)
         self.optimizer = optim.build(self.config.optim, [p for model in models for p in model.parameters()])
         for state in self.states:
-            for parameter in as_module(state.model).parameters():
+            for parameter in state.model.parameters():
                 self.optimizer.state[parameter] = state.optimizer.state[parameter]
 
     def noise(self) -> list[Tensor]:
@@ -122,6 +121,6 @@ class ReplicaTrainer:
         self.batched.zero_grad()
         for state, is_skipped in zip(self.states, skipped, strict=True):
             if state.ema is not None and not is_skipped:
-                state.ema.update(as_module(state.model), state.step)
+                state.ema.update(state.model, state.step)
             state.objective.after_step(is_skipped)
             state.step += 1

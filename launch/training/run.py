@@ -19,10 +19,10 @@ from launch.machine import files, noise
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint, evaluation, memory
 from launch.training.folder import RunFolder
-from launch.training.model import VAE
 from launch.training.records import Monitor
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics import elbo
+from metrics.model import VAE
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 FIGURE_POOL = 1000  # images that figures of a whole distribution are drawn from

@@ -19,7 +19,6 @@ from launch.machine.distributed import Ranks
 from launch.training import checkpoint, feeding, memory
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
-from launch.training.model import as_module
 from launch.training.records import Monitor
 from launch.training.replicas import ReplicaTrainer
 from launch.training.resume import init_from, records, resume
@@ -317,9 +316,9 @@ def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, tota
     """A fresh model, objective, optimiser and what steps them; the same weights on every rank."""
     family = family_of(config)
     model = family.build_model(config, data.spec)
-    as_module(model).to(ranks.device)
+    model.to(ranks.device)
     objective = family.build_objective(config, model, total_steps, len(data))
-    as_module(objective).to(ranks.device)
+    objective.to(ranks.device)
     if config.run.compile:
         compiling.compile_parts(model, ranks.device)
     state = new_state(model, objective, config, ranks.device)

@@ -20,7 +20,8 @@ from launch.training import optim
 from launch.training.ema import ExponentialMovingAverage
 from launch.training.evaluation import to_float
 from launch.training.guard import Rollback, Verdict
-from launch.training.model import VAE, Objective, as_module
+from metrics.model import VAE
+from metrics.objective import Objective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,18 +56,18 @@ class TrainState:
     def averaged(self) -> VAE:
         """The model to evaluate and sample, in eval mode: averaged weights if there are any."""
         if self.ema is None:
-            return as_module(self.model).eval()  # type: ignore[return-value]
-        self.ema.copy_buffers(as_module(self.model))
+            return self.model.eval()
+        self.ema.copy_buffers(self.model)
         return self.ema.model  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data."""
         if self.ema is not None:
-            self.ema.copy_buffers(as_module(self.model))
+            self.ema.copy_buffers(self.model)
         return {
-            "model": as_module(self.model).state_dict(),
+            "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else None,
-            "objective": as_module(self.objective).state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_skipped": self.num_skipped,
@@ -75,10 +76,10 @@ class TrainState:
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint's content."""
-        as_module(self.model).load_state_dict(content["model"])
+        self.model.load_state_dict(content["model"])
         if self.ema is not None:
             self.ema.model.load_state_dict(content["ema"])
-        as_module(self.objective).load_state_dict(content["objective"])
+        self.objective.load_state_dict(content["objective"])
         optim.load_state_dict(self.optimizer, content["optimizer"])
         if content["scaler"]:  # empty after another precision
             self.scaler.load_state_dict(content["scaler"])
@@ -121,14 +122,14 @@ class Trainer:
     def __init__(self, state: TrainState, config: SharedConfig, ranks: Ranks, total_steps: int) -> None:
         self.state, self.config, self.ranks, self.total_steps = state, config, ranks, total_steps
         self.precision = resolve_precision(config.run.precision, ranks.device)
-        self.parameters = list(as_module(state.model).parameters())
-        self.statistics = [b for b in as_module(state.model).buffers() if b.is_floating_point()]
+        self.parameters = list(state.model.parameters())
+        self.statistics = [b for b in state.model.buffers() if b.is_floating_point()]
         self.decides_on_device = ranks.device.type == "cuda"
         self._unsettled: StepReport | None = None
         self.forward: Any = state.model
         if ranks.world_size > 1:
             self.forward = DistributedDataParallel(
-                as_module(state.model),
+                state.model,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 **_SYNC_BUFFERS,  # batch-norm statistics are computed over all ranks, so they agree already
@@ -175,7 +176,7 @@ class Trainer:
         ``stop`` on one is reported on all.
         """
         state = self.state
-        as_module(state.model).train()
+        state.model.train()
         lr = optim.learning_rate(self.config.optim, state.step, self.total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
@@ -234,7 +235,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, norm)
         state.optimizer.step()
         if state.ema is not None:
-            state.ema.update(as_module(state.model), state.step)
+            state.ema.update(state.model, state.step)
 
     def settle(self) -> None:
         """Count what was found in the newest step; afterwards the state's counters are those of its ``step``."""
@@ -255,11 +256,10 @@ class Trainer:
 def new_state(model: VAE, objective: Objective, config: SharedConfig, device: torch.device) -> TrainState:
     """A fresh state; the averaged copy starts at the weights."""
     precision = resolve_precision(config.run.precision, device)
-    module = as_module(model)
     return TrainState(
         model=model,
         objective=objective,
-        optimizer=optim.build(config.optim, module.parameters()),
+        optimizer=optim.build(config.optim, model.parameters()),
         scaler=torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=precision == "fp16"),
-        ema=ExponentialMovingAverage(module, config.optim.ema_decay) if config.optim.ema_decay else None,
+        ema=ExponentialMovingAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None,
     )

@@ -14,7 +14,6 @@ import torch
 from launch.machine import distributed
 from launch.results.run import open_run
 from launch.training import checkpoint, evaluation
-from launch.training.model import as_module
 from launch.training.start import trainer_for
 from tests.launch.running import assert_same
 
@@ -51,10 +50,10 @@ def main(run_path: Path, out: Path) -> None:
     # a stop that one rank is asked for is known to all, and a good step moves all ranks alike
     report = trainer.train_step(images, stop=ranks.rank == 1)
     said["then_skipped"], said["stop"] = report.skipped, report.stop
-    flat = torch.cat([p.detach().flatten() for p in as_module(trainer.state.model).parameters()])
+    flat = torch.cat([p.detach().flatten() for p in trainer.state.model.parameters()])
     said["weights_agree"] = all(torch.equal(flat, other) for other in ranks.gather(flat))
     said["weights_moved"] = not torch.equal(
-        flat, torch.cat([before["model"][n].flatten() for n, _ in as_module(trainer.state.model).named_parameters()])
+        flat, torch.cat([before["model"][n].flatten() for n, _ in trainer.state.model.named_parameters()])
     )
 
     # evaluation: the whole result on every rank, the same as one rank's

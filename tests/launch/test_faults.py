@@ -24,7 +24,6 @@ from launch.console import errors
 from launch.results.run import open_run
 from launch.training import checkpoint
 from launch.training import step as stepping
-from launch.training.model import as_module
 from tests.conftest import ROOT
 from tests.launch import running
 from tests.launch.running import Result, assert_same_run, call, environment, flags, records, start, wait_for
@@ -275,7 +274,7 @@ def test_a_run_of_format_1_is_read_for_ever(tmp_path: Path) -> None:
     for weights in ("auto", "raw"):
         run = open_run(folder, weights=weights)  # type: ignore[arg-type]
         assert run.step == said["step"]
-        total = sum(float(p.double().abs().sum()) for p in as_module(run.model).parameters())
+        total = sum(float(p.double().abs().sum()) for p in run.model.parameters())
         assert total == pytest.approx(said["sum"][weights], rel=1e-12)
 
 

@@ -11,10 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch.results.hierarchy import OneGroup, hierarchy_of
 from launch.traverse import TraverseConfig, axes_of, kl_map, show
-from metrics import edits, elbo
-from metrics.decisions import Fixed
+from metrics import edits
 from tests.launch import running
 from tests.nvae.small import Images, images, small
 
@@ -33,22 +31,12 @@ def config(**changes: Any) -> TraverseConfig:
     return TraverseConfig(**{"run": Path("run"), "steps": 5, "rows": 2, **changes})
 
 
-def test_one_group_is_the_flat_vae_that_it_wraps() -> None:
-    model, x = flat(), flat_images()
-    hierarchy = OneGroup(model)
-    z, posterior = torch.randn(6, 3), model.groups_at_means(x)[0].posterior
-    ours = hierarchy.top_down([Fixed(z[..., None, None])], hierarchy.bottom_up(x))
-    theirs = model(x, [(z - posterior.mean) / posterior.std])
-    torch.testing.assert_close(ours.likelihood.log_prob(x), theirs.likelihood.log_prob(x))
-    torch.testing.assert_close(elbo.terms(ours, x).kl, elbo.terms(theirs, x).kl)
-
-
 def test_a_flat_traversal_decodes_the_moved_latent() -> None:
     model, x = flat(), flat_images()
     with torch.no_grad():
-        rows = show(OneGroup(model), x, x[:2], config(by="latent", rows=1))
+        rows = show(model, x, x[:2], config(by="latent", rows=1))
         mean = model.encode(x)[0]
-        moved = int(kl_map(OneGroup(model), x, 0).flatten().argmax())
+        moved = int(kl_map(model, x, 0).flatten().argmax())
         for column, value in enumerate((-2.0, -1.0, 0.0, 1.0, 2.0)):
             z = mean[:1].clone()
             z[0, moved] = value
@@ -59,8 +47,8 @@ def test_rows_come_by_falling_kl() -> None:
     model = small().eval()
     x = images(model)
     with torch.no_grad():
-        kl = kl_map(hierarchy_of(model), x, 1).sum((1, 2))
-        rows = axes_of(hierarchy_of(model), x, config(group=1, rows=3))
+        kl = kl_map(model, x, 1).sum((1, 2))
+        rows = axes_of(model, x, config(group=1, rows=3))
     order = [int(axis.direction.flatten(1).sum(1).argmax()) for _, axis in rows]
     assert order == kl.argsort(descending=True).tolist()
 
@@ -70,9 +58,9 @@ def test_an_nvae_traversal_is_the_one_of_its_axis(by: Any) -> None:
     model = small().eval()
     x = images(model)
     chosen = config(by=by, group=1, below="latents")
-    rows = show(hierarchy_of(model), x, x[:2], chosen)
+    rows = show(model, x, x[:2], chosen)
     with torch.no_grad():
-        _, axis = axes_of(hierarchy_of(model), x, chosen)[1]
+        _, axis = axes_of(model, x, chosen)[1]
     expected = edits.traverse(model, x[:1], axis, [-2.0, -1.0, 0.0, 1.0, 2.0], "latents")[:, 0]
     torch.testing.assert_close(rows[1], expected)
     assert rows.shape == (2, 5, 3, 16, 16)
@@ -82,8 +70,8 @@ def test_interpolations_end_at_the_reconstructions() -> None:
     model, flat_model = small().eval(), flat()
     with torch.no_grad():
         for hierarchy, x, plain in (
-            (hierarchy_of(model), images(model), model.reconstruct(images(model)[:2])),
-            (OneGroup(flat_model), flat_images(), flat_model.reconstruct(flat_images()[:2])),
+            (model, images(model), model.reconstruct(images(model)[:2])),
+            (flat_model, flat_images(), flat_model.reconstruct(flat_images()[:2])),
         ):
             row = show(hierarchy, x, x[:2], config(show="interpolate"))[0]
             torch.testing.assert_close(row[[0, -1]], plain, atol=1e-5, rtol=1e-4)
@@ -92,7 +80,7 @@ def test_interpolations_end_at_the_reconstructions() -> None:
 def test_swap_shows_images_reconstructions_and_the_exchange() -> None:
     model = small().eval()
     pair = images(model)[:2]
-    rows = show(hierarchy_of(model), pair, pair, config(show="swap", group=2))
+    rows = show(model, pair, pair, config(show="swap", group=2))
     a, b = edits.swap(model, pair[:1], pair[1:], [2])
     torch.testing.assert_close(rows[0], pair)
     torch.testing.assert_close(rows[1], model.reconstruct(pair).detach(), atol=1e-5, rtol=1e-4)
@@ -102,7 +90,7 @@ def test_swap_shows_images_reconstructions_and_the_exchange() -> None:
 def test_top_keeps_more_groups_from_row_to_row() -> None:
     model = small().eval()
     x = images(model)
-    rows = show(hierarchy_of(model), x, x[:2], config(show="top", steps=6))
+    rows = show(model, x, x[:2], config(show="top", steps=6))
     assert rows.shape == (3, 6, 3, 16, 16)
     assert (rows[0, 1:] - rows[0, 1]).abs().max() > 0  # drawn: they differ
     torch.testing.assert_close(rows[2], model.reconstruct(x[:1]).expand(6, -1, -1, -1).detach(), atol=1e-5, rtol=1e-4)
@@ -111,11 +99,11 @@ def test_top_keeps_more_groups_from_row_to_row() -> None:
 def test_what_a_model_does_not_have_is_refused() -> None:
     model, x = small().eval(), flat_images()
     with pytest.raises(ValueError, match="group 3 does not exist"):
-        show(hierarchy_of(model), images(model), images(model)[:2], config(group=3))
+        show(model, images(model), images(model)[:2], config(group=3))
     with pytest.raises(ValueError, match="this model has one; use"):
-        show(OneGroup(flat()), x, x[:2], config(show="swap"))
+        show(flat(), x, x[:2], config(show="swap"))
     with pytest.raises(ValueError, match="temperature is 0"):
-        show(hierarchy_of(model), images(model), images(model)[:2], config(show="top", temperature=0.0))
+        show(model, images(model), images(model)[:2], config(show="top", temperature=0.0))
 
 
 @pytest.mark.parametrize("changes", [{"steps": 1}, {"rows": 0}, {"range": (2.0, -2.0)}, {"range": (0.0, float("inf"))}])
