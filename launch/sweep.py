@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 import metrics
-from flat_vae import FlatVAE, betas
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
 from launch.families import flat_figures, flat_vae, nvae
 from launch.machine import files
+from launch.results.encoding import is_one_vector
 from launch.results.run import open_run
 from launch.studies import sweep_report
 from launch.training import evaluation, jobs
@@ -114,7 +114,7 @@ def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
 
 
 def measure(run: Path, num_images: int) -> dict[str, Any]:
-    """The sweep's numbers of a finished run, from its summary and, for a flat VAE, from codes of test images.
+    """The sweep's numbers of a finished run, from its summary and from codes of test images (one vector of latents).
 
     Kept in ``sweep_scores.json`` beside the checkpoint that they belong to.
     """
@@ -127,18 +127,11 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
     valid = summary["valid"]
     scores = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
     scores["active_units"] = float(valid["active_units"])
-    scores |= _normalised_beta(run) | _representation(run, num_images)
+    saved = open_run(run)
+    scores |= saved.family.settings(saved.config, saved.spec)
+    scores |= _representation(run, num_images)
     folder.write_json(path.name, {"of": key, "scores": scores})
     return scores
-
-
-def _normalised_beta(run: Path) -> dict[str, float]:
-    """Of a flat VAE whose objective has a beta."""
-    saved = open_run(run)
-    chosen: Any = saved.config
-    if saved.family.name != "flat_vae" or not chosen.objective.has_beta:
-        return {}
-    return {"beta_norm": betas(chosen.objective, saved.spec, chosen.model.latent_dim).beta_norm}
 
 
 @torch.no_grad()
@@ -147,7 +140,7 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = open_run(run, device=device)
     model = saved.model
-    if not isinstance(model, FlatVAE):
+    if not is_one_vector(model.group_shapes):
         return {}
     data = saved.data("test")
     rows = np.random.default_rng(0).permutation(len(data))[:num_images]

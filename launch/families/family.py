@@ -1,65 +1,70 @@
-"""A model family: what the rest of launch asks of one, and its recipes by name."""
+"""A model family: all that the rest of launch needs to know of one, and its recipes by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from launch.console.config import DataConfig
+from launch.console.config import DataConfig, SharedConfig
 from launch.console.figures import Picture
 from launch.console.flags import nearest
 from metrics.likelihoods import ImageSpec
 from metrics.model import VAE
 from metrics.objective import Objective
 
+C = TypeVar("C", bound=SharedConfig)
+
 
 @dataclass(frozen=True)
-class Family:
-    """A model family: its configuration, what builds model and objective from it, and what it alone says and draws.
+class Preset(Generic[C]):
+    """A recipe: its purpose in a line, and the function that builds its configuration."""
+
+    summary: str
+    build: Callable[[], C]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[C]):
+    """A model family.
 
     Args:
-        name: in a run's record.
-        config: its TrainConfig.
-        build_model: from (config, spec).
-        build_objective: from (config, bare model, steps of the run, training images).
-        describe: lines about (config, spec), printed before training.
-        figures: pictures by name of (model in eval mode, held-out images [N, C, H, W], seed).
-        title: what people call the family; default its name.
-        setting: what a configuration adds to title and preset in a report, such as its objective.
+        name: name in the records of runs, and the training script's: ``launch/train_<name>.py``.
+        title: name of the family in legends and sentences.
+        config: configuration of a training run.
+        presets: recipes by name.
+        build_model: model from (configuration, image spec).
+        build_objective: objective from (configuration, bare model, steps of the run, number of training images).
+        setting: what a configuration adds to family and preset in a report, such as its objective.
+        describe: lines about (configuration, image spec), printed before training.
+        settings: numbers that follow from (configuration, image spec), by name, to plot results over.
+        figures: pictures by name of (model in evaluation mode, held-out images [N, C, H, W], seed).
+        batch: several models of (models, objectives) trained as one; None if the family has no such thing.
     """
 
     name: str
-    config: type[Any]
-    build_model: Callable[[Any, ImageSpec], VAE]
-    build_objective: Callable[[Any, Any, int, int], Objective]
-    describe: Callable[[Any, ImageSpec], list[str]] = lambda config, spec: []
+    title: str
+    config: type[C]
+    presets: Mapping[str, Preset[C]]
+    build_model: Callable[[C, ImageSpec], VAE]
+    build_objective: Callable[[C, Any, int, int], Objective]
+    setting: Callable[[C], str] = lambda config: ""
+    describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
+    settings: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
     figures: Callable[[Any, Tensor, int], Mapping[str, Picture]] = lambda model, x, seed: {}
-    title: str = ""
-    setting: Callable[[Any], str] = lambda config: ""
+    batch: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "title", self.title or self.name)
-
-    def label(self, config: Any) -> str:
-        """Name a configuration: family, preset and what else the family says of it."""
+    def label(self, config: C) -> str:
+        """Name of a configuration in legends and tables: family, preset and setting."""
         return ", ".join(filter(None, [f"{self.title} {config.preset}".strip(), self.setting(config)]))
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A recipe: what it is for, in a line, and what builds it."""
-
-    summary: str
-    build: Callable[[], Any]
-
-
 def choose(
-    presets: dict[str, Preset], name: str | None, dataset: str | None, defaults: dict[str, str], fallback: str
-) -> Any:
-    """The configuration of preset ``name``, or of the data set's own recipe where no name was typed.
+    presets: Mapping[str, Preset[C]], name: str | None, dataset: str | None, defaults: Mapping[str, str], fallback: str
+) -> C:
+    """The configuration of preset ``name``, or the recipe of a data set if no name was given.
 
     Raises:
         ValueError: unknown name; the nearest is offered.

@@ -10,10 +10,10 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor
 
-from flat_vae import FlatVAE
 from launch.console import figures
 from launch.console.figures import Picture
 from launch.machine import noise
+from metrics.model import VAE
 
 ENCODED_AT_ONCE = 64
 MOST_TRAVERSED = 16  # latents, those with the highest KL
@@ -42,20 +42,20 @@ class Codes:
         return self.mean[rows] + self.std[rows] * torch.randn(num, self.mean.shape[1], generator=source)
 
 
-def encode(model: FlatVAE, x: Tensor) -> Codes:
+def encode(model: VAE, x: Tensor) -> Codes:
     """Posteriors of images [N, C, H, W] in [0, 1]."""
     parts = [model.groups_at_means(batch)[0].posterior for batch in x.split(ENCODED_AT_ONCE)]
     mean, std = (torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("mean", "std"))
     return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
 
 
-def _decode(model: FlatVAE, z: Tensor) -> Tensor:
+def _decode(model: VAE, z: Tensor) -> Tensor:
     """Mean images of latents [N, D], on the CPU."""
     device = next(model.parameters()).device
     return torch.cat([model.decode([part.to(device)]).mean.cpu() for part in z.split(ENCODED_AT_ONCE)])
 
 
-def traversal(model: FlatVAE, codes: Codes, image: int = 0) -> Picture:
+def traversal(model: VAE, codes: Codes, image: int = 0) -> Picture:
     """Rows: latents by KL, highest first; each moved through the prior's range with the others at the image's means."""
     latents = codes.order[:MOST_TRAVERSED]
     values = torch.linspace(*TRAVERSED, STEPS)
@@ -80,7 +80,7 @@ def prior_quantiles(side: int, lowest: float = 0.05) -> Tensor:
     return (math.sqrt(2.0) * torch.erfinv(2.0 * probabilities - 1.0)).float()
 
 
-def manifold(model: FlatVAE, across: Tensor | None = None, down: Tensor | None = None) -> Picture:
+def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = None) -> Picture:
     """Images decoded over the plane of a 2-D latent space, z0 to the right and z1 upwards (Kingma & Welling 2013, app.).
 
     Args:
@@ -91,7 +91,7 @@ def manifold(model: FlatVAE, across: Tensor | None = None, down: Tensor | None =
     Raises:
         ValueError: the model has not two latents.
     """
-    num_latents = model.config.latent_dim
+    num_latents = model.group_shapes[0][0]
     if num_latents != 2:
         raise ValueError(
             f"a latent plane needs 2 latents, this model has {num_latents}; train with --latent-dim 2 or look at traversals"
@@ -130,18 +130,18 @@ def aggregate_posterior(codes: Codes, source: torch.Generator) -> Picture:
     return figures.render(figure)
 
 
-def _pictures(model: FlatVAE, x: Tensor, seed: int) -> Iterator[tuple[str, Picture]]:
+def _pictures(model: VAE, x: Tensor, seed: int) -> Iterator[tuple[str, Picture]]:
     codes = encode(model, x)
     source = noise.generator(torch.device("cpu"), noise.FIGURES, seed)
     yield "traversal", traversal(model, codes)
     yield "kl_per_latent", figures.kl_bars(codes.kl.mean(0).tolist(), of="latent")
     yield "aggregate_posterior", aggregate_posterior(codes, source)
-    if model.config.latent_dim == 2:
+    if model.group_shapes == [(2,)]:
         yield "manifold", manifold(model)
 
 
 @torch.no_grad()
-def draw(model: FlatVAE, x: Tensor, seed: int) -> dict[str, Picture]:
+def draw(model: VAE, x: Tensor, seed: int) -> dict[str, Picture]:
     """Every picture of the latents by name.
 
     Args:

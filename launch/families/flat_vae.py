@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flat_vae import BETA_FORMS, FlatVAE, FlatVAEConfig, ObjectiveConfig, build_objective, describe
+from flat_vae import BETA_FORMS, FlatVAE, FlatVAEConfig, ObjectiveConfig, Replicas, betas, build_objective, describe
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
 from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset, choose
+from metrics.likelihoods import ImageSpec
 
 C = TypeVar("C", bound="FlatTrainConfig")
 PLAIN_ADAM = OptimConfig(
@@ -179,7 +180,7 @@ def _tiny() -> FlatTrainConfig:
     )
 
 
-FLAT_PRESETS: dict[str, Preset] = {
+FLAT_PRESETS: dict[str, Preset[FlatTrainConfig]] = {
     "burgess": Preset("dSprites: VAE, Burgess' conv net, 10 latents", lambda: _burgess("burgess")),
     "beta4": Preset("dSprites: beta-VAE, beta 4, same network", lambda: _burgess("beta4", objective="beta")),
     "capacity": Preset(
@@ -215,23 +216,34 @@ def recipe(arguments: list[str]) -> tuple[FlatTrainConfig, FlatTrainConfig]:
     config = choose(
         FLAT_PRESETS, typed_value("preset", arguments), typed_value("dataset", arguments), DEFAULT_PRESET, "small"
     )
-    assert isinstance(config, FlatTrainConfig)
     return config, _room_for_typed(config, arguments)
 
 
-def _objective(config: FlatTrainConfig) -> str:
-    """Name the objective, with its beta where one was chosen."""
+def _setting(config: FlatTrainConfig) -> str:
+    """The objective, with beta if one was chosen."""
     chosen = config.objective
     return chosen.objective if chosen.beta is None else f"{chosen.objective} {chosen.beta:g}"
 
 
+def _settings(config: FlatTrainConfig, spec: ImageSpec) -> dict[str, float]:
+    """The normalised beta of Higgins et al. 2017, of an objective with a beta."""
+    if not config.objective.has_beta:
+        return {}
+    return {"beta_norm": betas(config.objective, spec, config.model.latent_dim).beta_norm}
+
+
 FAMILY = Family(
-    "flat_vae",
-    FlatTrainConfig,
-    lambda config, spec: FlatVAE(config.model, spec),
-    lambda config, model, total_steps, num_images: build_objective(config.objective, model, total_steps, num_images),
-    lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
-    flat_figures.draw,
+    name="flat_vae",
     title="flat VAE",
-    setting=_objective,
+    config=FlatTrainConfig,
+    presets=FLAT_PRESETS,
+    build_model=lambda config, spec: FlatVAE(config.model, spec),
+    build_objective=lambda config, model, total_steps, num_images: build_objective(
+        config.objective, model, total_steps, num_images
+    ),
+    setting=_setting,
+    describe=lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
+    settings=_settings,
+    figures=flat_figures.draw,
+    batch=Replicas,
 )

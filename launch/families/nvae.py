@@ -123,7 +123,7 @@ def _small() -> NVAETrainConfig:
     )
 
 
-NVAE_PRESETS: dict[str, Preset] = {
+NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
     "celeba64": Preset("CelebA 64x64, published (8 GPUs x 16 images, 90 epochs)", _celeba64),
     "mnist": Preset("MNIST, dynamically binarised, published (2 GPUs x 200, 400 epochs)", _mnist),
     "cifar10": Preset("CIFAR-10, published (8 GPUs x 32, 400 epochs)", _cifar10),
@@ -165,15 +165,14 @@ DEFAULT_PRESET = {"celeba": "celeba64", "mnist": "mnist", "cifar10": "cifar10", 
 
 def recipe(name: str | None, dataset: str | None) -> NVAETrainConfig:
     """The NVAE recipe ``name``, or the one that ``dataset`` is trained with; celeba64 where neither is typed."""
-    config = choose(NVAE_PRESETS, name, dataset, DEFAULT_PRESET, "small")
-    assert isinstance(config, NVAETrainConfig)
-    return config
+    return choose(NVAE_PRESETS, name, dataset, DEFAULT_PRESET, "small")
 
 
 FAMILY = Family(
-    "nvae",
-    NVAETrainConfig,
-    lambda config, spec: NVAE(config.model, spec),
-    lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
+    name="nvae",
     title="NVAE",
+    config=NVAETrainConfig,
+    presets=NVAE_PRESETS,
+    build_model=lambda config, spec: NVAE(config.model, spec),
+    build_objective=lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
 )

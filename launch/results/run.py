@@ -48,7 +48,7 @@ class SavedRun:
 
     folder: Path
     record: dict[str, Any]
-    family: Family
+    family: Family[Any]
     config: SharedConfig
     spec: datasets.ImageSpec
     device: torch.device
@@ -73,7 +73,7 @@ class SavedRun:
         model = self.new_model()
         load_state(model, content["ema"] if averaged else content["model"], str(path))
         module = model.to(self.device).eval().requires_grad_(False)
-        return module, int(content["step"]), path  # type: ignore[return-value]
+        return module, int(content["step"]), path
 
     def _newest(self) -> tuple[Path, dict[str, Any]]:
         valid = checkpoint.newest_valid(self.files.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import datasets
-from flat_vae import FlatVAE
 from launch.console.config import DataConfig, SharedConfig
 from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS
@@ -20,6 +19,7 @@ from launch.machine.distributed import Ranks
 from launch.training import evaluation, feeding
 from launch.training.start import trainer_for
 from metrics import mic, mig
+from metrics.model import VAE
 
 VARIANTS = ("grouped", "mlp-beta1", "mlp-beta5", "mlp-beta10")  # presets
 FIRST_GROUP = (0, 1, 2)  # of the six latents; in the other models the same three, as a control
@@ -83,7 +83,6 @@ def work(job: Job) -> None:
             trainer.train_step(batch.on(ranks.device))
             if trainer.state.step % every == 0:
                 model = trainer.state.averaged
-                assert isinstance(model, FlatVAE)
                 points.append({"step": trainer.state.step, **measure(model, test, ranks, job.test_images)})
     files.write_json(
         job.record,
@@ -115,7 +114,7 @@ class _Subset:
 
 
 @torch.no_grad()
-def measure(model: FlatVAE, test: datasets.Dataset, ranks: Ranks, num_images: int) -> dict[str, Any]:
+def measure(model: VAE, test: datasets.Dataset, ranks: Ranks, num_images: int) -> dict[str, Any]:
     """Distortion and rate in nats, MIG (20 bins), and MIC of the first three latents about each factor, of test images."""
     some = _Subset(test, num_images)
     result = evaluation.evaluate(model, some, ranks, batch_size=AT_ONCE, seed=0).summary()

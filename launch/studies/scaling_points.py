@@ -80,15 +80,16 @@ def measured(path: Path) -> Measured:
     config = run.saved.config
     gflop, mib = _counted(config, run.saved.spec)
     model: Any = config.model  # type: ignore[attr-defined]
+    shapes = run.record["group_shapes"]
     elbo, bits = run.held_out("elbo"), run.held_out("bits_per_dim")
     if elbo is None or bits is None or not run.summary:
         raise ValueError(f"{path} has no held-out ELBO or no summary; delete its scores.json and run the study again")
     return Measured(
         name=path.name.rpartition("-seed")[0],
         seed=run.seed,
-        depth=1 if run.unit == "latent" else sum(model.groups),
-        width=None if run.unit == "latent" else model.channels_enc,
-        num_scales=1 if run.unit == "latent" else model.num_scales,
+        depth=len(shapes),
+        width=getattr(model, "channels_enc", None),
+        num_scales=len({tuple(shape[1:]) for shape in shapes}),
         num_parameters=run.record["num_parameters"],
         gflop_per_image=gflop,
         memory_mib=mib,
