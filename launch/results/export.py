@@ -9,7 +9,6 @@ from typing import Any
 from launch.results.run import SavedRun
 from launch.training import checkpoint
 from launch.training.folder import RunFolder
-from launch.training.model import as_module
 
 PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
 
@@ -41,7 +40,7 @@ def export(run: SavedRun, out: Path) -> RunFolder:
     folder = RunFolder(out)
     if folder.config_path.exists():
         raise ValueError(f"{out} already holds a run; choose another --out")
-    model, step = as_module(run.model), run.step  # read before anything is written
+    model, step = run.model, run.step  # read before anything is written
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json("config.json", without_places(run.record))
     content = {"model": {name: value.cpu() for name, value in model.state_dict().items()}, "ema": None}
