@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.strata-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test check docs soak lock study scaling-study frey-study grouped-study
+.PHONY: help install quickstart test check docs soak lock study scaling-study ablation-study frey-study grouped-study
 
 help:
 	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about five minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make soak         long reliability runs"
 	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
 	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable; shares runs with study)"
+	@echo "make ablation-study  the dSprites recipe with each ingredient of NVAE switched off, with a report (resumable)"
 	@echo "make frey-study   beta sweep on Frey Faces with a report (FREY=folder with frey_rawface.mat; resumable)"
 	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full wants a GPU)"
 
@@ -57,6 +58,9 @@ study: $(STAMP)
 
 scaling-study: $(STAMP)
 	$(RUN) launch/studies/scaling.py $(if $(CELEBA),--celeba-root $(CELEBA)) $(STUDY_FLAGS)
+
+ablation-study: $(STAMP)
+	$(RUN) launch/studies/ablation.py $(STUDY_FLAGS)
 
 frey-study: $(STAMP)
 	$(RUN) launch/studies/frey.py $(if $(FREY),--data-root $(FREY))

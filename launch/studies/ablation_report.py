@@ -1,0 +1,88 @@
+"""The ablation study's report, from the stored records of its runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.machine import files
+from launch.report.data import Difference, over_seeds
+from launch.studies.tables import Spread, markdown
+
+OPENING = (
+    "Written by `python launch/studies/ablation.py` (`make ablation-study`) from the records in `runs/`; `--report-only` "
+    "writes it again. Each row is the dSprites recipe (preset `dsprites`) with one ingredient switched off, at equal steps. "
+    "ELBO, rate and KL are held out, in nats per image, with averaged weights; ± is the standard deviation over seeds."
+)
+Record = dict[str, Any]
+
+
+def write(folder: Path, variants: Sequence[str]) -> Path:
+    """Write ``index.md`` from ``folder / runs``; the first of ``variants`` is the reference.
+
+    Raises:
+        ValueError: no run has ended yet.
+    """
+    found = {name: _records(folder / "runs", name) for name in variants}
+    found = {name: records for name, records in found.items() if records}
+    if not found:
+        raise ValueError(f"no records are stored in {folder / 'runs'}; start the study without --report-only")
+    reference = _values(found.get(variants[0], []), "elbo")
+    rows = [_row(name, records, reference, is_reference=name == variants[0]) for name, records in found.items()]
+    head = [
+        *("variant", "seeds", "diverged", "ELBO", "minus all, ± 95 %", "rate", "KL of the groups, top first"),
+        *("gradient norm, median", "largest", "skipped steps", "parameters", "minutes"),
+    ]
+    parts = ["# What each ingredient of NVAE buys", OPENING, _cost(found), markdown(head, rows)]
+    files.write_text(folder / "index.md", "\n\n".join(parts) + "\n")
+    return folder / "index.md"
+
+
+def _records(folder: Path, name: str) -> list[Record]:
+    return [files.read_json(path) for path in sorted(folder.glob(f"{name}-seed*.json"))]
+
+
+def _values(records: Sequence[Record], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A number of every run that has not diverged."""
+    return np.array([r[name] for r in records if r["diverged_at"] is None and r[name] is not None], dtype=np.float64)
+
+
+def _spread(records: Sequence[Record], name: str, digits: int = 1, scale: float = 1.0) -> str:
+    values = _values(records, name)
+    return Spread.of((values * scale).tolist()).text(digits) if len(values) else "-"
+
+
+def _row(name: str, records: list[Record], reference: Any, *, is_reference: bool) -> list[str]:
+    ended = [r for r in records if r["diverged_at"] is None]
+    kl = np.array([r["kl_group"] for r in ended]).mean(axis=0) if ended else []
+    return [
+        name,
+        str(len(records)),
+        str(len(records) - len(ended)),
+        _spread(records, "elbo"),
+        "-" if is_reference else _difference(over_seeds(_values(records, "elbo"), reference)),
+        _spread(records, "rate"),
+        ", ".join(f"{value:.1f}" for value in kl) or "-",
+        _spread(records, "grad_norm_median"),
+        _spread(records, "grad_norm_largest"),
+        _spread(records, "skipped_steps"),
+        _spread(records, "num_parameters", 2, 1e-6) + " M",
+        _spread(records, "seconds", 1, 1 / 60),
+    ]
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.mean:+.1f}" + ("" if found.half_width is None else f" ± {found.half_width:.1f}")
+
+
+def _cost(found: dict[str, list[Record]]) -> str:
+    every = [record for records in found.values() for record in records]
+    minutes = _values(every, "seconds").sum() / 60
+    steps = sorted({int(step) for step in _values(every, "step")})
+    length = ", ".join(f"{step:,}" for step in steps) or "no"
+    return f"{len(every)} runs of {length} steps, {minutes:.0f} minutes of training in all."
