@@ -25,9 +25,9 @@ from launch.console import errors, flags
 from launch.machine import files
 from launch.studies import ablation_report
 from launch.studies.family_runs import refuse
-from launch.training import runs as script_runs
+from launch.training import jobs
 from launch.training.folder import RunFolder
-from launch.training.runs import ScriptRun
+from launch.training.jobs import ScriptRun
 
 # The first is what the others are compared with.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -144,8 +144,8 @@ def main(arguments: list[str]) -> None:
     runs, faults = chosen.runs(), list[str]()
     if not chosen.report_only:
         chosen.out.mkdir(parents=True, exist_ok=True)
-        script_runs.claim(chosen.out, "ablation.json", {"steps": chosen.steps})
-        faults = script_runs.train_all([run for run in runs if outcome(run.folder) is None], chosen.workers)
+        jobs.claim(chosen.out, "ablation.json", {"steps": chosen.steps})
+        faults = jobs.train_all([run for run in runs if outcome(run.folder) is None], chosen.workers)
         store(runs, chosen.report)
     print(f"report {ablation_report.write(chosen.report, list(VARIANTS))}")
     refuse([fault for fault in faults if "not finite" not in fault])  # a run that diverged is a result

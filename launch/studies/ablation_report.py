@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from launch.machine import files
-from launch.report.data import Difference, over_seeds
-from launch.studies.tables import Spread, markdown
+from launch.report.statistics import over_seeds, spread
+from launch.report.tables import Table, write_paragraphs
 
 OPENING = (
     "Written by `python launch/studies/ablation.py` (`make ablation-study`) from the records in `runs/`; `--report-only` "
@@ -36,9 +36,8 @@ def write(folder: Path, variants: Sequence[str]) -> Path:
         *("variant", "seeds", "diverged", "ELBO", "minus all, ± 95 %", "rate", "KL of the groups, top first"),
         *("gradient norm, median", "largest", "skipped steps", "parameters", "minutes"),
     ]
-    parts = ["# What each ingredient of NVAE buys", OPENING, _cost(found), markdown(head, rows)]
-    files.write_text(folder / "index.md", "\n\n".join(parts) + "\n")
-    return folder / "index.md"
+    title = "# What each ingredient of NVAE buys"
+    return write_paragraphs(folder / "index.md", [title, OPENING, _cost(found), Table(head, rows).markdown()])
 
 
 def _records(folder: Path, name: str) -> list[Record]:
@@ -51,19 +50,19 @@ def _values(records: Sequence[Record], name: str) -> np.ndarray[Any, np.dtype[np
 
 
 def _spread(records: Sequence[Record], name: str, digits: int = 1, scale: float = 1.0) -> str:
-    values = _values(records, name)
-    return Spread.of((values * scale).tolist()).text(digits) if len(values) else "-"
+    return spread(_values(records, name) * scale, digits)
 
 
 def _row(name: str, records: list[Record], reference: Any, *, is_reference: bool) -> list[str]:
     ended = [r for r in records if r["diverged_at"] is None]
+    difference = None if is_reference else over_seeds(_values(records, "elbo"), reference)
     kl = np.array([r["kl_group"] for r in ended]).mean(axis=0) if ended else []
     return [
         name,
         str(len(records)),
         str(len(records) - len(ended)),
         _spread(records, "elbo"),
-        "-" if is_reference else _difference(over_seeds(_values(records, "elbo"), reference)),
+        "-" if difference is None else difference.text(1),
         _spread(records, "rate"),
         ", ".join(f"{value:.1f}" for value in kl) or "-",
         _spread(records, "grad_norm_median"),
@@ -72,12 +71,6 @@ def _row(name: str, records: list[Record], reference: Any, *, is_reference: bool
         _spread(records, "num_parameters", 2, 1e-6) + " M",
         _spread(records, "seconds", 1, 1 / 60),
     ]
-
-
-def _difference(found: Difference | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.mean:+.1f}" + ("" if found.half_width is None else f" ± {found.half_width:.1f}")
 
 
 def _cost(found: dict[str, list[Record]]) -> str:

@@ -11,8 +11,8 @@ import pytest
 from launch.console.flags import parse
 from launch.families import nvae
 from launch.studies import ablation, ablation_report
-from launch.training import runs as script_runs
-from launch.training.runs import ScriptRun
+from launch.training import jobs
+from launch.training.jobs import ScriptRun
 from tests.launch.running import assert_one_error, call
 
 
@@ -75,7 +75,7 @@ def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch:
             (run.folder / "metrics.jsonl").write_text('{"optim/grad_norm": 2.0}\n{"optim/grad_norm": 4.0}\n')
         return []
 
-    monkeypatch.setattr(script_runs, "train_all", train)
+    monkeypatch.setattr(jobs, "train_all", train)
     words = ["--variants", "all", "no-kl-balance", "--out", tmp_path / "runs", "--report", tmp_path / "report"]
     assert call("studies.ablation", *words, "--seeds", "1").code == 0
     assert call("studies.ablation", *words, "--seeds", "2").code == 0
