@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 import datasets
+from datasets.files import read_bytes
 from launch.console import errors, figures
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
@@ -38,6 +39,7 @@ from metrics.model import VAE
 MAGIC = b"STRATA-BITS-BACK"
 FORMAT = 1
 MOST_HEADER_BYTES = 1 << 24
+LARGEST_FILE = 1 << 34
 SURVEYED = 32  # images that the latents' grids are chosen by
 PREVIEWED = 64
 DIGEST_CHARACTERS = 32
@@ -281,7 +283,7 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
 def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     if not file.is_file():
         raise ValueError(f"there is no file {file}; give one that compress.py wrote")
-    content = file.read_bytes()
+    content = read_bytes(file, LARGEST_FILE)
     header, _ = from_bytes(content, str(file))
     path = _checkpoint_of(run, header, file)
     images = unpack(content, replace(run, weights=header.weights, asked_checkpoint=path).model, str(file))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 from launch.machine.distributed import Ranks
-from launch.machine.files import write_atomically
+from launch.machine.files import read_npz, write_atomically
 from launch.training import evaluation
 from launch.training.evaluation import ImageSet, to_float
 from metrics.edits import residual_parameters
@@ -218,20 +217,20 @@ def load(path: Path) -> Encoded | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            resolution = [int(r) for r in file["resolution"]]
-            count = range(len(resolution))
-            return Encoded(
-                residuals=[file[f"residual{i}"] for i in count],
-                means=[file[f"mean{i}"] for i in count],
-                variance=file["variance"] if "variance" in file.files else None,
-                kl=file["kl"],
-                kl_per_channel=[file[f"channel_kl{i}"] for i in count],
-                resolution=resolution,
-                rows=file["rows"],
-                max_side=int(file["max_side"]),
-            )
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        resolution = [int(r) for r in arrays["resolution"]]
+        count = range(len(resolution))
+        return Encoded(
+            residuals=[arrays[f"residual{i}"] for i in count],
+            means=[arrays[f"mean{i}"] for i in count],
+            variance=arrays.get("variance"),
+            kl=arrays["kl"],
+            kl_per_channel=[arrays[f"channel_kl{i}"] for i in count],
+            resolution=resolution,
+            rows=arrays["rows"],
+            max_side=int(arrays["max_side"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
         print(f"warning: {path} is damaged ({str(error)[:80]}): encoding again", file=sys.stderr)
         return None
 

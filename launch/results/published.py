@@ -11,6 +11,7 @@ import argparse
 import pickle
 import re
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ def _load(path: Path) -> Any:
         raise ValueError(f"there is no checkpoint file {path}; give one that the published code saved")
     if tarfile.is_tarfile(path):
         raise ValueError(f"{path} has the tar format of PyTorch before 0.1.10; save it again with a later PyTorch")
+    if zipfile.is_zipfile(path):  # torch packs nothing: a small file that unpacks to gigabytes is an attack
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError(f"{path} is compressed, as no checkpoint of PyTorch is; fetch it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
