@@ -11,6 +11,8 @@ from metrics.pixel_head import LikelihoodName
 NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
 Initialisation = Literal["auto", "he", "glorot", "torch"]
 
+_MOST = 65_536  # of latents, mixtures and channels: no model has more
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlatVAEConfig:
@@ -35,8 +37,9 @@ class FlatVAEConfig:
     def __post_init__(self) -> None:
         """Refuse what builds no model."""
         for name in ("latent_dim", "num_mixtures", "conv_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+            value = getattr(self, name)
+            if not 1 <= value <= _MOST:
+                raise ValueError(f"{name} is {value}; give {'1 or more' if value < 1 else f'at most {_MOST:,}'}")
         for name, kind in (("network", NetworkName), ("likelihood", LikelihoodName), ("init", Initialisation)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(kind))}")

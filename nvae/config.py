@@ -25,6 +25,9 @@ CellArch = Literal[
 ]
 
 
+_MOST_SCALES, _MOST_PARTS, _MOST_CHANNELS = 16, 1024, 65_536
+
+
 @dataclass(frozen=True)
 class CellOps:
     """The operations, in order, that make up a cell in each part of the model.
@@ -141,12 +144,12 @@ class NVAEConfig:
         for field in fields(self):
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        _at_least_one(self, "num_scales", "num_groups", "min_groups", "latent_channels", "channels_enc", "channels_dec")
-        _at_least_one(self, "preprocess_cells", "postprocess_cells", "cells_per_group_enc", "cells_per_group_dec")
-        _at_least_one(self, "num_mixtures", "patch_size")
-        for name in ("preprocess_blocks", "postprocess_blocks", "num_flows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
+        _check_range(self, 1, _MOST_SCALES, "num_scales")
+        _check_range(self, 1, _MOST_PARTS, "num_groups", "min_groups", "preprocess_cells", "postprocess_cells")
+        _check_range(self, 1, _MOST_PARTS, "cells_per_group_enc", "cells_per_group_dec", "patch_size")
+        _check_range(self, 0, _MOST_SCALES, "preprocess_blocks", "postprocess_blocks")
+        _check_range(self, 0, _MOST_PARTS, "num_flows")
+        _check_range(self, 1, _MOST_CHANNELS, "latent_channels", "channels_enc", "channels_dec", "num_mixtures")
         if self.preprocess_blocks != self.postprocess_blocks:
             raise ValueError(
                 f"preprocess_blocks is {self.preprocess_blocks} but postprocess_blocks is {self.postprocess_blocks}: "
@@ -199,7 +202,9 @@ def choices(config: Any, name: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
 
 
-def _at_least_one(config: Any, *names: str) -> None:
+def _check_range(config: Any, least: int, most: int, *names: str) -> None:
+    """Refuse sizes that no model has: a damaged record must not fill all memory before anything is said."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; give 1 or more")
+        value = getattr(config, name)
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}; give {f'{least} or more' if value < least else f'at most {most:,}'}")

@@ -140,6 +140,7 @@ def test_a_view_is_what_the_decoder_sees(model: FlatVAE, x: Tensor) -> None:
         (lambda m: m.sample(1, temperature=0.0), "temperature is 0.0; give"),
         (lambda m: m.sample(1, pixels="mode"), "mean or sample"),
         (lambda m: FlatVAEConfig(latent_dim=0), "latent_dim is 0; give 1 or more"),
+        (lambda m: FlatVAEConfig(latent_dim=10**9), "latent_dim is 1000000000; give at most 65,536"),
         (lambda m: FlatVAEConfig(network="vgg"), "choose one of auto, burgess"),
         (lambda m: FlatVAEConfig(normal_std=0.5), "choose likelihood normal"),
         (lambda m: FlatVAEConfig(likelihood="normal", normal_std=-1.0), "give a positive number"),
