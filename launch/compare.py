@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch import score
 from launch.console import errors
 from launch.console.figures import Picture
 from launch.console.flags import parse
@@ -26,6 +25,8 @@ from launch.machine import distributed
 from launch.report import comparison, words
 from launch.report import pictures as report_pictures
 from launch.report.data import ScoredRun, comparable_sets, read_runs, why_apart
+from launch.results import scoring
+from launch.results.scoring import ScoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class CompareConfig:
             raise ValueError("--pictures must be 0 or more and --images at least 8; change them")
 
 
-def _scoring(config: CompareConfig) -> score.ScoreConfig:
+def _scoring(config: CompareConfig) -> ScoreConfig:
     """How runs without scores are scored: as the first that has scores was."""
     chosen: dict[str, Any] = {"untrained": config.untrained, "data_root": config.data_root, "device": config.device}
     chosen["other_data"] = config.other_data
@@ -73,7 +74,7 @@ def _scoring(config: CompareConfig) -> score.ScoreConfig:
         chosen["split"] = config.split
     if config.images is not None:
         chosen["images"] = config.images
-    return score.ScoreConfig(**chosen)
+    return ScoreConfig(**chosen)
 
 
 def main(arguments: list[str]) -> None:
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
 
     def score_now(path: Path) -> None:
         print(f"scoring {path}", file=sys.stderr, flush=True)
-        score.score_run(path, how, ranks)
+        scoring.score_run(path, how, ranks)
 
     def draw(run: ScoredRun) -> Mapping[str, Picture]:
         return report_pictures.draw(run, config.data_root, ranks.device, insist=config.other_data)

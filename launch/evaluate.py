@@ -20,7 +20,7 @@ from launch.console.config import check_timeout
 from launch.console.flags import parse
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
-from launch.results import baseline
+from launch.report import score_tables
 from launch.results.run import SavedRun, open_run
 from launch.training import evaluation
 
@@ -60,41 +60,6 @@ class EvaluateConfig:
         check_timeout(self.timeout_minutes)
 
 
-def table(result: dict[str, Any], reference: dict[str, float] | None) -> str:
-    """The evaluation as aligned lines."""
-    rows = [
-        ("", "nats per image", "bits/dim"),
-        (
-            "negative ELBO",
-            f"{-result['elbo']:.2f} +- {result['elbo_95']:.2f}",
-            f"{result['bits_per_dim']:.4f} +- {result['bits_per_dim_95']:.4f}",
-        ),
-        ("  rate (KL)", f"{result['rate']:.2f}", ""),
-        ("  distortion", f"{result['distortion']:.2f}", ""),
-    ]
-    draws = result.get("importance_draws")
-    if draws:
-        nats, bits = -result["importance_bound"], result["importance_bits_per_dim"]
-        rows.append((f"bound, {draws} draws", f"{nats:.2f}", f"{bits:.4f}"))
-    for edges in ("exact", "legacy"):  # those that the model was not built with, of a discretised mixture
-        for name, elbo, bits in (
-            ("negative ELBO", "elbo", ""),
-            (f"bound, {draws} draws", "importance_bound", "importance_"),
-        ):
-            if f"{edges}_{elbo}" in result:
-                nats, per_dim = -result[f"{edges}_{elbo}"], result[f"{edges}_{bits}bits_per_dim"]
-                rows.append((f"{name}, {edges} edges", f"{nats:.2f}", f"{per_dim:.4f}"))
-    if reference is not None:
-        rows.append(
-            ("no latents (baseline)", f"{reference['negative_log_likelihood']:.2f}", f"{reference['bits_per_dim']:.4f}")
-        )
-    lines = [f"{name:30}{nats:>24}{bits:>22}" for name, nats, bits in rows]
-    lines.append(f"{'reconstruction':30}{result['psnr']:>21.2f} dB")
-    lines.append(f"{'active units':30}{result['active_units']:>18} of {result['num_units']}")
-    lines.append("KL per group, top first: " + " ".join(f"{v:.1f}" for v in result["kl_group"]))
-    return "\n".join(lines)
-
-
 def main(arguments: list[str]) -> None:
     """Parse, evaluate, print, and leave evaluation-<split>.json in the run folder."""
     config = parse(EvaluateConfig, None, arguments, prog="evaluate.py", description=__doc__ or "")
@@ -130,11 +95,11 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
 def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, result: dict[str, Any]) -> None:
     """Print the evaluation and leave it in the run folder."""
     train = run.data("train") if config.baseline else None
-    reference = baseline.no_latents(train, data, config.images) if train is not None else None
+    reference = evaluation.no_latents(train, data, config.images) if train is not None else None
     print(
         f"{config.run}, step {run.step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
     )
-    print(table(result, reference))
+    print(score_tables.evaluation(result, reference))
     record = {
         "checkpoint": run.checkpoint.name,
         "step": run.step,

@@ -8,164 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
 
 from launch.console.errors import one_line
 from launch.machine import files
+from launch.report import records
 from launch.report.statistics import Float64
-from launch.results.run import SavedRun, Weights, open_run
+from launch.results.run import SavedRun, open_run
 from launch.training import checkpoint
 from launch.training.resume import MAY_CHANGE
 
 HEADLINE_KIND = "moments"
-SCORES_FORMAT = 1  # the newest format of scores.json that this program reads
 LONGEST_NAME = 80  # characters of a name out of a file
 LONGEST_FACTOR = 32  # characters of a factor's name, which stands beside an axis
 # What a data set's recipe says about the split that a run was trained on, not about the images.
 OF_THE_SPLIT = ("split", "split_rule", "count", "rows_sha256", "images_sha256", "rules", "seed")
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Protocol(_Record):
-    split: str
-    images: int | None
-    seed: int
-    full_grid: bool
-
-
-class _Named(_Record):
-    name: str
-
-
-class _HeldOut(_Record):
-    elbo: FiniteFloat | None = None
-    rate: FiniteFloat | None = None
-    distortion: FiniteFloat | None = None
-    bits_per_dim: FiniteFloat | None = None
-    psnr: FiniteFloat | None = None
-    active_units: FiniteFloat | None = None
-
-
-class _ReducedRow(_Record):
-    kind: str
-    dim: int
-    num_latents: int
-    mig: FiniteFloat | None
-
-
-class _Reduced(_Record):
-    rows: list[_ReducedRow]
-
-
-class _Groups(_Record):
-    matrix: list[list[FiniteFloat]]
-    conditional_gain: list[list[FiniteFloat]]
-    entropy: list[FiniteFloat]
-    kept: list[NonNegativeInt]
-    threshold: FiniteFloat | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> _Groups:
-        width = len(self.entropy)
-        for table in (self.matrix, self.conditional_gain):
-            if len(table) != len(self.matrix) or any(len(row) != width for row in table):
-                raise ValueError("tables of groups and factors differ in shape")
-        if not self.matrix or not width or len(self.kept) != width:
-            raise ValueError("the table of groups and factors is empty or its factors are not named")
-        return self
-
-
-class _Score(_Record):
-    score: FiniteFloat | None = None
-
-
-class _Nearest(_Record):
-    score: FiniteFloat
-    median_distance: FiniteFloat
-    within: int
-    coverage: list[FiniteFloat] = []
-
-
-class _Samples(_Record):
-    samples: _Nearest
-    reconstructions: _Nearest
-
-
-class _ScoresRecord(_Record):
-    """What a comparison reads of scores.json."""
-
-    format: int = 1
-    scores: dict[str, dict[str, Any]]
-    untrained: dict[str, dict[str, Any]] | None
-    protocol: _Protocol
-    held_out: _HeldOut | None
-    data: _Named
-    num_images: PositiveInt
-    code: str
-    step: NonNegativeInt
-    weights: Weights
-    num_parameters: PositiveInt
-    factor_names: list[str]
-    group_shapes: list[Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]]
-    kl_of_units: list[FiniteFloat]
-    checkpoint_sha256: str
-    samples: _Samples | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> _ScoresRecord:
-        if not 1 <= self.format <= SCORES_FORMAT:
-            raise ValueError(f"format {self.format}, this program reads up to {SCORES_FORMAT}")
-        for scores in (self.scores, self.untrained or {}):
-            for name, kind in (("reduced", _Reduced), ("groups", _Groups)):
-                if name in scores:
-                    kind.model_validate(scores[name])
-            for score in scores.values():
-                _Score.model_validate(score)
-        if "groups" in self.scores and len(self.scores["groups"]["matrix"]) != len(self.kl_of_units):
-            raise ValueError("groups and their KL differ in number")
-        if self.samples is not None and len(self.samples.samples.coverage) != len(self.factor_names):
-            raise ValueError("samples do not cover the factors that the data has")
-        if not self.group_shapes:
-            raise ValueError("there are no groups")
-        return self
-
-
-class _Summary(_Record):
-    """What a comparison reads of summary.json."""
-
-    seconds: FiniteFloat | None = None
-    images_seen: FiniteFloat | None = None
-    step: NonNegativeInt | None = None
-
-
-def _validated(kind: type[_Record], path: Path) -> dict[str, Any]:
-    """Read a record and check the types of what a comparison uses of it.
-
-    Raises:
-        ValueError: the file is missing or damaged, or a field is missing or of the wrong type (named).
-    """
-    record = files.read_json(path)
-    try:
-        kind.model_validate(record)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()[:3]]
-        raise ValueError(f"{path} is damaged ({', '.join(faults)}); score the run again") from error
-    return record
 
 
 def clean(name: str, longest: int = LONGEST_NAME) -> str:
@@ -301,10 +160,10 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
         score(path)
     elif not scores.is_file():
         raise ValueError(f"{path} has no scores.json; run: python launch/score.py --run {path}")
-    record = _validated(_ScoresRecord, scores)
+    record = records.read(records.Scores, scores)
     if not isinstance(saved.record.get("data"), dict) or not isinstance(saved.record["data"].get("name"), str):
         raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
-    summary = _validated(_Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
+    summary = records.read(records.Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
     return ScoredRun(saved, record, summary, _per_image(path / "scores.npz"), _flat(saved.record["config"]))
 
 

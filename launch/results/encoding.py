@@ -50,11 +50,8 @@ class Protocol:
         return "all" if self.full_grid else self.split
 
     def rows(self, num_images: int) -> Int64:
-        """Which of a split's images, ascending."""
-        if self.full_grid or self.images is None or self.images >= num_images:
-            return np.arange(num_images, dtype=np.int64)
-        chosen = np.random.default_rng(self.seed).choice(num_images, self.images, replace=False)
-        return np.sort(chosen.astype(np.int64))
+        """Choose images of a split, ascending."""
+        return datasets.choose_rows(num_images, None if self.full_grid else self.images, seed=self.seed)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, equal for equal protocols."""
@@ -230,7 +227,7 @@ def load(path: Path) -> Encoded | None:
             rows=arrays["rows"],
             max_side=int(arrays["max_side"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         print(f"warning: {path} is damaged ({str(error)[:80]}): encoding again", file=sys.stderr)
         return None
 

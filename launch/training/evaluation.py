@@ -19,7 +19,9 @@ from launch.machine.distributed import Ranks
 from metrics import elbo
 from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
 from metrics.model import VAE
+from metrics.pixel_baseline import count_levels, fit_pixel_baseline
 
+BASELINE_IMAGES = 50_000  # training images that the no-latents baseline is fitted to, at most
 DRAWS_PER_PASS = {
     "cuda": 128,
     "cpu": 16,
@@ -295,3 +297,24 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
         f"units active, {result['num_images']} images"
     )
+
+
+# --- The no-latents baseline -----------------------------------------------------------------------------------------
+
+
+def _counts(dataset: datasets.Dataset, limit: int) -> torch.Tensor:
+    """Count how often each value takes each level, [P, 2^bits], over at most ``limit`` evenly spread images."""
+    spec = dataset.spec
+    counts = torch.zeros(spec.num_dims, 2**spec.num_bits, dtype=torch.int64)
+    chosen = datasets.choose_rows(len(dataset), limit)
+    for block in np.array_split(chosen, -(-len(chosen) // 256)):
+        count_levels(counts, dataset.images(block))
+    return counts
+
+
+def no_latents(train: datasets.Dataset, held_out: datasets.Dataset, num_images: int | None = None) -> dict[str, float]:
+    """Score held-out images without a model: nats and bits per dimension under a logistic per pixel, fitted to ``train``."""
+    spec = held_out.spec
+    fitted = fit_pixel_baseline(_counts(train, BASELINE_IMAGES), spec.num_bits)
+    nats = fitted.nats(_counts(held_out, num_images or len(held_out)))
+    return {"negative_log_likelihood": nats, "bits_per_dim": float(elbo.bits_per_dim(nats, spec.num_dims))}

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch import score
 from launch.report import words
 from launch.report.data import Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.figures import draw
 from launch.report.statistics import Estimate, correlation, over_images, over_seeds
 from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
+from launch.results.scoring import ScoreConfig
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 
@@ -398,7 +398,7 @@ def test_how_runs_are_scored_follows_the_first_that_has_scores(runs: dict[str, P
 
     config = CompareConfig(runs=(tmp_path, runs["flat"]), out=tmp_path / "out")
     chosen = _scoring(config)
-    assert isinstance(chosen, score.ScoreConfig)
+    assert isinstance(chosen, ScoreConfig)
     assert (chosen.images, chosen.split) == (40, "test")
 
 

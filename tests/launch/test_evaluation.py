@@ -17,7 +17,6 @@ from torch import Tensor
 import datasets
 from launch.machine import noise
 from launch.machine.distributed import Ranks
-from launch.results import baseline
 from launch.results.run import open_run
 from launch.training import evaluation
 from metrics.pixel_baseline import fit_pixel_baseline
@@ -196,7 +195,7 @@ def _logistic_cdf(value: float, mean: float, scale: float) -> float:
 def test_the_baseline_is_a_logistic_per_pixel(data: Path) -> None:
     """Nats per image pixel by pixel: bin masses by two CDFs, the outer bins open, summed in plain Python."""
     train, test = (datasets.open_dataset("folder", data, split) for split in ("train", "test"))
-    row = baseline.no_latents(train, test)
+    row = evaluation.no_latents(train, test)
     dims = 3 * 12 * 16
     counts = torch.zeros(dims, 256)
     for image in train.images(range(len(train))):

@@ -45,6 +45,8 @@ def assert_holds(new: Any, stored: Any, tolerance: float, where: str = "") -> No
     if isinstance(stored, dict):
         for key, value in stored.items():
             assert key in new, f"{where}.{key} is gone"
+            if key == "notes":  # warnings in words: a later version may know more of them
+                continue
             assert_holds(new[key], value, tolerance, f"{where}.{key}")
     elif isinstance(stored, list):
         assert len(new) == len(stored), where

@@ -1,0 +1,358 @@
+"""Scoring a run, or codes from another program: encode once, compute the scores, keep them as scores.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import datasets
+import metrics
+from launch.console.config import check_timeout
+from launch.machine import files
+from launch.machine.distributed import Ranks
+from launch.results import encoding, sample_scores, scores
+from launch.results.encoding import Encoded, Int64, Protocol
+from launch.results.run import SavedRun, open_run
+from launch.results.scores import Scored
+from launch.training import checkpoint, evaluation
+from metrics.hierarchy import DIMS
+from metrics.model import VAE
+
+SCORES, PER_IMAGE = "scores.json", "scores.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What to score, and how."""
+
+    run: Path | None = None
+    """Run folder of either family."""
+    codes: Path | None = None
+    """Instead of a run: an npz with codes [N, D] and factors [N, K], from any framework."""
+    metrics: tuple[str, ...] | None = None
+    """Names; default all that are cheap and that the data allows. Known: see docs/metrics."""
+    split: str = "test"
+    """train, valid, test or all."""
+    images: int | None = 10_000
+    """A random subset of the split of this size."""
+    full_grid: bool = False
+    """Encode every combination of the factors (dSprites: 737,280 images): for beta_vae and factor_vae."""
+    seed: int = 0
+    """Of the subset, halves, shuffles and draws."""
+    untrained: bool = False
+    """Also score the same architecture with fresh weights: the row that a trained model must beat."""
+    elbo_images: int = 1000
+    """Of the images, how many the held-out ELBO is computed on; 0 leaves it out."""
+    samples: int = 500
+    """Where all images that exist are known (dSprites): samples whose nearest real image is searched; 0 leaves it out."""
+    dims: tuple[int, ...] = DIMS
+    """Dimensions that a hierarchy and a flat code are reduced to."""
+    shuffles: int = 20
+    """Of the permutation baselines of reduced codes."""
+    group_shuffles: int = 0
+    """Of the permutation baseline of the group table, each as long as the table itself. Held-out probes of noise give 0."""
+    max_gib: float = 1.0
+    """Codes larger than this are kept as coarser maps (the table says so)."""
+    batch_size: int = 64
+    """Images at once and per process."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+    data_root: Path | None = None
+    """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
+    out: Path | None = None
+    """JSON file; default scores.json in the run folder, or beside the codes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes GPUs where there are any."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for another before it is named and all end."""
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images < 8:
+            raise ValueError(f"--images {self.images}; give at least 8")
+        for name in ("elbo_images", "samples", "group_shuffles"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or more")
+        if self.shuffles < 1 or self.batch_size < 1 or not self.max_gib > 0:
+            raise ValueError("--shuffles, --batch-size and --max-gib must be positive; change them")
+        if not self.dims or min(self.dims) < 1:
+            raise ValueError(f"--dims {self.dims}; give numbers from 1, e.g. 5 10 20 50")
+        check_timeout(self.timeout_minutes)
+
+    @property
+    def protocol(self) -> Protocol:
+        """Which images."""
+        return Protocol(split=self.split, images=self.images, seed=self.seed, full_grid=self.full_grid)
+
+
+def _check_grid(data: datasets.Dataset) -> None:
+    """Refuse --full-grid where the images are not every combination of the factors in order."""
+    total = math.prod(data.factor_sizes) if data.factor_names else 0
+    ordered = total == len(data) and np.array_equal(
+        np.ravel_multi_index(tuple(data.factors(range(len(data))).numpy().T), data.factor_sizes), np.arange(total)
+    )
+    if not ordered:
+        raise ValueError(f"{data.name} is no full grid of factors; leave --full-grid out")
+
+
+def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[scores.Need, str | None]:
+    no_factors = f"{data.name} has no ground-truth factors; choose metrics without, such as total_correlation"
+    return {
+        "factors": None if data.factor_names else no_factors,
+        "grid": None if config.full_grid else "needs every combination of the factors; add --full-grid",
+        "variances": None
+        if encoding.is_one_vector(model.group_shapes)
+        else "needs one Gaussian posterior per latent, so a model with one vector of latents; leave it out",
+    }
+
+
+def scored_from(encoded: Encoded, factors: Int64 | None, grid_sizes: tuple[int, ...], config: ScoreConfig) -> Scored:
+    """What the scores see of encoded images; a hierarchy's code is ``moments`` at the headline dimension."""
+    dim = 10 if 10 in config.dims else config.dims[0]
+    grid: scores.Floats | None = None
+    if encoded.variance is not None:
+        codes: scores.Floats = encoded.means[0].reshape(len(encoded.rows), -1)
+        rows, name = np.arange(len(codes)), "posterior means"
+        grid = codes if grid_sizes else None
+    else:
+        reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=dim, seed=config.seed)
+        codes, rows, name = reduced.codes, reduced.rows, f"moments of residual means, d = {reduced.codes.shape[1]}"
+        grid = scores.most_varying_channels(encoded.residuals, dim) if grid_sizes else None
+    units = encoded.units
+    return Scored(
+        codes=codes,
+        code_name=name,
+        code_factors=None if factors is None else factors[rows],
+        variances=encoded.variance,
+        groups=encoded.residuals,
+        units=units,
+        resolution=encoded.resolution if len(encoded.resolution) == len(units) else [1] * len(units),
+        factors=factors,
+        grid_codes=grid,
+        grid_sizes=grid_sizes,
+        seed=config.seed,
+        dims=config.dims,
+        shuffles=config.shuffles,
+        group_shuffles=config.group_shuffles,
+    )
+
+
+def _say(what: str) -> None:
+    print(f"scoring: {what}", file=sys.stderr, flush=True)
+
+
+def _elbo_rows(rows: Int64, config: ScoreConfig) -> Int64:
+    """Choose the images of the held-out ELBO, evenly spread over those that are scored."""
+    return rows[datasets.choose_rows(len(rows), config.elbo_images)]
+
+
+def _held_out(model: VAE, data: datasets.Dataset, rows: Int64, config: ScoreConfig, ranks: Ranks) -> Any:
+    """ELBO terms of some of the images, or None where they were not asked for."""
+    if not config.elbo_images:
+        return None
+    some = datasets.Subset(data, _elbo_rows(rows, config))
+    return evaluation.evaluate(model, some, ranks, batch_size=config.batch_size, seed=config.seed)
+
+
+def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] | None:
+    """Score a run and leave scores.json and scores.npz (per-image ELBO) in its folder; None on ranks other than 0.
+
+    Raises:
+        ValueError: before anything is encoded, for what cannot be scored.
+    """
+    run = open_run(
+        path, device=ranks.device, weights=config.weights, data_root=config.data_root, other_data=config.other_data
+    )
+    data = run.data(config.protocol.open_split())
+    if config.full_grid:
+        _check_grid(data)
+    model = run.model
+    names, skipped = scores.choose(config.metrics, _available(data, config, model))
+    digest = checkpoint.recorded_sha256(run.checkpoint)
+    started = time.monotonic()
+    encoded = _encoded(model, data, run, config, ranks, f"{digest} {config.weights}")
+    rows = config.protocol.rows(len(data))
+    held_out = _held_out(model, data, rows, config, ranks)
+    fresh = _encoded_untrained(run, data, config, ranks) if config.untrained else None
+    if encoded is None:
+        return None
+    factors = data.factors(encoded.rows).numpy() if data.factor_names else None
+    sizes = tuple(data.factor_sizes) if config.full_grid else ()
+    scored = scored_from(encoded, factors, sizes, config)
+    record = {
+        "format": 1,
+        "family": run.family.name,
+        "checkpoint": run.checkpoint.name,
+        "checkpoint_sha256": digest,
+        "weights": config.weights,
+        "step": run.step,
+        "data": {"name": data.name, "recipe": data.recipe},
+        "protocol": config.protocol.as_json(),
+        "num_images": len(encoded.rows),
+        "factor_names": list(data.factor_names),
+        "code": scored.code_name,
+        "group_shapes": [list(shape) for shape in encoding.shapes_of(model)],
+        "max_side": encoded.max_side,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "kl_at_means": encoded.kl.mean(0, dtype=np.float64).tolist(),
+        "kl_of_units": encoded.kl_of_units,
+        "active_units": encoded.active_latents,
+        "held_out": None if held_out is None else held_out.summary(),
+        "samples": sample_scores.score_samples(run, data, num=config.samples, seed=config.seed)
+        if config.samples
+        else None,
+        "scores": scores.compute(names, scored, _say),
+        "skipped": skipped,
+        "untrained": None,
+    }
+    if fresh is not None:
+        of_fresh = scored_from(fresh, factors, sizes, config)
+        record["untrained"] = scores.compute(names, of_fresh, lambda name: _say(f"{name}, untrained"))
+    record["seconds"] = time.monotonic() - started
+    if held_out is not None:
+        _save_per_image(run.folder / PER_IMAGE, held_out, _elbo_rows(rows, config))
+    files.write_json(config.out or run.folder / SCORES, record)
+    return record
+
+
+def _encoded(
+    model: VAE, data: datasets.Dataset, run: SavedRun, config: ScoreConfig, ranks: Ranks, key: str
+) -> Encoded | None:
+    return encoding.encode_once(
+        model,
+        data,
+        config.protocol,
+        ranks,
+        run.folder / "codes",
+        model_key=key,
+        batch_size=config.batch_size,
+        max_gib=config.max_gib,
+    )
+
+
+def _encoded_untrained(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks: Ranks) -> Encoded | None:
+    """Codes of the same architecture with the weights that the run's seed draws, in float32."""
+    torch.manual_seed(run.config.run.seed)
+    module = run.new_model().to(ranks.device).eval().requires_grad_(False)
+    architecture = hashlib.sha256(json.dumps(run.record["config"]["model"], sort_keys=True).encode()).hexdigest()
+    key = f"untrained {architecture} seed {run.config.run.seed}"
+    return _encoded(module, data, run, config, ranks, key)
+
+
+def _save_per_image(path: Path, held_out: evaluation.Evaluation, rows: Int64) -> None:
+    arrays: dict[str, Any] = {
+        "rows": rows,
+        "log_likelihood": held_out.log_likelihood.numpy(),
+        "kl": held_out.kl.numpy(),
+    }
+    files.write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+# --- Codes from elsewhere -------------------------------------------------------------------------------------------
+
+
+def read_codes(path: Path) -> tuple[scores.Floats, Int64 | None]:
+    """Read codes [N, D] and, where the npz has them, factors [N, K]; nothing is unpickled.
+
+    Raises:
+        ValueError: there is no such file, it is no npz, holds Python objects, or has no key "codes".
+    """
+    how = "save it with np.savez(path, codes=..., factors=...)"
+    if not path.exists():
+        raise ValueError(f"there is no file {path}; {how}")
+    try:
+        arrays = files.read_npz(path)
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} holds pickled objects, which are never loaded; save plain numeric arrays with np.savez"
+            ) from error
+        raise ValueError(f"{str(error).partition('; ')[0]}; {how}") from error
+    if "codes" not in arrays:
+        raise ValueError(f"{path} has the keys {list(arrays)}; {how}")
+    codes = metrics.arrays.as_codes(arrays["codes"])
+    factors = metrics.arrays.as_factors(arrays["factors"]) if "factors" in arrays else None
+    if factors is not None and len(factors) != len(codes):
+        raise ValueError(
+            f"codes {codes.shape} and factors {factors.shape} of {path} differ in their rows; save both alike"
+        )
+    return codes, factors
+
+
+def grid_of(codes: scores.Floats, factors: Int64 | None) -> tuple[scores.Floats | None, tuple[int, ...]]:
+    """Sort codes into the order of the grid; None where the rows are not every combination of the factors once."""
+    if factors is None:
+        return None, ()
+    sizes = tuple(int(n) for n in factors.max(axis=0) + 1)
+    if math.prod(sizes) != len(factors):
+        return None, ()
+    index = np.ravel_multi_index(tuple(factors.T), sizes)
+    if len(np.unique(index)) < len(index):
+        return None, ()
+    ordered = np.empty_like(codes)
+    ordered[index] = codes
+    return ordered, sizes
+
+
+def scores_path(config: ScoreConfig) -> Path:
+    """Return the file that the scores are written to."""
+    if config.out is not None:
+        return config.out
+    if config.run is not None:
+        return config.run / SCORES
+    assert config.codes is not None
+    return config.codes.with_name(f"{config.codes.stem}.{SCORES}")
+
+
+def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
+    """Score codes without any model and leave <name>.scores.json beside them."""
+    codes, factors = read_codes(path)
+    grid, sizes = grid_of(codes, factors)
+    names, skipped = scores.choose(
+        config.metrics,
+        {
+            "factors": None if factors is not None else f"{path} has no key 'factors'; add it to the npz",
+            "grid": None
+            if grid is not None
+            else "needs a code of every combination of the factors, each once; add them",
+            "variances": "codes alone have no posterior variances; leave it out",
+        },
+    )
+    scored = Scored(
+        codes=codes,
+        code_name="as given",
+        code_factors=factors,
+        variances=None,
+        groups=[codes],
+        units=[codes[:, d : d + 1] for d in range(codes.shape[1])],
+        resolution=[1] * codes.shape[1],
+        factors=factors,
+        grid_codes=grid,
+        grid_sizes=sizes,
+        seed=config.seed,
+        dims=config.dims,
+        shuffles=config.shuffles,
+        group_shuffles=config.group_shuffles,
+    )
+    record = {
+        "format": 1,
+        "codes": path.name,
+        "num_images": len(codes),
+        "code": scored.code_name,
+        "factor_names": [],
+        "scores": scores.compute(names, scored, _say),
+        "skipped": skipped,
+        "untrained": None,
+    }
+    files.write_json(scores_path(config), record)
+    return record
