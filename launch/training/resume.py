@@ -36,10 +36,9 @@ def _refuse_another_run(
     allowed = AFTER_DIVERGENCE if folder.diverged else ()
     if _is_longer(saved, config, len(data) // global_batch):
         allowed = (*allowed, *LENGTH)
-    refused = [row for row in changed if row.partition(":")[0] not in allowed]
-    if refused:
+    if any(row.partition(":")[0] not in allowed for row in changed):
         raise ValueError(
-            f"{folder.path} was trained with other settings ({', '.join(refused[:6])}); "
+            f"{folder.path} was trained with other settings ({', '.join(changed[:6])}); "
             "type the old ones, or choose another --run-dir, with --init-from to start from this run's weights"
         )
     if content["global_batch"] != global_batch:
@@ -62,10 +61,12 @@ def _refuse_another_run(
 
 
 def _is_longer(saved: dict[str, Any], config: SharedConfig, steps_per_epoch: int) -> bool:
-    """Whether the run now has as many steps as it was to have, or more."""
+    """Whether --max-steps or --epochs was raised; leaving out the --max-steps that was typed before is no raise."""
     try:
-        before = saved["run"]["max_steps"] or saved["run"]["epochs"] * steps_per_epoch
-        return bool(config.run.num_steps(steps_per_epoch) >= before)
+        steps, epochs = saved["run"]["max_steps"], saved["run"]["epochs"]
+        if config.run.max_steps is None:
+            return bool(steps is None and config.run.epochs >= epochs)
+        return bool(config.run.max_steps >= (steps or epochs * steps_per_epoch))
     except (LookupError, TypeError):
         return False
 

@@ -80,6 +80,8 @@ def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["step"] == 14
     assert config(run)["run"]["max_steps"] == 14
     assert "run.max_steps" in train(run, "--resume", "auto", "--max-steps", "13").err  # shorter than it was to be
+    forgotten = call("train_flat_vae", *FLAGS, "--run-dir", run, "--resume", "auto")
+    running.assert_one_error(forgotten, "run.max_steps: 14 -> None")
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
