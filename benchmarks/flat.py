@@ -23,10 +23,12 @@ from benchmarks.harness import Case, Row
 from benchmarks.steps import trainer_of, with_rates
 from datasets.arrays import ArrayDataset
 from datasets.dsprites import FACTOR_SIZES, render
+from flat_vae import Replicas
 from launch.console.config import RunConfig
 from launch.families.flat_vae import FLAT_PRESETS, FlatTrainConfig
 from launch.training import feeding
-from launch.training.replica_step import Orders, ReplicaTrainer
+from launch.training.loop import Orders
+from launch.training.replicas import ReplicaTrainer
 from launch.training.step import Trainer
 
 STEPS_PER_ROUND = 20
@@ -117,7 +119,7 @@ class Together:
     """Several of ours, other seeds, as one batched model."""
 
     def __init__(self, ours: Sequence[Ours]) -> None:
-        self.trainer = ReplicaTrainer([each.trainer for each in ours])
+        self.trainer = ReplicaTrainer([each.trainer for each in ours], Replicas)
         self.order = Orders([each.order for each in ours])
         self.data, self.kept, self.device = ours[0].data, ours[0].kept, ours[0].trainer.ranks.device
         self.images = torch.cat([each.images for each in ours])

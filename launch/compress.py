@@ -1,8 +1,8 @@
 """Compress images losslessly with a trained VAE, and see that its bits per dimension are real.
 
 Examples:
-  python launch/compress.py --run runs/celeba-tiny-seed0 --split test --images 500 --out celeba.strata
-  python launch/compress.py --run runs/celeba-tiny-seed0 --decompress celeba.strata --out images
+  python launch/compress.py --run runs/celeba-nvae-tiny-seed0 --split test --images 500 --out celeba.strata
+  python launch/compress.py --run runs/celeba-nvae-tiny-seed0 --decompress celeba.strata --out images
 
 Runs in float32 on one CPU thread: both directions must compute the same floats, so decompress with the same PyTorch
 on the same kind of processor.

@@ -1,8 +1,8 @@
 """Held-out likelihood of a run: ELBO, rate, distortion, bits/dim, importance-weighted bound, beside a no-latents baseline.
 
 Examples:
-  python launch/evaluate.py --run runs/celeba-tiny-seed0
-  torchrun --standalone --nproc-per-node=gpu -- launch/evaluate.py --run runs/celeba-celeba64-seed0 --split test --iw-samples 1000
+  python launch/evaluate.py --run runs/celeba-nvae-tiny-seed0
+  torchrun --standalone --nproc-per-node=gpu -- launch/evaluate.py --run runs/celeba-nvae-celeba64-seed0 --iw-samples 1000
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make a small copy of a trained run to share: the weights that are evaluated, configuration, summary and scores.
 
 Examples:
-  python launch/export.py --run runs/dsprites-dsprites-seed0 --out shared/dsprites-nvae
+  python launch/export.py --run runs/dsprites-nvae-dsprites-seed0 --out shared/dsprites-nvae
 """
 
 from __future__ import annotations

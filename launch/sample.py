@@ -1,8 +1,8 @@
 """Draw images from a trained model's prior, as a PNG grid.
 
 Examples:
-  python launch/sample.py --run runs/celeba-tiny-seed0 --temperature 0.7
-  python launch/sample.py --run runs/celeba-tiny-seed0 --temperature 0.6 0.8 1 1 --num 64 --readjust-bn 100 --out samples.png
+  python launch/sample.py --run runs/celeba-nvae-tiny-seed0 --temperature 0.7
+  python launch/sample.py --run runs/celeba-nvae-tiny-seed0 --temperature 0.6 0.8 1 1 --num 64 --readjust-bn 100 --out samples.png
 """
 
 from __future__ import annotations

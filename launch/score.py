@@ -1,10 +1,10 @@
 """Scores of a run's representation, or of codes from anywhere: encoded once, printed as tables, kept as scores.json.
 
 Examples:
-  python launch/score.py --run runs/dsprites-burgess-seed0
-  python launch/score.py --run runs/dsprites-tiny-seed0 --images 2000 --metrics reduced groups --untrained
+  python launch/score.py --run runs/dsprites-flat-vae-burgess-vae-seed0
+  python launch/score.py --run runs/dsprites-nvae-tiny-seed0 --images 2000 --metrics reduced groups --untrained
   python launch/score.py --codes codes.npz --metrics mig dci       (keys: codes [N, D], factors [N, K])
-  torchrun --standalone --nproc-per-node=gpu -- launch/score.py --run runs/dsprites-burgess-seed0 --full-grid
+  torchrun --standalone --nproc-per-node=gpu -- launch/score.py --run runs/dsprites-flat-vae-burgess-vae-seed0 --full-grid
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Look into a model's latents: traverse, interpolate, swap groups, reconstruct from the top groups; PNG grids and GIFs.
 
 Examples:
-  python launch/traverse.py --run runs/celeba-tiny-seed0 --group 1 --by axis
-  python launch/traverse.py --run runs/celeba-tiny-seed0 --show interpolate --image 3 --other 8
-  python launch/traverse.py --run runs/celeba-tiny-seed0 --show swap --group 0 --image 3 --other 8
-  python launch/traverse.py --run runs/celeba-tiny-seed0 --show top --temperature 0.7
+  python launch/traverse.py --run runs/celeba-nvae-tiny-seed0 --group 1 --by axis
+  python launch/traverse.py --run runs/celeba-nvae-tiny-seed0 --show interpolate --image 3 --other 8
+  python launch/traverse.py --run runs/celeba-nvae-tiny-seed0 --show swap --group 0 --image 3 --other 8
+  python launch/traverse.py --run runs/celeba-nvae-tiny-seed0 --show top --temperature 0.7
 
 Flat VAEs have one group, number 0. Pictures go into <run>/figures.
 """

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import flat_vae
 from launch.training import optim
 from launch.training.evaluation import to_float
 from launch.training.guard import Verdict
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics.objective import Loss
+
+Batch = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 class ReplicaState(TrainState):
@@ -27,16 +28,17 @@ class ReplicaState(TrainState):
 
 
 class ReplicaTrainer:
-    """Takes the steps of several trainers at once, by the rules of :class:`Trainer`, for each on its own.
+    """Takes the steps of several trainers at once, each by the rules of :class:`Trainer`.
 
-    One optimiser moves the parameters of all; what it keeps of a parameter is shared with that trainer's own optimiser,
-    so that every state is complete at any time. One host synchronisation a step.
+    One optimiser moves the parameters of all. It shares its moments with each trainer's own optimiser, so every state is
+    complete at any time. A step waits for the device once.
 
     Args:
-        trainers: one process, configurations that differ in seed, folder and weights of the objective.
+        trainers: of one process; their configurations differ in seed, folder and weights of the objective.
+        batch: makes one batched model of (models, objectives).
     """
 
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
+    def __init__(self, trainers: Sequence[Trainer], batch: Batch) -> None:
         self.trainers = trainers
         first = trainers[0]
         self.config, self.ranks = first.config, first.ranks
@@ -45,18 +47,18 @@ class ReplicaTrainer:
         self.states = [trainer.state for trainer in trainers]
         models: list[Any] = [state.model for state in self.states]
         objectives: list[Any] = [state.objective for state in self.states]
-        self.batched = flat_vae.Replicas(models, objectives)
+        self.batched = batch(models, objectives)
         self.optimizer = optim.build(self.config.optim, [p for model in models for p in model.parameters()])
         for state in self.states:
             for parameter in state.model.parameters():
                 self.optimizer.state[parameter] = state.optimizer.state[parameter]
 
     def noise(self) -> list[Tensor]:
-        """Each run's own noise of the coming step, [N, B, ...]."""
+        """Noise of the coming step, [N, B, ...]: each run has its own."""
         return [torch.stack(parts) for parts in zip(*(trainer.noise() for trainer in self.trainers), strict=True)]
 
     def _accumulate(self, x: Tensor) -> Loss:
-        """Backpropagate the step's batches [N, A * B, ...]; the mean of their losses, each part with a leading N."""
+        """Backpropagate the step's batches [N, A * B, ...]; return their mean losses, one per run."""
         count, size, all_noise = self.config.optim.accumulation, self.config.run.batch_size, self.noise()
         losses = []
         for rows in [slice(i * size, (i + 1) * size) for i in range(count)]:
@@ -95,11 +97,11 @@ class ReplicaTrainer:
         return reports
 
     def is_lost(self, state: TrainState) -> bool:
-        """Whether too many steps in a row were not finite: alone the run would have ended; here it stays as it is."""
+        """Whether a run has diverged. Its weights no longer move; alone, the run would have ended."""
         return state.num_bad_in_a_row >= self.config.run.max_bad_steps
 
     def _settle(self, state: TrainState, report: StepReport) -> None:
-        """Decide whether a run's weights move, and count."""
+        """Decide whether a run's weights move, and update its counters."""
         found = report.verdict.read()
         report.settled, report.skipped = True, found.skips or self.is_lost(state)
         state.num_skipped += report.skipped
@@ -110,7 +112,7 @@ class ReplicaTrainer:
             report.notes.append(f"step {report.step}: loss or gradient not finite, step skipped")
 
     def _move(self, lr: float, norms: Tensor, skipped: list[bool]) -> None:
-        """Clip each gradient, step all weights but those of runs that skip, count the step."""
+        """Clip each run's gradient, then step the weights of all runs that do not skip."""
         if self.config.optim.grad_clip > 0:
             self.batched.scale_gradients((self.config.optim.grad_clip / (norms + 1e-6)).clamp(max=1.0))
         for optimizer in (self.optimizer, *(state.optimizer for state in self.states)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +28,19 @@ from launch.training.step import Trainer, new_state, resolve_precision
 
 
 def default_run_dir(config: SharedConfig) -> Path:
-    """runs/<dataset>-<preset>-seed<seed>."""
-    return Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"
+    """Folder of a run without --run-dir: runs/<dataset>-<family>-<preset>-<objective>-seed<seed>."""
+    family = family_of(config)
+    setting = family.setting(config)
+    parts = [config.data.dataset, family.name, config.preset, "" if setting == config.preset else setting]
+    name = re.sub(r"[^\w.]+|_", "-", "-".join(filter(None, parts)))
+    path, older = (
+        Path("runs") / f"{name}-seed{config.run.seed}",
+        Path("runs")
+        / (
+            f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"  # name before 2026-11-28
+        ),
+    )
+    return older if config.run.resume == "auto" and older.exists() and not path.exists() else path
 
 
 def announce(
@@ -236,7 +248,9 @@ def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
 def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
     """A step of one trainer, or of several at once."""
     if len(trainers) > 1:
-        return ReplicaTrainer(trainers).train_step
+        batch = family_of(trainers[0].config).batch
+        assert batch is not None, "only a family that offers replicas has members"
+        return ReplicaTrainer(trainers, batch).train_step
     only = trainers[0]
     return lambda images, stop: [only.train_step(images, stop=stop)]
 

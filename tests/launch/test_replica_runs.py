@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import datasets
-from flat_vae import FlatVAEConfig, ObjectiveConfig
+from flat_vae import FlatVAEConfig, ObjectiveConfig, Replicas
 from launch.console import errors
 from launch.console.config import RunConfig
 from launch.families.flat_vae import PLAIN_ADAM, FlatTrainConfig, ReplicatedTrainConfig
@@ -94,7 +94,7 @@ def steps_alone(configs: list[FlatTrainConfig], steps: int) -> tuple[list[steppi
 def steps_together(configs: list[FlatTrainConfig], steps: int) -> tuple[list[stepping.Trainer], Tensor]:
     """The same at once."""
     data, trainers, losses = toy.open_toy(Path()), fresh(configs), []
-    together, order = ReplicaTrainer(trainers), Orders(orders_of(configs, data))
+    together, order = ReplicaTrainer(trainers, Replicas), Orders(orders_of(configs, data))
     for step in range(steps):
         reports = together.train_step(data.images(order.indices(step)[1]))
         losses.append(torch.stack([report.terms["loss"] for report in reports]))
