@@ -14,11 +14,11 @@ import datasets
 from benchmarks import counting, harness
 from benchmarks.harness import Case, Row
 from benchmarks.steps import CELEBA64, CPU_SHAPE, random_images
+from datasets import to_float
 from datasets.arrays import ArrayDataset
 from datasets.views import Views
 from launch.families.nvae import NVAE_PRESETS
 from launch.machine import noise
-from launch.training.evaluation import to_float
 from metrics.elbo import log_weight
 from nvae import NVAE
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from benchmarks import counting, harness
 from benchmarks.harness import Case, Row
 from benchmarks.plain import plain_model, plain_step
-from datasets import ImageSpec
+from datasets import ImageSpec, to_float
 from launch.console.config import OptimConfig, RunConfig
 from launch.families import family_of
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine.distributed import Ranks
-from launch.training.evaluation import to_float
 from launch.training.planning import image_spec
 from launch.training.step import Trainer, new_state, resolve_precision
 from metrics.elbo import terms

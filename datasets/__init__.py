@@ -2,7 +2,7 @@
 
 from datasets import dsprites, recipes, resident
 from datasets.arrays import SPLITS, Dataset
-from datasets.batches import Batches, spread
+from datasets.batches import Batches
 from datasets.loader import Batch, Loader
 from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
 from datasets.spec import DataError, ImageSpec, NoSuchSplit, to_float
@@ -27,6 +27,5 @@ __all__ = [
     "prepare",
     "recipes",
     "resident",
-    "spread",
     "to_float",
 ]

@@ -74,15 +74,3 @@ class Batches:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size + self.rank * self.local_batch_size
         return epoch, self.order(epoch)[start : start + self.local_batch_size].copy()
-
-
-def spread(num_images: int, count: int | None = None) -> Int64:
-    """Indices of ``count`` images spread evenly over a split, in order; all of them by default.
-
-    A part of a split is never its first images: dSprites and folders are sorted, and their first images are alike.
-    """
-    if count is None or count >= num_images:
-        return np.arange(num_images)
-    if count < 1:
-        raise DataError(f"{count} images make no sense; give 1 or more")
-    return np.arange(count) * num_images // count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -57,7 +58,15 @@ class ImageSpec:
         return (1 << self.num_bits) - 1
 
 
-def to_float(images: Tensor, spec: ImageSpec, device: torch.device | str | None = None) -> Tensor:
+class Levels(Protocol):
+    """What the conversion of levels needs of an image spec, ours or a model's."""
+
+    @property
+    def num_bits(self) -> int:
+        """Bits of one value."""
+
+
+def to_float(images: Tensor, spec: Levels, device: torch.device | str | None = None) -> Tensor:
     """Convert stored levels to the values that a model sees, x / (2^num_bits - 1).
 
     Args:
@@ -69,7 +78,7 @@ def to_float(images: Tensor, spec: ImageSpec, device: torch.device | str | None 
         float32 `[B, C, H, W]` in [0, 1].
     """
     moved = images if device is None else images.to(device, non_blocking=True)
-    return moved.float().div_(spec.max_value)
+    return moved.float().div_(2**spec.num_bits - 1)
 
 
 def check_size(size: int | Sequence[int]) -> tuple[int, int]:

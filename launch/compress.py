@@ -94,21 +94,6 @@ class Header:
     pixels: str  # digest
 
 
-class Spread:
-    """``num`` images of a data set, evenly spread, because some data sets are sorted."""
-
-    def __init__(self, data: datasets.Dataset, num: int) -> None:
-        self.data, self.spec, self.name = data, data.spec, data.name
-        self.rows = np.linspace(0, len(data) - 1, num).round().astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def images(self, indices: Any) -> torch.Tensor:
-        """uint8 levels [B, C, H, W]."""
-        return self.data.images(self.rows[indices])
-
-
 def _digest(content: bytes) -> str:
     """128 bits of SHA-256 in hexadecimal: against damage and mistakes."""
     return hashlib.sha256(content).hexdigest()[:DIGEST_CHARACTERS]
@@ -215,10 +200,10 @@ class Packed:
     net_bits: int
 
 
-def pack(model: VAE, data: Spread, *, seed: int, digest: str, weights: Weights) -> Packed:
+def pack(model: VAE, data: datasets.Subset, *, seed: int, digest: str, weights: Weights) -> Packed:
     """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``."""
     levels = data.images(np.arange(len(data)))
-    sample = evaluation.to_float(levels[:SURVEYED], data.spec, torch.device("cpu"))
+    sample = datasets.to_float(levels[:SURVEYED], data.spec, torch.device("cpu"))
     halvings = bits_back.choose_halvings(model, sample, torch.Generator().manual_seed(seed))
     images = [image.numpy().astype(np.int32) for image in levels]
     coded = bits_back.encode(_codec(model, halvings, seed), images, lambda n: tqdm(n, "packing", disable=None))
@@ -264,7 +249,7 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     model = run.model
     bits_back.check_codable(model)
     split = run.data(config.split)
-    data = Spread(split, min(config.images or len(split), len(split)))
+    data = datasets.Subset(split, datasets.choose_rows(len(split), config.images))
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()
     negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # codes are of exact edges
@@ -288,7 +273,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     path = _checkpoint_of(run, header, file)
     images = unpack(content, replace(run, weights=header.weights, asked_checkpoint=path).model, str(file))
     config.out.mkdir(parents=True, exist_ok=True)
-    shown = evaluation.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec, torch.device("cpu"))
+    shown = datasets.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec, torch.device("cpu"))
     figures.save(figures.grid(shown), config.out / "preview.png")
     files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
     print(f"{len(images):,} images of {header.data}: {config.out / 'images.npy'}, the first ones in preview.png")

@@ -24,6 +24,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 import numpy as np
 import torch
 
+import datasets
 import metrics
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
@@ -32,7 +33,7 @@ from launch.machine import files
 from launch.results.encoding import is_one_vector
 from launch.results.run import open_run
 from launch.studies import sweep_report
-from launch.training import evaluation, jobs
+from launch.training import jobs
 from launch.training.folder import RunFolder
 from launch.training.jobs import Script, ScriptRun
 
@@ -143,9 +144,9 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     if not is_one_vector(model.group_shapes):
         return {}
     data = saved.data("test")
-    rows = np.random.default_rng(0).permutation(len(data))[:num_images]
+    rows = datasets.choose_rows(len(data), num_images, seed=0)  # the images that score.py takes
     parts = [
-        flat_figures.encode(model, evaluation.to_float(data.images(part), data.spec, device))
+        flat_figures.encode(model, datasets.to_float(data.images(part), data.spec, device))
         for part in np.array_split(rows, math.ceil(len(rows) / 512))
     ]
     means, stds = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std"))

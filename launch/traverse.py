@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import datasets
 from launch.console import errors, figures
 from launch.console.figures import Picture
 from launch.console.flags import parse
 from launch.machine import distributed, files, noise
 from launch.results.run import open_run
-from launch.training import evaluation
 from metrics import edits
 from metrics.model import VAE
 
@@ -208,7 +208,7 @@ def main(arguments: list[str]) -> None:
         if not 0 <= index < len(data):
             raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")
     several, pair = np.arange(min(config.images, len(data))), np.array([config.image, config.other])
-    x, chosen = (evaluation.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
+    x, chosen = (datasets.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
     rows = show(run.model, x, chosen, config).cpu()
     if not torch.isfinite(rows).all():
         raise FloatingPointError(

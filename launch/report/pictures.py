@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 import datasets
+from datasets import to_float
 from launch.console import figures
 from launch.console.figures import Picture
 from launch.machine import noise
 from launch.report.data import ScoredRun
 from launch.results.run import open_run
-from launch.training.evaluation import to_float
 from metrics import edits
 from metrics.model import VAE
 
@@ -77,7 +77,7 @@ def draw(
     protocol = run.record["protocol"]
     saved = open_run(run.path, device=device, weights=run.record["weights"], data_root=data_root, other_data=insist)
     data, model = saved.data("all" if protocol["full_grid"] else protocol["split"]), saved.model
-    pool = to_float(data.images(datasets.spread(len(data), POOL)), data.spec, device)
+    pool = to_float(data.images(datasets.choose_rows(len(data), POOL)), data.spec, device)
     x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]
     source = noise.generator(device, noise.FIGURES, protocol["seed"])
     return {

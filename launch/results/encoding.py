@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 import datasets
 import metrics
+from datasets import to_float
 from launch.machine.distributed import Ranks
 from launch.machine.files import read_npz, write_atomically
 from launch.training import evaluation
-from launch.training.evaluation import ImageSet, to_float
+from launch.training.evaluation import ImageSet
 from metrics.edits import residual_parameters
 from metrics.elbo import ACTIVE_UNIT_NATS
 from metrics.model import VAE

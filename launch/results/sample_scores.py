@@ -48,7 +48,7 @@ def score_samples(run: SavedRun, held_out: datasets.Dataset, *, num: int, seed: 
     if every_image is None or not is_known_completely(every_image):
         return None
     bank = bank_of(every_image)
-    real = held_out.images(datasets.spread(len(held_out), min(num, len(held_out))))
+    real = held_out.images(datasets.choose_rows(len(held_out), min(num, len(held_out))))
     pictures = {"samples": run.sample(num, seed=seed), "reconstructions": run.reconstruct(real), "held_out": real}
     return {name: metrics.to_plain(_scores(bank, every_image, images)) for name, images in pictures.items()}
 

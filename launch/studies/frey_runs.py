@@ -135,7 +135,7 @@ def _measure(model: VAE, data: datasets.Dataset) -> dict[str, float]:
 
 @torch.no_grad()
 def _codes(model: VAE, data: datasets.Dataset) -> flat_figures.Codes:
-    return flat_figures.encode(model, evaluation.to_float(data.images(range(len(data))), data.spec, CPU.device))
+    return flat_figures.encode(model, datasets.to_float(data.images(range(len(data))), data.spec, CPU.device))
 
 
 def _write_posteriors(job: Job, codes: flat_figures.Codes) -> None:

@@ -99,31 +99,17 @@ def work(job: Job) -> None:
     )
 
 
-class _Subset:
-    """Some images of a data set, in a fixed random order, as the evaluation wants them."""
-
-    def __init__(self, data: datasets.Dataset, count: int) -> None:
-        self.spec, self.data = data.spec, data
-        self.rows = np.random.default_rng(0).permutation(len(data))[:count]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def images(self, indices: Any) -> torch.Tensor:
-        return self.data.images(self.rows[indices])
-
-
 @torch.no_grad()
 def measure(model: VAE, test: datasets.Dataset, ranks: Ranks, num_images: int) -> dict[str, Any]:
     """Distortion and rate in nats, MIG (20 bins), and MIC of the first three latents about each factor, of test images."""
-    some = _Subset(test, num_images)
+    some = datasets.Subset(test, datasets.choose_rows(len(test), num_images, seed=0))
     result = evaluation.evaluate(model, some, ranks, batch_size=AT_ONCE, seed=0).summary()
     blocks = np.array_split(np.arange(len(some)), max(1, len(some) // AT_ONCE))
     parts = [
-        flat_figures.encode(model, evaluation.to_float(some.images(block), test.spec, ranks.device)) for block in blocks
+        flat_figures.encode(model, datasets.to_float(some.images(block), test.spec, ranks.device)) for block in blocks
     ]
     codes = torch.cat([part.mean for part in parts])
-    factors = test.factors(some.rows)
+    factors = some.factors(range(len(some)))
     concentration = mic(codes, factors, FIRST_GROUP)
     return {
         "distortion": result["distortion"],

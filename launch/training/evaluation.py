@@ -17,7 +17,7 @@ import datasets
 from launch.machine import noise
 from launch.machine.distributed import Ranks
 from metrics import elbo
-from metrics.likelihoods import DiscretizedLogisticMixture, Edges, ImageSpec, Likelihood
+from metrics.likelihoods import DiscretizedLogisticMixture, Edges, Likelihood
 from metrics.model import VAE
 from metrics.pixel_baseline import count_levels, fit_pixel_baseline
 
@@ -44,11 +44,6 @@ class ImageSet(Protocol):
 
 class Stopped(Exception):
     """An evaluation was interrupted by a stop request on some rank."""
-
-
-def to_float(images: Tensor, spec: ImageSpec, device: torch.device) -> Tensor:
-    """uint8 levels as floats in [0, 1] on ``device``."""
-    return images.to(device, non_blocking=True).float().div_(2**spec.num_bits - 1)
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,7 @@ def evaluate(
     Raises:
         Stopped: ``should_stop`` returned True on some rank; raised on all ranks.
     """
-    chosen = datasets.spread(len(dataset), num_images)
+    chosen = datasets.choose_rows(len(dataset), num_images)
     measured = _Measurement(model, seed, importance_draws, both_edges)
     parts: list[Part] = []
     channels: list[Tensor] = []
@@ -238,7 +233,7 @@ def evaluate(
         for number, positions in blocks(len(chosen), ranks, batch_size):
             if should_stop():
                 break
-            x = to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
+            x = datasets.to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
             part, kl_sums = measured.block(x, number)
             parts.append((number, part))
             channels.append(kl_sums)

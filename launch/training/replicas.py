@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets import to_float
 from launch.training import optim
-from launch.training.evaluation import to_float
 from launch.training.guard import Verdict
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics.objective import Loss

@@ -230,7 +230,7 @@ class Run:
         """Held-out images as floats, evenly spread over the split: ``count``, or fewer if they are large."""
         data = self.valid_data
         count = max(1, min(count, len(data), FIGURE_POOL_PIXELS // data.spec.num_dims))
-        return to_float(data.images(datasets.spread(len(data), count)), data.spec, self.ranks.device)
+        return to_float(data.images(datasets.choose_rows(len(data), count)), data.spec, self.ranks.device)
 
     # --- Ways to stop ---------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets import to_float
 from launch.console.config import SharedConfig
 from launch.machine import noise
 from launch.machine.distributed import Ranks
 from launch.training import optim
 from launch.training.ema import ExponentialMovingAverage
-from launch.training.evaluation import to_float
 from launch.training.guard import Rollback, Verdict
 from metrics.model import VAE
 from metrics.objective import Objective

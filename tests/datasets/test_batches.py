@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.batches import Batches, spread
+from datasets.batches import Batches
 from datasets.spec import DataError
 
 
@@ -63,14 +63,3 @@ def test_impossible_ranks_and_steps_are_refused() -> None:
         Batches(10, 2, rank=2, world_size=2)
     with pytest.raises(ValueError, match="step -1"):
         Batches(10, 2).indices(-1)
-
-
-def test_spread_covers_the_whole_split_evenly() -> None:
-    assert spread(10).tolist() == list(range(10))
-    assert spread(10, 99).tolist() == list(range(10))
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    chosen = spread(36_570, 1_000)
-    assert len(np.unique(chosen)) == 1_000
-    assert set(np.diff(chosen)) == {36, 37}
-    with pytest.raises(DataError, match="0 images"):
-        spread(10, 0)
