@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launch.machine import files
 from launch.results.run import SavedRun
 from launch.training import checkpoint
 from launch.training.folder import RunFolder
 
+CHECK = "check.json"
+CHECKED_SAMPLES = 8
 PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
 
 
@@ -22,8 +25,15 @@ def without_places(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "argv"} | {"config": config}
 
 
+def _means(run: SavedRun) -> list[float]:
+    """Mean pixel of a few samples: what whoever gets the copy can compare theirs with."""
+    return [float(mean) for mean in run.sample(CHECKED_SAMPLES, seed=0).mean(dim=(1, 2, 3))]
+
+
 def export(run: SavedRun, out: Path) -> RunFolder:
     """Write ``run`` to ``out``: a run folder with one checkpoint that holds the averaged weights where there are any.
+
+    ``check.json`` beside it holds the mean pixel of a few samples, by which a copy on another machine is recognised.
 
     Every script reads it as it reads the run. Training can't be resumed from it: the optimiser's state stays behind.
 
@@ -51,10 +61,16 @@ def export(run: SavedRun, out: Path) -> RunFolder:
             if name == "scores.json":  # the scores are of these weights, whose file is another one now
                 record |= {"checkpoint": path.name, "checkpoint_sha256": checkpoint.recorded_sha256(path)}
             folder.write_json(name, record)
-    lines = (
-        (run.folder / "metrics.jsonl").read_text(encoding="utf-8") if (run.folder / "metrics.jsonl").is_file() else ""
-    )
-    held_out = [line for line in lines.splitlines(keepends=True) if '"val/' in line]
+    folder.write_json(CHECK, {"seed": 0, "mean_of_samples": _means(run)})
+    held_out = _held_out(run.folder / "metrics.jsonl")
     if held_out:
-        (out / "metrics.jsonl").write_text("".join(held_out), encoding="utf-8")
+        files.write_text(out / "metrics.jsonl", "".join(held_out))
     return folder
+
+
+def _held_out(path: Path) -> list[str]:
+    """The lines of a run's metrics that hold an evaluation, [] where there are no metrics."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [line for line in file if '"val/' in line]

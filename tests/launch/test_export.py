@@ -36,6 +36,7 @@ def test_a_copy_gives_the_same_model_from_less(run: Path, tmp_path: Path) -> Non
     assert str(run.parent) not in "".join(path.read_text() for path in out.glob("*.json*"))
     assert json.loads((out / "scores.json").read_text())["checkpoint_sha256"] == checkpoint.sha256(second.checkpoint)
     assert (out / "summary.json").is_file()
+    assert len(json.loads((out / "check.json").read_text())["mean_of_samples"]) == 8
     assert call("sample", "--run", out, "--num", "2", "--out", tmp_path / "samples.png").code == 0
 
 
