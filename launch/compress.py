@@ -10,39 +10,29 @@ on the same kind of processor.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-import struct
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import datasets
 from datasets.files import read_bytes
 from launch.console import errors, figures
 from launch.console.flags import parse
-from launch.machine import distributed, files, noise
+from launch.machine import distributed, files
+from launch.report.tables import Table
 from launch.results import bits_back
-from launch.results.run import SavedRun, Weights, open_run
+from launch.results.container import Header, Packed, from_bytes, pack, unpack
+from launch.results.run import SavedRun, open_run
 from launch.training import checkpoint, evaluation
-from metrics.model import VAE
 
-MAGIC = b"STRATA-BITS-BACK"
-FORMAT = 1
-MOST_HEADER_BYTES = 1 << 24
 LARGEST_FILE = 1 << 34
-SURVEYED = 32  # images that the latents' grids are chosen by
 PREVIEWED = 64
-DIGEST_CHARACTERS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,83 +65,6 @@ class CompressConfig:
             )
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a compressed file says of itself."""
-
-    checkpoint: str  # digest of the weights that compressed
-    weights: Weights
-    arithmetic: str  # of the floats that they compute here
-    torch: str
-    processor: str
-    data: str
-    count: int
-    halvings: list[list[int]]
-    seed: int
-    num_initial: int
-    num_words: int
-    words: str  # digest
-    pixels: str  # digest
-
-
-def _digest(content: bytes) -> str:
-    """128 bits of SHA-256 in hexadecimal: against damage and mistakes."""
-    return hashlib.sha256(content).hexdigest()[:DIGEST_CHARACTERS]
-
-
-def _pixels(images: Sequence[bits_back.Ints]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.stack(images).astype(np.uint8)
-
-
-@torch.no_grad()
-def arithmetic(model: VAE) -> str:
-    """A digest of what the model computes of a fixed image: equal where encoder and decoder see the same floats."""
-    spec = model.spec
-    source = torch.Generator().manual_seed(0)
-    x = torch.randint(2**spec.num_bits, (1, spec.channels, spec.height, spec.width), generator=source).float()
-    drawn = noise.standard_normal(model.group_shapes, source, local=1)
-    output = model(x / (2**spec.num_bits - 1), drawn)
-    beliefs = [t for g in output.groups for t in (g.posterior.mean, g.posterior.std, g.prior.mean, g.prior.std)]
-    return _digest(b"".join(t.numpy().tobytes() for t in (*beliefs, output.likelihood.mean)))
-
-
-def to_bytes(header: Header, words: bits_back.Words) -> bytes:
-    """A compressed file: magic, format and header's length (little-endian), header (JSON), words (little-endian)."""
-    text = json.dumps(asdict(header), separators=(",", ":")).encode()
-    return MAGIC + struct.pack("<II", FORMAT, len(text)) + text + words.astype("<u4").tobytes()
-
-
-def from_bytes(content: bytes, where: str) -> tuple[Header, bits_back.Words]:
-    """The inverse of :func:`to_bytes`.
-
-    Raises:
-        ValueError: no such file, of another format, truncated or damaged.
-    """
-    start = len(MAGIC) + 8
-    if not content.startswith(MAGIC) or len(content) < start:
-        raise ValueError(f"{where} is no file of compress.py; give one that it wrote")
-    version, size = struct.unpack("<II", content[len(MAGIC) : start])
-    if version != FORMAT:
-        raise ValueError(f"{where} has format {version}, this program reads {FORMAT}; use the Strata that wrote it")
-    if len(content) < start + size or size > MOST_HEADER_BYTES:
-        raise ValueError(f"{where} is truncated within its header; restore it")
-    try:
-        header = Header(**json.loads(content[start : start + size]))
-        num_words = int(header.num_words)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where} has a damaged header; restore it") from error
-    payload = content[start + size :]
-    if len(payload) != 4 * num_words:
-        raise ValueError(
-            f"{where} holds {len(payload):,} bytes of images instead of {4 * num_words:,}, it was truncated or "
-            "extended; restore it"
-        )
-    words = np.frombuffer(payload, "<u4").astype(np.uint32)
-    if _digest(payload) != header.words:
-        raise ValueError(f"{where} is damaged, its bytes do not match its checksum; restore it")
-    return header, words
-
-
 def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
     for path in checkpoint.find(run.files.checkpoints):
         if files.sha256(path).startswith(header.checkpoint):
@@ -162,81 +75,16 @@ def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
     )
 
 
-def _codec(model: VAE, halvings: bits_back.Halvings, seed: int) -> bits_back.BitsBack:
-    bits_back.check_codable(model)
-    if [len(group) for group in halvings] != [shape[0] for shape in model.group_shapes]:
-        raise ValueError("the file's header does not fit the model's groups; restore it")
-    return bits_back.BitsBack(model, halvings, seed)
-
-
-def unpack(content: bytes, model: VAE, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The images, uint8 [N, C, H, W], of a compressed file's ``content``; ``model`` must be the one that wrote it.
-
-    Raises:
-        ValueError: a damaged file, or other arithmetic than that of the encoder.
-    """
-    header, words = from_bytes(content, where)
-    codec = _codec(model, header.halvings, header.seed)
-    if arithmetic(model) != header.arithmetic:
-        raise ValueError(
-            f"{where} was compressed with PyTorch {header.torch} on {header.processor}, whose floats differ from those "
-            f"here (PyTorch {torch.__version__}, {platform.machine()}); decompress it there"
-        )
-    coded = bits_back.Coded(words, header.num_initial)
-    images = _pixels(bits_back.decode(codec, coded, header.count, lambda n: tqdm(n, "unpacking", disable=None)))
-    if _digest(images.tobytes()) != header.pixels:
-        raise ValueError(
-            f"the images of {where} did not come out as they went in; decompress on the machine it is from"
-        )
-    return images
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A compressed file and its sizes in bits."""
-
-    content: bytes
-    bits: int
-    net_bits: int
-
-
-def pack(model: VAE, data: datasets.Subset, *, seed: int, digest: str, weights: Weights) -> Packed:
-    """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``."""
-    levels = data.images(np.arange(len(data)))
-    sample = datasets.to_float(levels[:SURVEYED], data.spec, torch.device("cpu"))
-    halvings = bits_back.choose_halvings(model, sample, torch.Generator().manual_seed(seed))
-    images = [image.numpy().astype(np.int32) for image in levels]
-    coded = bits_back.encode(_codec(model, halvings, seed), images, lambda n: tqdm(n, "packing", disable=None))
-    header = Header(
-        checkpoint=digest[:DIGEST_CHARACTERS],
-        weights=weights,
-        arithmetic=arithmetic(model),
-        torch=torch.__version__,
-        processor=platform.machine(),
-        data=data.name,
-        count=len(images),
-        halvings=halvings,
-        seed=seed,
-        num_initial=coded.num_initial,
-        num_words=len(coded.words),
-        words=_digest(coded.words.astype("<u4").tobytes()),
-        pixels=_digest(_pixels(images).tobytes()),
-    )
-    return Packed(to_bytes(header, coded.words), coded.bits, coded.net_bits)
-
-
-def report(packed: Packed, negative_elbo: float, count: int, num_dims: int) -> str:
-    """Measured bits/dim beside the negative ELBO of the same images."""
-    total = count * num_dims
-    rows = [
-        ("negative ELBO", negative_elbo),
-        ("measured", packed.net_bits / total),
-        ("measured with the initial bits", packed.bits / total),
-        ("the file, header included", 8 * len(packed.content) / total),
-    ]
-    lines = [f"{'':32}{'bits/dim':>10}{'ratio':>9}"]
-    lines += [f"{name:32}{bits:>10.5f}{bits / negative_elbo:>9.4f}" for name, bits in rows]
-    return "\n".join(lines)
+def report(packed: Packed, negative_elbo: float, num_dims: int) -> Table:
+    """List the measured bits/dim of ``num_dims`` values beside the negative ELBO of the same images."""
+    rows = {
+        "negative ELBO": negative_elbo,
+        "measured": packed.net_bits / num_dims,
+        "measured with the initial bits": packed.bits / num_dims,
+        "the file, header included": 8 * len(packed.content) / num_dims,
+    }
+    cells = [[name, f"{bits:.5f}", f"{bits / negative_elbo:.4f}"] for name, bits in rows.items()]
+    return Table(["", "bits/dim", "ratio"], cells)
 
 
 def _write(file: IO[bytes], content: bytes) -> None:
@@ -261,7 +109,7 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     print(
         f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}"
     )
-    print(report(packed, negative_elbo, len(data), data.spec.num_dims))
+    print(report(packed, negative_elbo, len(data) * data.spec.num_dims).text())
     print("decompressed again: every pixel is as it was")
 
 
@@ -273,10 +121,12 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     path = _checkpoint_of(run, header, file)
     images = unpack(content, replace(run, weights=header.weights, asked_checkpoint=path).model, str(file))
     config.out.mkdir(parents=True, exist_ok=True)
-    shown = datasets.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec, torch.device("cpu"))
+    shown = datasets.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec)
     figures.save(figures.grid(shown), config.out / "preview.png")
     files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
-    print(f"{len(images):,} images of {header.data}: {config.out / 'images.npy'}, the first ones in preview.png")
+    print(
+        f"{len(images):,} images of {errors.one_line(header.data)}: {config.out / 'images.npy'}, the first ones in preview.png"
+    )
 
 
 def main(arguments: list[str]) -> None:

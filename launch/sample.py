@@ -19,11 +19,10 @@ from torch import Tensor
 
 from launch.console import errors, figures
 from launch.console.flags import parse
+from launch.families.nvae import readjust_batch_norm
 from launch.machine import distributed, noise
-from launch.results import batch_norm
 from launch.results.run import open_run
 from metrics.model import VAE
-from nvae import NVAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class SampleConfig:
     pixel_temperature: float = 1.0
     """With --pixels sample: lower means less noise."""
     readjust_bn: int = 0
-    """Batches of samples that batch-norm statistics are estimated from again, for this temperature, once; 0: keep."""
+    """Batches of samples that batch-norm statistics are estimated from anew for this temperature; 0 keeps those of training."""
     pixels: Literal["mean", "sample"] = "mean"
     """The likelihood's mean, or a draw from it."""
     seed: int = 0
@@ -62,33 +61,34 @@ class SampleConfig:
             raise ValueError("--temperature has no value; give one number or one per group")
 
 
-def _readjust(model: VAE, config: SampleConfig, path: Path, device: torch.device) -> None:
-    if not isinstance(model, NVAE):
-        raise ValueError("--readjust-bn: this model has no batch norms; leave it out")
-    batch_norm.apply_reestimated(
-        model,
-        path,
-        weights=config.weights,
-        temperatures=config.temperature,
-        num_batches=config.readjust_bn,
-        batch_size=config.batch_size,
-        device=device,
+def temperature_of(model: VAE, typed: tuple[float, ...]) -> float | tuple[float, ...]:
+    """Return the temperature as models take it: one number, or one for each group.
+
+    Raises:
+        ValueError: neither one number nor one per group.
+    """
+    num_groups = len(model.group_shapes)
+    if len(typed) not in (1, num_groups):
+        raise ValueError(f"--temperature has {len(typed)} values for {num_groups} group(s); give one, or one per group")
+    return typed[0] if len(typed) == 1 else typed
+
+
+def readjust(model: VAE, config: SampleConfig, source: torch.Generator) -> None:
+    """Give the model the batch-norm statistics of samples at the temperature that was asked for."""
+    temperature: Any = temperature_of(model, config.temperature)
+    readjust_batch_norm(
+        model, lambda i: model.sample(config.batch_size, temperature, generator=source), config.readjust_bn
     )
 
 
 def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
-    """The images that were asked for, [N, C, H, W] in [0, 1].
+    """Draw the images that were asked for, [N, C, H, W] in [0, 1].
 
     Raises:
         ValueError: a temperature of 0 or below, or not one per group.
         FloatingPointError: images that are not finite.
     """
-    num_groups = len(model.group_shapes)
-    if len(config.temperature) not in (1, num_groups):
-        raise ValueError(
-            f"--temperature has {len(config.temperature)} values for {num_groups} group(s); give one, or one per group"
-        )
-    temperature: Any = config.temperature[0] if len(config.temperature) == 1 else config.temperature
+    temperature: Any = temperature_of(model, config.temperature)
     drawn = [
         model.sample(
             min(config.batch_size, config.num - done),
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(config.run, device=ranks.device, weights=config.weights)
     model = run.model
     if config.readjust_bn:
-        _readjust(model, config, run.checkpoint, ranks.device)
+        readjust(model, config, noise.generator(ranks.device, noise.FIGURES, "batch norm"))
     images = draw(model, config, noise.generator(ranks.device, noise.FIGURES, config.seed))
     shown = "-".join(f"{t:g}" for t in config.temperature)
     name = f"samples_t{shown}_seed{config.seed}.png"

@@ -12,7 +12,6 @@ Examples:
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,20 +20,12 @@ from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-import numpy as np
-import torch
 
-import datasets
-import metrics
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
-from launch.families import flat_figures, flat_vae, nvae
-from launch.machine import files
-from launch.results.encoding import is_one_vector
-from launch.results.run import open_run
+from launch.families import flat_vae, nvae
 from launch.studies import sweep_report
 from launch.training import jobs
-from launch.training.folder import RunFolder
 from launch.training.jobs import Script, ScriptRun
 
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
@@ -61,12 +52,11 @@ class SweepConfig:
     workers: int | None = None
     """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
     images: int = 10_000
-    """Test images that MIG and covariance distance are measured on (flat VAEs)."""
+    """Test images that MIG and covariance distance are measured on: those that score.py takes with as many."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}; give 1 or more")
+        if self.seeds < 1 or self.images < 8:
+            raise ValueError(f"--seeds {self.seeds} --images {self.images}; give at least 1 seed and 8 images")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}; give 1 or more")
         if not self.values or any(len(set(v)) < len(v) for v in (self.values, self.by_values)):
@@ -114,48 +104,6 @@ def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
         flags.parse(type(default), default, typed, prog=f"{sweep.script}.py", description="")
 
 
-def measure(run: Path, num_images: int) -> dict[str, Any]:
-    """The sweep's numbers of a finished run, from its summary and from codes of test images (one vector of latents).
-
-    Kept in ``sweep_scores.json`` beside the checkpoint that they belong to.
-    """
-    folder = RunFolder(run)
-    summary = folder.read_json("summary.json")
-    path = run / "sweep_scores.json"
-    key = {"step": summary["step"], "images": num_images}
-    if path.exists() and (kept := files.read_json(path)).get("of") == key:
-        return dict(kept["scores"])
-    valid = summary["valid"]
-    scores = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
-    scores["active_units"] = float(valid["active_units"])
-    saved = open_run(run)
-    scores |= saved.family.settings(saved.config, saved.spec)
-    scores |= _representation(run, num_images)
-    folder.write_json(path.name, {"of": key, "scores": scores})
-    return scores
-
-
-@torch.no_grad()
-def _representation(run: Path, num_images: int) -> dict[str, float]:
-    """MIG (histogram, where there are factors) and covariance distance of the means of test images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    saved = open_run(run, device=device)
-    model = saved.model
-    if not is_one_vector(model.group_shapes):
-        return {}
-    data = saved.data("test")
-    rows = datasets.choose_rows(len(data), num_images, seed=0)  # the images that score.py takes
-    parts = [
-        flat_figures.encode(model, datasets.to_float(data.images(part), data.spec, device))
-        for part in np.array_split(rows, math.ceil(len(rows) / 512))
-    ]
-    means, stds = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std"))
-    scores = {"covariance_distance": metrics.covariance_distance(means, stds.square()).score}
-    if data.factor_names:
-        scores["mig"] = metrics.mig(means, data.factors(rows)).score
-    return scores
-
-
 def main(arguments: list[str]) -> None:
     """Train what is missing, measure, write the report."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -171,7 +119,9 @@ def main(arguments: list[str]) -> None:
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():
             title = f"{sweep.by} {setting[1]}" if sweep.by else ""
-            series.setdefault(title, {}).setdefault(setting[0], []).append(measure(run.folder, sweep.images))
+            series.setdefault(title, {}).setdefault(setting[0], []).append(
+                sweep_report.measure(run.folder, sweep.images)
+            )
     if series:
         print("\n" + sweep_report.write(sweep.out, sweep.flag, series))
     if faults:

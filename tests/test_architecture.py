@@ -122,3 +122,20 @@ def test_the_reliability_page_names_tests_that_exist() -> None:
     ]
     assert len(named) > 40, "the table is there"
     assert not [(m, n) for m, n in named if f"def test_{n}" not in sources.get(m, "")]
+
+
+SCRIPTS = {file.stem for file in (ROOT / "launch").glob("*.py")} - {"__init__"}
+
+
+def test_no_script_is_imported() -> None:
+    """What two scripts share stands in a room below them."""
+    for file in sorted((ROOT / "launch").rglob("*.py")):
+        found = set[str]()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "launch":
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module.removeprefix("launch.").split(".")[0]} if "launch." in node.module else set()
+            elif isinstance(node, ast.Import):
+                found |= {alias.name.removeprefix("launch.") for alias in node.names if "launch." in alias.name}
+        assert not found & SCRIPTS, f"{file.relative_to(ROOT)} imports {sorted(found & SCRIPTS)}"

@@ -314,10 +314,18 @@ def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = _silent
     """
     coder = _stream().stack.AnsCoder(coded.words)
     mismatch = ValueError("the images did not come out as they went in; decompress with the PyTorch that compressed")
+    images: list[Ints] = []
     try:
-        images = [codec.pop(coder, number) for number in progress(range(num - 1, -1, -1))]
-    except KeyError as error:  # latents where the posterior has no bits to give back
-        raise mismatch from error
+        for number in progress(range(num - 1, -1, -1)):
+            if coder.num_words() == 0:
+                raise ValueError("the stack is empty")
+            images.append(codec.pop(coder, number))
+    except BaseException as error:
+        # KeyError and its kin: latents where the posterior has no bits to give back; a panic of the coder, which is no
+        # Exception: words that no coder wrote
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise mismatch from error
+        raise
     expected = _initial_words(codec)
     if not np.array_equal(coder.get_compressed(), expected[len(expected) - coded.num_initial :]):
         raise mismatch

@@ -6,14 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib import pyplot
 
 from flat_vae import BETA_FORMS
 from launch.console import figures
 from launch.machine import files
+from launch.machine.distributed import Ranks
 from launch.report.statistics import Spread, spread
 from launch.report.tables import Table
+from launch.results import scores
+from launch.results.encoding import encode, is_one_vector
+from launch.results.run import open_run
+from launch.results.scoring import ScoreConfig, scored_from
+from launch.training.folder import RunFolder
 
 Scores = Mapping[str, float]
 Series = Mapping[str, Mapping[str, Sequence[Scores]]]
@@ -125,6 +133,45 @@ def flat(series: Series) -> dict[str, Sequence[Scores]]:
     return {
         f"{value} ({title})" if title else value: runs for title, of in series.items() for value, runs in of.items()
     }
+
+
+def measure(run: Path, num_images: int) -> dict[str, Any]:
+    """Collect the numbers of a finished run, from its summary and from codes of test images.
+
+    They are kept in ``sweep_scores.json`` of the run.
+    """
+    folder = RunFolder(run)
+    summary = folder.read_json("summary.json")
+    path = run / "sweep_scores.json"
+    key = {"step": summary["step"], "images": num_images}
+    if path.exists() and (kept := files.read_json(path)).get("of") == key:
+        return dict(kept["scores"])
+    valid = summary["valid"]
+    found = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
+    found["active_units"] = float(valid["active_units"])
+    saved = open_run(run)
+    found |= saved.family.settings(saved.config, saved.spec)
+    found |= _representation(run, num_images)
+    folder.write_json(path.name, {"of": key, "scores": found})
+    return found
+
+
+def _representation(run: Path, num_images: int) -> dict[str, float]:
+    """Score the codes of test images as launch/score.py does: MIG where there are factors, and covariance distance."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    saved, how = open_run(run, device=device), ScoreConfig(run=run, images=num_images)
+    data = saved.data(how.split)
+    if not (data.factor_names or is_one_vector(saved.model.group_shapes)):
+        return {}
+    rows, alone = how.protocol.rows(len(data)), Ranks(0, 1, device)
+    encoded = encode(saved.model, data, rows, alone, batch_size=how.batch_size, max_gib=how.max_gib)
+    factors = data.factors(rows).numpy() if data.factor_names else None
+    names = [
+        *(["mig"] if data.factor_names else []),
+        *(["covariance_distance"] if encoded.variance is not None else []),
+    ]
+    results = scores.compute(names, scored_from(encoded, factors, (), how))
+    return {name: value for name in names if (value := scores.headline(results[name])) is not None}
 
 
 def write(out: Path, flag: str, series: Series) -> str:

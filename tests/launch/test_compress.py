@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch import compress
-from launch.results import bits_back
+from launch.results import bits_back, container
 from launch.results.bits_back import BitsBack, Ints
 from metrics import elbo
 from metrics.model import VAE
@@ -161,7 +160,7 @@ def test_command_line_there_and_back(trained: Path, file: Path, tmp_path: Path) 
     done = running.call("compress", "--run", trained, "--decompress", file, "--out", tmp_path / "back")
     assert done.code == 0, done.err
     images = np.load(tmp_path / "back" / "images.npy", allow_pickle=False)
-    header, words = compress.from_bytes(file.read_bytes(), str(file))
+    header, words = container.from_bytes(file.read_bytes(), str(file))
     assert images.shape == (7, 3, 12, 16)
     assert images.dtype == np.uint8
     assert (header.count, header.num_words) == (7, len(words))
@@ -169,8 +168,8 @@ def test_command_line_there_and_back(trained: Path, file: Path, tmp_path: Path) 
 
 
 def _edit(content: bytes, **changes: Any) -> bytes:
-    header, words = compress.from_bytes(content, "file")
-    return compress.to_bytes(compress.Header(**{**vars(header), **changes}), words)
+    header, words = container.from_bytes(content, "file")
+    return container.to_bytes(container.Header(**{**vars(header), **changes}), words)
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
@@ -186,6 +185,13 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "other floats": (lambda c: _edit(c, arithmetic="0" * 32), "floats differ"),
     "other pixels": (lambda c: _edit(c, pixels="0" * 32), "did not come out"),
     "other grids": (lambda c: _edit(c, halvings=[[1]]), "does not fit the model"),
+    "wrong type": (lambda c: _edit(c, seed="1"), "damaged header (seed"),
+    "fine grids": (lambda c: _edit(c, halvings=[[10**6]]), "damaged header (halvings"),
+    "negative": (lambda c: _edit(c, num_initial=-1), "damaged header (num_initial"),
+    "many images": (lambda c: _edit(c, count=10**12), "damaged header"),
+    "more images": (lambda c: _edit(c, count=60), "did not come out"),
+    "other weights": (lambda c: _edit(c, weights="best"), "damaged header (weights"),
+    "other offsets": (lambda c: _edit(c, seed=99), "did not come out"),
 }
 
 

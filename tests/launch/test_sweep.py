@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from launch.machine import files
 from launch.studies import sweep_report
 from launch.studies.sweep_report import recommend
 from launch.training import jobs
-from tests.launch import running
+from tests.conftest import ROOT
+from tests.launch import running, toy
 
 SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
 SHARED += ["--batch-size", "4", "--figure-images", "4", "--iw-samples", "2"]
@@ -204,13 +206,26 @@ def test_two_flags_give_every_combination(tmp_path: Path) -> None:
 
 def test_measured_scores_are_kept_with_their_step(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = swept / "beta-1-seed0"
-    first = sweep.measure(run, 10_000)
+    first = sweep_report.measure(run, 10_000)
 
     def again(*_: Any) -> dict[str, float]:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(sweep, "_representation", again)
-    assert sweep.measure(run, 10_000) == first
+    monkeypatch.setattr(sweep_report, "_representation", again)
+    assert sweep_report.measure(run, 10_000) == first
     with pytest.raises(AssertionError, match="measured twice"):
-        sweep.measure(run, 5)
+        sweep_report.measure(run, 8)
     assert files.read_json(run / "sweep_scores.json")["of"] == {"step": 4, "images": 10_000}
+
+
+def test_sweep_and_score_give_a_run_one_mig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 of 54 test images: the same images, the same code, the same number; for a hierarchy too."""
+    toy.register(monkeypatch)
+    for name in ("flat", "nvae"):
+        run = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "runs" / name, tmp_path / name))
+        measured = sweep_report.measure(run, 20)
+        (run / "scores.json").unlink()
+        flags = ["--images", "20", "--metrics", "mig", "--elbo-images", "0", "--samples", "0"]
+        scored = running.call("score", "--run", run, *flags)
+        assert scored.code == 0, scored.err
+        assert measured["mig"] == json.loads((run / "scores.json").read_text())["scores"]["mig"]["score"]
