@@ -1,4 +1,4 @@
-"""Draw images from a trained model's prior, as a PNG grid.
+"""Draw images from a trained model's prior, as a PNG grid or as single files.
 
 Examples:
   python launch/sample.py --run runs/celeba-nvae-tiny-seed0 --temperature 0.7
@@ -44,7 +44,9 @@ class SampleConfig:
     seed: int = 0
     """Of the draws."""
     out: Path | None = None
-    """PNG file; default <run>/figures/samples_t<temperature>_seed<seed>.png."""
+    """PNG file of the grid; default <run>/figures/samples_t<temperature>_seed<seed>.png."""
+    files: Path | None = None
+    """Instead of a grid, a folder with each image as a PNG file of its own, such as score.py --images reads."""
     batch_size: int = 64
     """Images at once."""
     weights: Literal["auto", "raw"] = "auto"
@@ -57,6 +59,10 @@ class SampleConfig:
             raise ValueError(f"--num {self.num} --batch-size {self.batch_size}; give 1 or more")
         if self.readjust_bn < 0:
             raise ValueError(f"--readjust-bn {self.readjust_bn}; give a number of batches, e.g. 100, or 0")
+        if self.out is not None and (self.out.is_dir() or self.out.suffix.lower() != ".png"):
+            raise ValueError(f"--out {self.out} names no PNG file; give one that ends in .png, or --files FOLDER")
+        if self.files is not None and (self.out is not None or self.files.is_file()):
+            raise ValueError(f"--files {self.files} wants a folder and no --out; give one of the two")
         if not self.temperature:
             raise ValueError("--temperature has no value; give one number or one per group")
 
@@ -105,6 +111,14 @@ def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
     return images
 
 
+def _save_each(images: Tensor, folder: Path) -> Path:
+    """Write each image at its own size as <folder>/00000.png, 00001.png, ..."""
+    width = max(5, len(str(len(images) - 1)))
+    for i, image in enumerate(figures.to_uint8(images if images.shape[1] in (1, 3) else images[:, :1])):
+        figures.save(image.permute(1, 2, 0).squeeze(2).numpy(), folder / f"{i:0{width}d}.png")
+    return folder
+
+
 def main(arguments: list[str]) -> None:
     """Parse, draw, save, and say where."""
     config = parse(SampleConfig, None, arguments, prog="sample.py", description=__doc__ or "")
@@ -115,8 +129,11 @@ def main(arguments: list[str]) -> None:
         readjust(model, config, noise.generator(ranks.device, noise.FIGURES, "batch norm"))
     images = draw(model, config, noise.generator(ranks.device, noise.FIGURES, config.seed))
     shown = "-".join(f"{t:g}" for t in config.temperature)
-    name = f"samples_t{shown}_seed{config.seed}.png"
-    saved = figures.save(figures.grid(images), config.out or run.files.figures / name)
+    if config.files is not None:
+        saved = _save_each(images, config.files)
+    else:
+        name = f"samples_t{shown}_seed{config.seed}.png"
+        saved = figures.save(figures.grid(images), config.out or run.files.figures / name)
     print(f"{config.num} samples of {config.run} (step {run.step:,}) at temperature {shown}: {saved}")
 
 

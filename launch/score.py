@@ -3,7 +3,8 @@
 Examples:
   python launch/score.py --run runs/dsprites-flat-vae-burgess-vae-seed0
   python launch/score.py --run runs/dsprites-nvae-tiny-seed0 --images 2000 --metrics reduced groups --untrained
-  python launch/score.py --codes codes.npz --metrics mig dci       (keys: codes [N, D], factors [N, K])
+  python launch/score.py --codes codes.csv --metrics mig mcc       (columns z0, z1, ... and factors; or npz, parquet)
+  python launch/score.py --images samples/ --reference photos/ --inception inception_v3.pt
   torchrun --standalone --nproc-per-node=gpu -- launch/score.py --run runs/dsprites-flat-vae-burgess-vae-seed0 --full-grid
 """
 
@@ -17,7 +18,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 from launch.console import errors
 from launch.console.flags import parse
 from launch.machine import distributed
-from launch.report.score_tables import describe
+from launch.report.score_tables import describe, describe_folders
 from launch.results import scoring
 from launch.results.scoring import ScoreConfig
 
@@ -25,8 +26,12 @@ from launch.results.scoring import ScoreConfig
 def main(arguments: list[str]) -> None:
     """Parse, score, print, and leave the JSON."""
     config = parse(ScoreConfig, None, arguments, prog="score.py", description=__doc__ or "")
-    if (config.run is None) == (config.codes is None):
-        raise ValueError("give either --run or --codes; for example: python launch/score.py --run runs/NAME")
+    if [config.run, config.codes, config.reference].count(None) != 2:
+        raise ValueError(
+            "give one of --run, --codes or --reference; for example: python launch/score.py --run runs/NAME"
+        )
+    if config.reference is not None:
+        print(describe_folders(scoring.score_images(config)))
     if config.codes is not None:
         print(describe(scoring.score_codes(config.codes, config)))
     if config.run is not None:

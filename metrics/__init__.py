@@ -45,7 +45,20 @@ if TYPE_CHECKING:
     from metrics.inception import image_scores
 
 _NEEDS_TORCH = {"image_scores": "metrics.inception"}
-_MODULES_WITH_TORCH = ("elbo", "inception", "likelihoods", "normal", "pixel_baseline")
+_MODULES_WITH_TORCH = frozenset(
+    [
+        "decisions",
+        "edits",
+        "elbo",
+        "inception",
+        "likelihoods",
+        "model",
+        "normal",
+        "objective",
+        "pixel_baseline",
+        "pixel_head",
+    ]
+)
 
 
 def __getattr__(name: str) -> Any:

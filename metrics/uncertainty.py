@@ -23,6 +23,7 @@ from metrics.factors import Factors, Table, as_table
 from metrics.reductions import halves
 
 FEWEST_ROWS = 16
+STRONG_BIAS = 6.0  # standard errors, beyond which a bias that does not fall as 1/N exactly shows
 UP_TO_ONE = frozenset(
     (
         *("mig", "mig_sup", "jemmig", "med", "modularity", "infomec", "irs", "sap", "mcc", "cca"),
@@ -111,7 +112,7 @@ def with_uncertainty(
     share = num_half / (num_points - num_half)
     bias, error = share * float(draws.mean() - estimate), math.sqrt(share) * float(draws.std(ddof=1))
     reach = NormalDist().inv_cdf(0.5 + confidence / 2.0) * error
-    name = getattr(score, "__name__", "")
+    name = getattr(getattr(score, "func", score), "__name__", "")  # a partial keeps the function
     return Uncertain(
         score=estimate,
         interval=_within_range(estimate - bias - reach, estimate - bias + reach, draws, name),
@@ -175,9 +176,12 @@ def _within_range(low: float, high: float, draws: Float64, name: str) -> tuple[f
 def _bias_note(bias: float, error: float, num_points: int) -> str:
     if abs(bias) <= 0.25 * error or bias == 0.0:
         return f"bias {bias:+.2g} at {num_points} rows: small beside the standard error {error:.2g}"
+    strong = (
+        "; that is so much that the limit may lie beyond: give more rows" if abs(bias) > STRONG_BIAS * error else ""
+    )
     return (
         f"at {num_points} rows the score is about {abs(bias):.2g} too {'high' if bias > 0 else 'low'} "
-        f"(standard error {error:.2g}); the interval is corrected for it"
+        f"(standard error {error:.2g}); the interval is corrected for it{strong}"
     )
 
 

@@ -18,9 +18,17 @@ def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
         shown = f"{value:.4f}" if value is not None else str(result.get("score"))
         beside = next((f"{k} {result[k]:.4f}" for k in ("ceiling", "baseline") if isinstance(result.get(k), float)), "")
         rows.append([name, shown, beside, METRICS[name].says])
+        rows += [["", "", "", _uncertainty(result["uncertainty"])]] if result.get("uncertainty") else []
         rows += [["", "", "", f"note: {note}"] for note in result.get("notes", ())]
     rows += [[name, "-", "", f"left out: {reason}"] for name, reason in skipped.items()]
     return Table(["score", "value", "", "meaning"], rows, wordy=frozenset({2, 3}))
+
+
+def _uncertainty(found: Mapping[str, Any]) -> str:
+    """Interval, chance level and, where it matters, the bias of one score."""
+    low, high = found["interval"]
+    shown = f"{found['confidence']:.0%} interval {low:.4f} to {high:.4f}; by chance {found['chance']:.4f}"
+    return shown + (f"; {found['bias_note']}" if abs(found["bias"]) > found["standard_error"] else "")
 
 
 def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
@@ -152,3 +160,17 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> st
             + " ".join(f"{v:.1f}" for v in result["kl_group"]),
         ]
     )
+
+
+def describe_folders(record: Mapping[str, Any]) -> str:
+    """Write FID, KID, precision and recall of a folder of images as the table that a person reads."""
+    found = record["scores"]["images"]
+    kernel, near = found["kernel"], found["neighbours"]
+    rows = [
+        ["FID", f"{found['score']:.4f}", "", "lower is better"],
+        ["KID", f"{kernel['score']:.5f}", f"+- {kernel['standard_deviation']:.5f}", "over subsets; lower is better"],
+    ]
+    rows += [[n, f"{near[n]:.4f}", "", ""] for n in ("precision", "recall", "density", "coverage")] if near else []
+    rows += [["", "", "", f"note: {note}"] for note in found["notes"]]
+    compared = f"{record['generated']['num_images']:,} images against {record['reference']['num_images']:,}"
+    return f"{compared}\n{Table(['score', 'value', '', 'meaning'], rows, wordy=frozenset({2, 3})).text()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +13,17 @@ import numpy.typing as npt
 
 import metrics
 from launch.console.flags import nearest
+from metrics.factors import Factors, as_table
 from metrics.hierarchy import DIMS, ReducedScore, mic_over_scales
 from metrics.reductions import as_groups, halves
+from metrics.uncertainty import FEWEST_ROWS
 
 Floats = npt.NDArray[np.floating[Any]]
 Int64 = npt.NDArray[np.int64]
-Need = Literal["factors", "grid", "variances"]
+Need = Literal["factors", "classes", "grid", "variances", "few units"]
+ROWS_TIMES_LATENTS = 10**6  # up to which an interval takes every resample that was asked for
+FEWEST_RESAMPLES = 20
+MOST_UNITS = 64  # that are probed, alone and together, when nobody asked for it by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +36,16 @@ class Scored:
         variances: [N, D] of a flat posterior.
         groups: what reductions see, [M, C, H, W] each, top first.
         units: what :func:`metrics.group_information` sees; ``resolution`` of each.
-        factors: [M, K] of the groups' rows.
+        factors: [M, K] of the groups' rows; continuous ones as quantile bins.
         grid_codes: [prod(grid_sizes), D], a code for every combination of the factors, in their order.
-        shuffles: of the permutation baselines of reduced codes; ``group_shuffles`` of the group table.
+        shuffles: of the permutation baselines of reduced codes and of chance levels; ``group_shuffles`` of the group
+            table.
+        resamples: of the intervals; 0 for none.
     """
 
     codes: Floats
     code_name: str
-    code_factors: Int64 | None
+    code_factors: Int64 | Factors | None
     variances: Floats | None
     groups: Sequence[Floats]
     units: Sequence[Floats]
@@ -49,18 +57,19 @@ class Scored:
     dims: tuple[int, ...] = DIMS
     shuffles: int = 20
     group_shuffles: int = 0
+    resamples: int = 0
 
     @property
-    def with_factors(self) -> tuple[Floats, Int64]:
+    def with_factors(self) -> tuple[Floats, Factors]:
         """Codes and their factors."""
         assert self.code_factors is not None, "a metric's needs are checked before it is called"
-        return self.codes, self.code_factors
+        return self.codes, as_table(self.code_factors)
 
-    def train_and_test(self) -> tuple[Floats, Int64, Floats, Int64]:
+    def train_and_test(self) -> tuple[Floats, Factors, Floats, Factors]:
         """Two random halves, each codes and factors."""
         codes, factors = self.with_factors
         train, test = halves(len(codes), self.seed)
-        return codes[train], factors[train], codes[test], factors[test]
+        return codes[train], factors.rows(train), codes[test], factors.rows(test)
 
     def code_of(self, factors: Int64) -> Floats:
         """Codes of any combinations [n, K], looked up."""
@@ -69,14 +78,26 @@ class Scored:
         return codes
 
 
+_FACTORS: frozenset[Need] = frozenset({"factors"})
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score: what it needs, whether it runs when nobody asked for it by name, and how it is called."""
+    """A score: what it needs, whether it runs when nobody asked for it by name, and how it is called.
+
+    ``of_rows`` is the same as a function of codes, and of factors unless it needs none: what intervals resample.
+    """
 
     needs: frozenset[Need]
     default: bool
     compute: Callable[[Scored], Any]
     says: str
+    of_rows: Callable[..., Any] | None = None
+
+
+def _resampled(of_rows: Callable[..., Any], says: str, *, default: bool = True) -> Metric:
+    """A cheap score of codes and factors, which gets an interval and a chance level."""
+    return Metric(_FACTORS, default, lambda s: of_rows(*s.with_factors), says, of_rows)
 
 
 def _information(scored: Scored, factors: Int64) -> metrics.hierarchy.GroupInformation:
@@ -136,23 +157,47 @@ def _variances(scored: Scored) -> Floats:
     return scored.variances
 
 
-_FACTORS: frozenset[Need] = frozenset({"factors"})
-_GRID: frozenset[Need] = frozenset({"factors", "grid"})
+_GROUPS: frozenset[Need] = _FACTORS | {"few units"}
+_CLASSES: frozenset[Need] = _FACTORS | {"classes"}
+_GRID: frozenset[Need] = _CLASSES | {"grid"}
 _BELIEFS: frozenset[Need] = frozenset({"variances"})
 METRICS: dict[str, Metric] = {
     "reduced": Metric(_FACTORS, True, _reduced, "MIG of moments at d = 10: the row that compares models"),
-    "groups": Metric(_FACTORS, True, _groups, "group-MIG: the gap between the two groups that know most"),
-    "mig": Metric(_FACTORS, True, lambda s: metrics.mig(*s.with_factors), "one latent per factor, 20 bins"),
-    "mig_sup": Metric(_FACTORS, True, lambda s: metrics.mig_sup(*s.with_factors), "one factor per active latent"),
-    "modularity": Metric(_FACTORS, True, lambda s: metrics.modularity(*s.with_factors), "one factor per latent"),
-    "sap": Metric(
-        _FACTORS, False, lambda s: metrics.sap(*s.train_and_test(), seed=s.seed), "separated predictability, SVMs"
+    "groups": Metric(_GROUPS, True, _groups, "group-MIG: the gap between the two groups that know most"),
+    "mig": _resampled(metrics.mig, "one latent per factor, 20 bins"),
+    "mig_sup": _resampled(metrics.mig_sup, "one factor per active latent"),
+    "jemmig": _resampled(metrics.jemmig, "MIG whose best latent knows nothing else"),
+    "med": _resampled(metrics.med, "one factor per latent, by information; no training"),
+    "modularity": _resampled(metrics.modularity, "one factor per latent; see its noise level"),
+    "mcc": _resampled(metrics.mcc, "correlation with the matched latent"),
+    "mcc_spearman": _resampled(partial(metrics.mcc, correlation="spearman"), "the same of ranks", default=False),
+    "weak_mcc": _resampled(partial(metrics.mcc, mapping="linear"), "the same after a linear map", default=False),
+    "linear_r2": _resampled(metrics.linear_r2, "what a linear map reads"),
+    "cca": _resampled(metrics.cca, "canonical correlation with the factors"),
+    "irs": Metric(
+        _FACTORS, False, lambda s: metrics.irs(*s.with_factors, seed=s.seed), "robust to other factors; see noise level"
     ),
-    "sap_r2": Metric(
-        _FACTORS, True, lambda s: metrics.sap(*s.with_factors, kind="r2", seed=s.seed), "the same, correlations"
-    ),
-    "explicitness": Metric(
+    "infomec": Metric(
         _FACTORS,
+        False,
+        lambda s: metrics.infomec(*s.with_factors, seed=s.seed),
+        "modularity, explicitness, compactness, no bins",
+    ),
+    "mlp_r2": Metric(
+        _FACTORS,
+        False,
+        lambda s: metrics.mlp_r2(*s.with_factors, seed=s.seed),
+        "what a small network reads (test rows)",
+    ),
+    "dci_es": Metric(
+        _FACTORS, False, lambda s: metrics.dci_es(*s.with_factors, seed=s.seed), "how simple a map reads the factors"
+    ),
+    "sap": Metric(
+        _CLASSES, False, lambda s: metrics.sap(*s.train_and_test(), seed=s.seed), "separated predictability, SVMs"
+    ),
+    "sap_r2": _resampled(partial(metrics.sap, kind="r2"), "the same, correlations"),
+    "explicitness": Metric(
+        _CLASSES,
         False,
         lambda s: metrics.explicitness(*s.train_and_test(), seed=s.seed),
         "linear readability (AUC of test rows)",
@@ -177,6 +222,18 @@ METRICS: dict[str, Metric] = {
         True,
         lambda s: metrics.factor_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
         "which factor was held?",
+    ),
+    "beta_vae_rows": Metric(
+        _CLASSES,
+        False,
+        lambda s: metrics.beta_vae_of_rows(*s.with_factors, seed=s.seed),
+        "beta_vae of plain rows: no grid needed",
+    ),
+    "factor_vae_rows": Metric(
+        _CLASSES,
+        False,
+        lambda s: metrics.factor_vae_of_rows(*s.with_factors, seed=s.seed),
+        "factor_vae of plain rows: no grid needed",
     ),
     "total_correlation": Metric(
         frozenset(), True, lambda s: metrics.total_correlation(s.codes), "of a Gaussian, nats; lower is better"
@@ -219,6 +276,8 @@ def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) ->
         missing = next((reason for need in sorted(METRICS[name].needs) if (reason := available[need])), None)
         if missing is None:
             chosen.append(name)
+        elif names is not None and available["few units"] == missing:
+            chosen.append(name)  # it was asked for by name
         elif names is not None:
             raise ValueError(f"--metrics {name}: {missing}")
         else:
@@ -229,12 +288,35 @@ def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) ->
 
 
 def compute(names: Sequence[str], scored: Scored, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Plain results by name; ``say`` hears which score is being computed."""
+    """Plain results by name, cheap ones with their ``uncertainty``; ``say`` hears which score is being computed."""
     results: dict[str, Any] = {}
     for name in names:
         say(name)
-        results[name] = metrics.to_plain(METRICS[name].compute(scored))
+        plain = metrics.to_plain(METRICS[name].compute(scored))
+        of_rows = METRICS[name].of_rows
+        if of_rows is not None and scored.resamples and isinstance(plain, dict):
+            plain["uncertainty"] = _uncertainty(of_rows, scored)
+        results[name] = plain
     return results
+
+
+def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] | None:
+    """Interval, chance level and bias as plain data; None where there are too few rows for an interval."""
+    codes, factors = scored.with_factors
+    if len(codes) < FEWEST_ROWS:
+        return None
+    affordable = scored.resamples * ROWS_TIMES_LATENTS // codes.size
+    found = metrics.with_uncertainty(
+        of_rows,
+        codes,
+        factors,
+        num_resamples=min(scored.resamples, max(FEWEST_RESAMPLES, affordable)),
+        num_shuffles=scored.shuffles,
+        seed=scored.seed,
+    )
+    plain = metrics.to_plain(found)
+    assert isinstance(plain, dict)
+    return {key: value for key, value in plain.items() if key not in ("result", "notes", "score")}
 
 
 def headline(result: Mapping[str, Any]) -> float | None:

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,13 @@ from launch.console.config import check_timeout
 from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.results import encoding, sample_scores, scores
+from launch.results.codes_file import CodesFile, grid_of, read_codes
 from launch.results.encoding import Encoded, Int64, Protocol
+from launch.results.image_folders import score_folders
 from launch.results.run import SavedRun, open_run
 from launch.results.scores import Scored
 from launch.training import checkpoint, evaluation
+from launch.training.folder import provenance
 from metrics.hierarchy import DIMS
 from metrics.model import VAE
 
@@ -37,13 +41,20 @@ class ScoreConfig:
     run: Path | None = None
     """Run folder of either family."""
     codes: Path | None = None
-    """Instead of a run: an npz with codes [N, D] and factors [N, K], from any framework."""
+    """Instead of a run: an npz with codes [N, D], factors [N, K] and variances [N, D], or a csv or parquet table with the
+    columns z0, z1, ... and one for each factor, from any framework."""
+    reference: Path | None = None
+    """Folder of images that those of the folder --images are compared with: FID, KID, precision and recall."""
+    inception: Path | None = None
+    """For --reference: file with the state dict of torchvision's inception_v3."""
     metrics: tuple[str, ...] | None = None
     """Names; default all that are cheap and that the data allows. Known: see docs/metrics."""
     split: str = "test"
     """train, valid, test or all."""
-    images: int | None = 10_000
-    """A random subset of the split of this size."""
+    images: int | Path | None = 10_000
+    """A random subset of the split of this size; with --reference a folder of images."""
+    resamples: int = 100
+    """Random halves of the rows for the intervals of cheap scores; fewer where rows x latents pass a million, 0: none."""
     full_grid: bool = False
     """Encode every combination of the factors (dSprites: 737,280 images): for beta_vae and factor_vae."""
     seed: int = 0
@@ -78,9 +89,11 @@ class ScoreConfig:
     """How long a rank waits for another before it is named and all end."""
 
     def __post_init__(self) -> None:
-        if self.images is not None and self.images < 8:
+        if isinstance(self.images, Path) != (self.reference is not None):
+            raise ValueError("--images FOLDER and --reference FOLDER go together; give both, or --images NUMBER")
+        if isinstance(self.images, int) and self.images < 8:
             raise ValueError(f"--images {self.images}; give at least 8")
-        for name in ("elbo_images", "samples", "group_shuffles"):
+        for name in ("elbo_images", "samples", "group_shuffles", "resamples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or more")
         if self.shuffles < 1 or self.batch_size < 1 or not self.max_gib > 0:
@@ -92,7 +105,8 @@ class ScoreConfig:
     @property
     def protocol(self) -> Protocol:
         """Which images."""
-        return Protocol(split=self.split, images=self.images, seed=self.seed, full_grid=self.full_grid)
+        num_images = None if isinstance(self.images, Path) else self.images
+        return Protocol(split=self.split, images=num_images, seed=self.seed, full_grid=self.full_grid)
 
 
 def _check_grid(data: datasets.Dataset) -> None:
@@ -109,6 +123,8 @@ def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[
     no_factors = f"{data.name} has no ground-truth factors; choose metrics without, such as total_correlation"
     return {
         "factors": None if data.factor_names else no_factors,
+        "classes": None,
+        "few units": None,
         "grid": None if config.full_grid else "needs every combination of the factors; add --full-grid",
         "variances": None
         if encoding.is_one_vector(model.group_shapes)
@@ -144,6 +160,7 @@ def scored_from(encoded: Encoded, factors: Int64 | None, grid_sizes: tuple[int, 
         dims=config.dims,
         shuffles=config.shuffles,
         group_shuffles=config.group_shuffles,
+        resamples=config.resamples,
     )
 
 
@@ -192,6 +209,8 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     record = {
         "format": 1,
         "family": run.family.name,
+        "seed": config.seed,
+        **_made_with(),
         "checkpoint": run.checkpoint.name,
         "checkpoint_sha256": digest,
         "weights": config.weights,
@@ -258,50 +277,14 @@ def _save_per_image(path: Path, held_out: evaluation.Evaluation, rows: Int64) ->
     files.write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
+def _made_with() -> dict[str, Any]:
+    """Commit and versions, so that a figure can be had again."""
+    made = provenance()
+    more = {name: version(name) for name in ("scipy", "scikit-learn")}
+    return {"commit": made["commit"], "versions": made["versions"] | more}
+
+
 # --- Codes from elsewhere -------------------------------------------------------------------------------------------
-
-
-def read_codes(path: Path) -> tuple[scores.Floats, Int64 | None]:
-    """Read codes [N, D] and, where the npz has them, factors [N, K]; nothing is unpickled.
-
-    Raises:
-        ValueError: there is no such file, it is no npz, holds Python objects, or has no key "codes".
-    """
-    how = "save it with np.savez(path, codes=..., factors=...)"
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; {how}")
-    try:
-        arrays = files.read_npz(path)
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(
-                f"{path} holds pickled objects, which are never loaded; save plain numeric arrays with np.savez"
-            ) from error
-        raise ValueError(f"{str(error).partition('; ')[0]}; {how}") from error
-    if "codes" not in arrays:
-        raise ValueError(f"{path} has the keys {list(arrays)}; {how}")
-    codes = metrics.arrays.as_codes(arrays["codes"])
-    factors = metrics.arrays.as_factors(arrays["factors"]) if "factors" in arrays else None
-    if factors is not None and len(factors) != len(codes):
-        raise ValueError(
-            f"codes {codes.shape} and factors {factors.shape} of {path} differ in their rows; save both alike"
-        )
-    return codes, factors
-
-
-def grid_of(codes: scores.Floats, factors: Int64 | None) -> tuple[scores.Floats | None, tuple[int, ...]]:
-    """Sort codes into the order of the grid; None where the rows are not every combination of the factors once."""
-    if factors is None:
-        return None, ()
-    sizes = tuple(int(n) for n in factors.max(axis=0) + 1)
-    if math.prod(sizes) != len(factors):
-        return None, ()
-    index = np.ravel_multi_index(tuple(factors.T), sizes)
-    if len(np.unique(index)) < len(index):
-        return None, ()
-    ordered = np.empty_like(codes)
-    ordered[index] = codes
-    return ordered, sizes
 
 
 def scores_path(config: ScoreConfig) -> Path:
@@ -310,49 +293,75 @@ def scores_path(config: ScoreConfig) -> Path:
         return config.out
     if config.run is not None:
         return config.run / SCORES
-    assert config.codes is not None
-    return config.codes.with_name(f"{config.codes.stem}.{SCORES}")
+    if config.codes is not None:
+        return config.codes.with_name(f"{config.codes.stem}.{SCORES}")
+    assert isinstance(config.images, Path)
+    return config.images / SCORES
 
 
 def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
     """Score codes without any model and leave <name>.scores.json beside them."""
-    codes, factors = read_codes(path)
-    grid, sizes = grid_of(codes, factors)
-    names, skipped = scores.choose(
-        config.metrics,
-        {
-            "factors": None if factors is not None else f"{path} has no key 'factors'; add it to the npz",
-            "grid": None
-            if grid is not None
-            else "needs a code of every combination of the factors, each once; add them",
-            "variances": "codes alone have no posterior variances; leave it out",
-        },
-    )
+    read = read_codes(path)
+    grid, sizes = grid_of(read.codes, read.factors)
+    names, skipped = scores.choose(config.metrics, _available_in(read, path, has_grid=grid is not None))
+    num_points, num_latents = read.codes.shape
     scored = Scored(
-        codes=codes,
+        codes=read.codes,
         code_name="as given",
-        code_factors=factors,
-        variances=None,
-        groups=[codes],
-        units=[codes[:, d : d + 1] for d in range(codes.shape[1])],
-        resolution=[1] * codes.shape[1],
-        factors=factors,
+        code_factors=read.factors,
+        variances=read.variances,
+        groups=[read.codes],
+        units=[read.codes[:, d : d + 1] for d in range(num_latents)],
+        resolution=[1] * num_latents,
+        factors=None if read.factors is None else metrics.quantile_classes(read.factors),
         grid_codes=grid,
         grid_sizes=sizes,
         seed=config.seed,
         dims=config.dims,
         shuffles=config.shuffles,
         group_shuffles=config.group_shuffles,
+        resamples=config.resamples,
     )
     record = {
         "format": 1,
         "codes": path.name,
-        "num_images": len(codes),
+        "codes_sha256": read.sha256,
+        "seed": config.seed,
+        **_made_with(),
+        "protocol": {"dims": list(config.dims), "shuffles": config.shuffles, "resamples": config.resamples},
+        "num_images": num_points,
+        "num_latents": num_latents,
         "code": scored.code_name,
-        "factor_names": [],
+        "factor_names": [] if read.factors is None else list(read.factors.names),
         "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,
     }
+    files.write_json(scores_path(config), record)
+    return record
+
+
+def _available_in(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores.Need, str | None]:
+    """For each need of a score None, or what the file lacks and what to do."""
+    no_factors = f"{path} holds no factors; add the key 'factors' to the npz, or columns to the table"
+    continuous = [] if read.factors is None else [read.factors.names[k] for k in read.factors.continuous]
+    numbers = f"the factors {', '.join(continuous[:8])} are continuous; choose mcc, linear_r2, cca, infomec or sap_r2"
+    units = (
+        f"probes {read.codes.shape[1]} latents one by one and together; name it with --metrics groups to wait for it"
+    )
+    return {
+        "factors": None if read.factors is not None else no_factors,
+        "classes": numbers if continuous else None,
+        "grid": None if has_grid else "needs a code of every combination of the factors; choose factor_vae_rows",
+        "variances": None if read.variances is not None else "codes alone have no posterior variances; add them",
+        "few units": None if read.codes.shape[1] <= scores.MOST_UNITS else units,
+    }
+
+
+def score_images(config: ScoreConfig) -> dict[str, Any]:
+    """Score a folder of images against another, and leave scores.json in it."""
+    assert isinstance(config.images, Path)
+    assert config.reference is not None, "the configuration pairs both folders"
+    record = score_folders(config.images, config.reference, config.inception, seed=config.seed) | _made_with()
     files.write_json(scores_path(config), record)
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.models import inception_v3
 
 import metrics
 from launch.machine.distributed import Ranks
@@ -26,7 +29,7 @@ from tests.launch.test_evaluation import ThreadRanks
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
-QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2"]
+QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2", "--resamples", "2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -359,3 +362,112 @@ def test_no_samples_are_drawn_where_none_are_asked_for(run: Path) -> None:
     assert call("score", "--run", run, *QUICK, "--metrics", "total_correlation", "--samples", "0").code == 0
     assert read(run)["samples"] is None
     assert_one_error(call("score", "--run", run, "--samples", "-1"), "--samples -1")
+
+
+def table(path: Path, separator: str = ",") -> Path:
+    """120 rows of codes in any order of columns, variances, a factor of text, one from 1 and one of fractions."""
+    rng = np.random.default_rng(0)
+    kind, place, size = rng.integers(3, size=120), rng.integers(6, size=120), rng.uniform(size=120)
+    lines = [separator.join(["z10", "kind", "z2", "place", "size", "var10", "var2"])]
+    for i in range(120):
+        cells = [kind[i] + 0.01 * i / 120, ("cone", "ball", "cube")[kind[i]], size[i], place[i] + 1, size[i], 0.1, 0.2]
+        lines.append(separator.join(map(str, cells)))
+    path.write_text("﻿" + "\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_of_codes(separator: str, tmp_path: Path) -> None:
+    """Codes come in the order of their numbers; text, labels from 1 and fractions are factors."""
+    path = table(tmp_path / "mine.csv", separator)
+    result = call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "mine.scores.json").read_text())
+    assert record["factor_names"] == ["kind", "place", "size"]
+    assert record["scores"]["mcc"]["matching"][-1] == [0, 2]  # z2 comes before z10
+    assert record["scores"]["covariance_distance"]["score"] > 0
+    assert record["codes_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (record["seed"], record["num_latents"], record["num_images"]) == (0, 2, 120)
+    assert {"numpy", "scikit-learn"} <= set(record["versions"])
+    found = record["scores"]["mcc"]["uncertainty"]
+    assert found["interval"][0] <= found["corrected"] <= found["interval"][1]
+    assert str(tmp_path / "mine.scores.json") in result.out
+    assert "interval" in result.out
+    assert "by chance" in result.out
+    first = (tmp_path / "mine.scores.json").read_bytes()
+    assert call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2").code == 0
+    assert (tmp_path / "mine.scores.json").read_bytes() == first
+
+
+def test_plain_rows_serve_sampled_metrics(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    factors = np.stack([rng.integers(n, size=300) for n in (3, 4)], axis=1)
+    codes = factors + 0.01 * rng.normal(size=factors.shape)
+    np.savez(tmp_path / "codes.npz", codes=codes, factors=factors + 1, factor_names=np.array(["a", "b"]))
+    result = call("score", "--codes", tmp_path / "codes.npz", "--metrics", "beta_vae_rows", "factor_vae_rows")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "codes.scores.json").read_text())
+    assert record["factor_names"] == ["a", "b"]
+    assert record["scores"]["factor_vae_rows"]["score"] == 1.0
+    assert record["scores"]["beta_vae_rows"]["score"] > 0.95
+
+
+def test_wide_codes_leave_out_what_would_take_hours(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "wide.npz", codes=rng.normal(size=(40, 70)), factors=rng.integers(2, size=(40, 1)))
+    result = call("score", "--codes", tmp_path / "wide.npz", "--resamples", "0", "--shuffles", "1", "--dims", "2")
+    assert result.code == 0, result.err
+    assert "--metrics groups" not in result.err
+    assert "groups" in json.loads((tmp_path / "wide.scores.json").read_text())["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("names.csv", "a,b\n1,2\n", ["'a'", "z0"]),
+        ("cells.csv", "z0,f\n1,2\n1\n", ["row 3", "1 cells"]),
+        ("words.csv", "z0,f\nx,2\n1,3\n", ["column z0", "'x'"]),
+        ("gaps.csv", "z0,f\n1,2\n1,\n", ["empty", "factor f"]),
+        ("head.csv", "z0,f\n", ["no rows"]),
+        ("table.parquet", "no parquet", ["table.parquet"]),
+    ],
+)
+def test_bad_tables_are_one_line(name: str, text: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert_one_error(call("score", "--codes", tmp_path / name), *words)
+
+
+def test_continuous_factors_refuse_scores_of_classes_by_name(tmp_path: Path) -> None:
+    path = table(tmp_path / "mine.csv")
+    assert_one_error(call("score", "--codes", path, "--metrics", "explicitness"), "size", "linear_r2")
+
+
+def test_samples_as_files_are_scored_against_a_folder(run: Path, tmp_path: Path) -> None:
+    """Single images of the run's own size; without weights, or a second folder, one line says what is missing."""
+    assert call("sample", "--run", run, "--num", "6", "--files", tmp_path / "drawn").code == 0
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [path.name for path in drawn] == [f"0000{i}.png" for i in range(6)]
+    with Image.open(drawn[0]) as image:
+        assert image.size == (16, 16)
+    folders = ["--images", tmp_path / "drawn", "--reference", tmp_path / "drawn"]
+    assert_one_error(call("score", *folders), "--inception")
+    assert_one_error(call("score", "--images", tmp_path / "drawn"), "--reference")
+    assert_one_error(call("sample", "--run", run, "--out", tmp_path / "drawn"), ".png", "--files")
+    assert_one_error(call("sample", "--run", run, "--out", tmp_path / "x.jpg"), ".png")
+
+
+def test_images_are_scored_by_the_weights_that_are_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("drawn", "real"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            pixels = rng.integers(256, size=(12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    torch.save(inception_v3(weights=None, init_weights=False).state_dict(), tmp_path / "weights.pt")
+    folders = ["--images", tmp_path / "drawn", "--reference", tmp_path / "real"]
+    result = call("score", *folders, "--inception", tmp_path / "weights.pt", "--out", tmp_path / "fid.json")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "fid.json").read_text())
+    assert record["generated"]["num_images"] == record["reference"]["num_images"] == 3
+    assert record["scores"]["images"]["score"] > 0
+    assert "FID" in result.out

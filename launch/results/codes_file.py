@@ -1,0 +1,151 @@
+"""Codes that another framework left in a file: npz, csv or parquet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import re
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import metrics
+from launch.results.scores import Floats
+from metrics.factors import Factors, as_table
+
+_CODE, _VARIANCE = re.compile(r"(z|code|latent)[ _-]?\d+", re.I), re.compile(r"(var|variance)[ _-]?\d+", re.I)
+_SAVE = "save it with np.savez(path, codes=..., factors=...)"
+_NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, ..., and factors as you like"
+
+
+@dataclass(frozen=True, eq=False)
+class CodesFile:
+    """What a file of codes holds.
+
+    Args:
+        codes: [N, D].
+        factors: [N, K] with their names, or None.
+        variances: [N, D] of the posteriors, or None.
+        sha256: of the file.
+    """
+
+    codes: Floats
+    factors: Factors | None
+    variances: Floats | None
+    sha256: str
+
+
+def read_codes(path: Path) -> CodesFile:
+    """Read an npz (keys codes, factors, variances), or a csv or parquet table with named columns; nothing is unpickled.
+
+    Raises:
+        ValueError: no such file, another format, pickled content, or no codes; what rows hold is checked as well.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; {_SAVE}")
+    readers = {".csv": _from_csv, ".tsv": _from_csv, ".parquet": _from_parquet}
+    codes, factors, variances = readers.get(path.suffix.lower(), _from_npz)(path)
+    checked = metrics.arrays.as_codes(codes)
+    table = None if factors is None else as_table(factors)
+    for name, other in (("factors", table), ("variances", variances)):
+        if other is not None and len(other) != len(checked):
+            raise ValueError(
+                f"codes {checked.shape} and {name} {other.shape} of {path} differ in their rows; save both alike"
+            )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return CodesFile(checked, table, None if variances is None else metrics.arrays.as_codes(variances), digest)
+
+
+def _from_npz(path: Path) -> tuple[Any, Any, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = list(getattr(file, "files", ()))
+            if "codes" not in names:
+                raise ValueError(f"{path} has the keys {names}; {_SAVE}")
+            arrays = {name: file[name] for name in ("codes", "factors", "variances", "factor_names") if name in names}
+    except (zipfile.BadZipFile, EOFError, OSError, TypeError) as error:
+        raise ValueError(f"{path} is no readable npz ({str(error)[:80]}); {_SAVE}") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} holds pickled objects, which are never loaded; save plain numeric arrays with np.savez"
+        ) from error
+    factors, given = arrays.get("factors"), arrays.get("factor_names")
+    if factors is None or given is None or factors.ndim != 2 or given.shape != factors.shape[1:]:
+        return arrays["codes"], factors, arrays.get("variances")
+    return arrays["codes"], dict(zip(given.astype(str).tolist(), factors.T, strict=True)), arrays.get("variances")
+
+
+def _from_csv(path: Path) -> tuple[Any, Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it again as a csv in UTF-8") from error
+    first = text.partition("\n")[0]
+    rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)))
+    if len(rows) < 2:
+        raise ValueError(f"{path} has no rows below its names; {_NAME}")
+    names, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
+    for number, row in enumerate(body, 2):
+        if len(row) != len(names):
+            raise ValueError(f"{path}: row {number} has {len(row)} cells under {len(names)} names; mend that row")
+    columns = np.array(body).T
+    return _by_name(dict(zip(names, columns, strict=True)), path)
+
+
+def _from_parquet(path: Path) -> tuple[Any, Any, Any]:
+    if find_spec("pyarrow") is None:
+        raise ValueError(f"{path} needs pyarrow, which is not installed; pip install pyarrow, or save a csv or an npz")
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no readable parquet file ({str(error)[:80]}); save it again") from error
+    return _by_name({name: table[name].to_numpy() for name in table.column_names}, path)
+
+
+def _by_name(columns: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
+    """(codes, factors, variances) of a table whose column names say what each column is."""
+    groups: list[dict[str, Any]] = [{}, {}, {}]
+    for name, column in columns.items():
+        groups[0 if _CODE.fullmatch(name) else 2 if _VARIANCE.fullmatch(name) else 1][name] = column
+    if not groups[0]:
+        raise ValueError(f"{path} has the columns {list(columns)[:8]} and no codes among them; {_NAME}")
+    codes, variances = (_stacked(groups[i], path) for i in (0, 2))
+    return codes, groups[1] or None, variances
+
+
+def _stacked(columns: dict[str, Any], path: Path) -> Floats | None:
+    """Columns of numbers [N, D] in the order of their numbers."""
+    if not columns:
+        return None
+    ordered = sorted(columns, key=lambda name: int(re.sub(r"\D", "", name)))
+    for name in ordered:
+        try:
+            columns[name] = columns[name].astype(np.float64)
+        except ValueError as error:
+            raise ValueError(f"{path}, column {name}: {error}; codes and variances are numbers") from error
+    return np.stack([columns[name] for name in ordered], axis=1)
+
+
+def grid_of(codes: Floats, factors: Factors | None) -> tuple[Floats | None, tuple[int, ...]]:
+    """Codes in the order of the grid, where the rows are every combination of the factors once."""
+    if factors is None or factors.continuous:
+        return None, ()
+    columns = tuple(column.astype(np.int64) for column in factors.columns)
+    sizes = tuple(int(column.max()) + 1 for column in columns)
+    if math.prod(sizes) != len(factors):
+        return None, ()
+    index = np.ravel_multi_index(columns, sizes)
+    if len(np.unique(index)) < len(index):
+        return None, ()
+    ordered = np.empty_like(codes)
+    ordered[index] = codes
+    return ordered, sizes
