@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import metrics
+from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
 CODES = RNG.normal(size=(200, 3)).astype(np.float32)
@@ -282,3 +285,15 @@ def test_to_plain_is_strict_json() -> None:
     assert metrics.to_plain(metrics.mig(CODES, FACTORS))["notes"] == []
     with pytest.raises(ValueError, match="no plain form"):
         metrics.to_plain(object())
+
+
+def test_scores_of_codes_import_neither_torch_nor_scikit_learn() -> None:
+    """PyTorch takes seconds to import; what needs it is found when it is first used."""
+    program = "import metrics, sys; assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules); metrics.elbo.terms"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    needs_torch = {
+        path.stem
+        for path in (ROOT / "metrics").glob("*.py")
+        if any(line.startswith(("import torch", "from torch")) for line in path.read_text().splitlines())
+    }
+    assert needs_torch == metrics._MODULES_WITH_TORCH
