@@ -27,12 +27,11 @@ import datasets
 from launch.console import errors
 from launch.console.config import DataConfig, OptimConfig, RunConfig, to_json
 from launch.console.flags import parse
-from launch.families.nvae import NVAETrainConfig
+from launch.families.nvae import NVAE, NVAETrainConfig, official
 from launch.results import published
 from launch.training import checkpoint
 from launch.training.folder import RunFolder, record_of
 from metrics.likelihoods import Edges
-from nvae import NVAE, official
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 import datasets
 from launch.console import errors
 from launch.console.flags import parse
-from launch.families.family import choose
-from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
+from launch.families import nvae
+from launch.families.nvae import NVAETrainConfig
 from launch.training import memory, planning
 from launch.training.memory import GIB
 
@@ -49,7 +49,7 @@ class PlanConfig:
 
 def plan(options: PlanConfig) -> Iterator[str]:
     """Yield the answer line by line."""
-    config = choose(NVAE_PRESETS, options.preset, None, {}, options.preset)
+    config = nvae.FAMILY.preset(options.preset)
     spec = planning.image_spec(config)
     gflop = planning.gflop_per_image(config, spec)
     yield f"preset {config.preset}: images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"

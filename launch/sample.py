@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from launch.console import errors, figures
 from launch.console.flags import parse
-from launch.families.nvae import readjust_batch_norm
 from launch.machine import distributed, noise
 from launch.results.run import open_run
 from metrics.model import VAE
@@ -81,10 +80,8 @@ def temperature_of(model: VAE, typed: tuple[float, ...]) -> float | tuple[float,
 
 def readjust(model: VAE, config: SampleConfig, source: torch.Generator) -> None:
     """Give the model the batch-norm statistics of samples at the temperature that was asked for."""
-    temperature: Any = temperature_of(model, config.temperature)
-    readjust_batch_norm(
-        model, lambda i: model.sample(config.batch_size, temperature, generator=source), config.readjust_bn
-    )
+    temperature = temperature_of(model, config.temperature)
+    model.readjust_batch_norm(config.readjust_bn, config.batch_size, temperature, source)
 
 
 def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
@@ -94,7 +91,7 @@ def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
         ValueError: a temperature of 0 or below, or not one per group.
         FloatingPointError: images that are not finite.
     """
-    temperature: Any = temperature_of(model, config.temperature)
+    temperature = temperature_of(model, config.temperature)
     drawn = [
         model.sample(
             min(config.batch_size, config.num - done),

@@ -23,7 +23,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
-from launch.families import flat_vae, nvae
+from launch.families import FAMILIES
 from launch.studies import sweep_report
 from launch.training import jobs
 from launch.training.jobs import Script, ScriptRun
@@ -88,9 +88,8 @@ def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...],
 
 def _defaults(script: str, typed: list[str]) -> SharedConfig:
     """The preset that the training script would take for what is typed."""
-    if script == "train_nvae":
-        return nvae.recipe(flags.typed_value("preset", typed), flags.typed_value("dataset", typed))
-    return flat_vae.recipe(typed)[1]
+    defaults: SharedConfig = FAMILIES[script.removeprefix("train_")].recipe(typed)[1]
+    return defaults
 
 
 def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from launch.training import start
 def main(arguments: list[str]) -> None:
     """Parse the flags and train."""
     typed = flags.typed(arguments)
-    preset, defaults = flat_vae.recipe(typed.others)
+    preset, defaults = flat_vae.FAMILY.recipe(typed.others)
     described = flags.describe_presets(__doc__ or "", flat_vae.FLAT_PRESETS)
     config = flags.parse(
         flat_vae.ReplicatedTrainConfig,

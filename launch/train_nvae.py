@@ -21,9 +21,9 @@ from launch.training import start
 def main(arguments: list[str]) -> None:
     """Parse the flags and train."""
     typed = flags.typed(arguments)
-    preset = nvae.recipe(typed.preset, typed.dataset)
+    preset, defaults = nvae.FAMILY.recipe(typed.others)
     described = flags.describe_presets(__doc__ or "", nvae.NVAE_PRESETS)
-    config = flags.parse(nvae.NVAETrainConfig, preset, typed.others, prog="train_nvae.py", description=described)
+    config = flags.parse(nvae.NVAETrainConfig, defaults, typed.others, prog="train_nvae.py", description=described)
     start.train(config, preset, dry_run=typed.dry_run, score=cheap_scores)
 
 

@@ -158,6 +158,27 @@ class VAE(nn.Module, ABC):
         likelihood = self.top_down(decisions, num=num).likelihood
         return likelihood.mean if pixels == "mean" else likelihood.sample(pixel_temperature, generator)
 
+    def readjust_batch_norm(
+        self,
+        num_batches: int,
+        batch_size: int,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Estimate batch-norm statistics anew from samples at a temperature, in a family that has batch norms.
+
+        Args:
+            num_batches: batches of samples; the statistics are a plain average over them.
+            batch_size: samples in each batch.
+            temperature: see :meth:`sample`.
+            generator: source of the draws.
+
+        Raises:
+            ValueError: the model has no batch norms.
+            FloatingPointError: statistics that are not finite.
+        """
+        raise ValueError("this model has no batch norms to readjust; leave --readjust-bn out")
+
     def check_images(self, x: Tensor) -> None:
         """Refuse images of another shape or of an integer type.
 

@@ -14,6 +14,7 @@ from metrics.likelihoods import ImageSpec
 from metrics.model import VAE, Features
 from metrics.pixel_head import PixelHead
 from nvae import towers
+from nvae.batch_norm import reestimate_batch_norm, write_statistics
 from nvae.cells import Cell, compile_cells, recomputed
 from nvae.config import NVAEConfig
 from nvae.convolution import WeightNormConv2d
@@ -167,3 +168,20 @@ class NVAE(VAE):
             return Group(drawn, posterior, prior)
         flow, recompute = self.flows[i], self.config.checkpointing and torch.is_grad_enabled()
         return Group(recomputed(flow, drawn) if recompute else flow(drawn), posterior, prior, base=drawn)
+
+    @torch.no_grad()
+    def readjust_batch_norm(
+        self,
+        num_batches: int,
+        batch_size: int,
+        temperature: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Estimate batch-norm statistics anew (paper, section 4), see :meth:`metrics.model.VAE.readjust_batch_norm`."""
+        statistics = reestimate_batch_norm(
+            self, lambda i: self.sample(batch_size, temperature, generator=generator), num_batches
+        )
+        bad = [name for name, values in statistics.items() if not torch.isfinite(values).all()]
+        if bad:
+            raise FloatingPointError(f"re-estimated statistics are not finite (e.g. {bad[0]}); check the checkpoint")
+        write_statistics(self, statistics)

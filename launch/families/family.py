@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from launch.console.config import DataConfig, SharedConfig
 from launch.console.figures import Picture
-from launch.console.flags import nearest
+from launch.console.flags import nearest, typed_value
 from metrics.likelihoods import ImageSpec
 from metrics.model import VAE
 from metrics.objective import Objective
@@ -31,17 +31,19 @@ class Family(Generic[C]):
     """A model family.
 
     Args:
-        name: name in the records of runs, and the training script's: ``launch/train_<name>.py``.
+        name: name in the records of runs, and of the training script: ``launch/train_<name>.py``.
         title: name of the family in legends and sentences.
-        config: configuration of a training run.
-        presets: recipes by name.
+        config: class of a training run's configuration.
+        presets: recipes by name. The first is that of a command line without a preset and a data set.
+        preset_of: names of the recipes of certain data sets; all others take preset "small", or the first.
         build_model: model from (configuration, image spec).
         build_objective: objective from (configuration, bare model, steps of the run, number of training images).
+        make_room: a preset without the settings that contradict the arguments of a command line.
         setting: what a configuration adds to family and preset in a report, such as its objective.
         describe: lines about (configuration, image spec), printed before training.
-        settings: numbers that follow from (configuration, image spec), by name, to plot results over.
+        numbers: figures that follow from (configuration, image spec), by name, to plot results over.
         figures: pictures by name of (model in evaluation mode, held-out images [N, C, H, W], seed).
-        batch: several models of (models, objectives) trained as one; None if the family has no such thing.
+        batch: several models, with their objectives, trained as one; None if the family does not offer it.
     """
 
     name: str
@@ -50,9 +52,11 @@ class Family(Generic[C]):
     presets: Mapping[str, Preset[C]]
     build_model: Callable[[C, ImageSpec], VAE]
     build_objective: Callable[[C, Any, int, int], Objective]
+    preset_of: Mapping[str, str] = field(default_factory=dict)
+    make_room: Callable[[C, Sequence[str]], C] = lambda config, arguments: config
     setting: Callable[[C], str] = lambda config: ""
     describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
-    settings: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
+    numbers: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
     figures: Callable[[Any, Tensor, int], Mapping[str, Picture]] = lambda model, x, seed: {}
     batch: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None
 
@@ -60,22 +64,28 @@ class Family(Generic[C]):
         """Name of a configuration in legends and tables: family, preset and setting."""
         return ", ".join(filter(None, [f"{self.title} {config.preset}".strip(), self.setting(config)]))
 
+    def preset(self, name: str | None, dataset: str | None = None) -> C:
+        """The configuration of preset ``name`` on a data set, or the recipe of the data set if no name is given.
 
-def choose(
-    presets: Mapping[str, Preset[C]], name: str | None, dataset: str | None, defaults: Mapping[str, str], fallback: str
-) -> C:
-    """The configuration of preset ``name``, or the recipe of a data set if no name was given.
+        Raises:
+            ValueError: unknown name; the nearest is offered.
+        """
+        if name is None:
+            first = next(iter(self.presets))
+            name = self.preset_of.get(dataset, "small" if "small" in self.presets else first) if dataset else first
+        if name not in self.presets:
+            raise ValueError(
+                f"there is no preset {name!r}{nearest(name, list(self.presets))}; choose one of {', '.join(self.presets)}"
+            )
+        config = self.presets[name].build()
+        if dataset is None or config.data.dataset == dataset:
+            return config
+        return replace(config, data=DataConfig(dataset=dataset))
 
-    Raises:
-        ValueError: unknown name; the nearest is offered.
-    """
-    if name is None:
-        name = defaults.get(dataset, fallback) if dataset else next(iter(presets))
-    if name not in presets:
-        raise ValueError(
-            f"there is no preset {name!r}{nearest(name, list(presets))}; choose one of {', '.join(presets)}"
-        )
-    config = presets[name].build()
-    if dataset is None or config.data.dataset == dataset:
-        return config
-    return replace(config, data=DataConfig(dataset=dataset))
+    def recipe(self, arguments: Sequence[str]) -> tuple[C, C]:
+        """The preset that a command line names by --preset or --dataset, and the defaults of its other flags.
+
+        The defaults are the preset without the settings that contradict what was typed.
+        """
+        config = self.preset(typed_value("preset", arguments), typed_value("dataset", arguments))
+        return config, self.make_room(config, arguments)

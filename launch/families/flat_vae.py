@@ -6,15 +6,18 @@ trained models that we compare with; Locatello et al. 2019; the Grouped-VAE repo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flat_vae import BETA_FORMS, FlatVAE, FlatVAEConfig, ObjectiveConfig, Replicas, betas, build_objective, describe
+from flat_vae import BETA_FORMS as BETA_FORMS
+from flat_vae import FlatVAE, FlatVAEConfig, ObjectiveConfig, Replicas, betas, build_objective, describe
+from flat_vae.config import Initialisation as Initialisation
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
 from launch.console.flags import typed_value
 from launch.families import flat_figures
-from launch.families.family import Family, Preset, choose
+from launch.families.family import Family, Preset
 from metrics.likelihoods import ImageSpec
 
 C = TypeVar("C", bound="FlatTrainConfig")
@@ -197,11 +200,10 @@ FLAT_PRESETS: dict[str, Preset[FlatTrainConfig]] = {
     "small": Preset("any data: conv net, 32 latents, likelihood as NVAE's", _small),
     "tiny": Preset("any data: 600 steps of 32 images; two CPU cores, a minute", _tiny),
 }
-DEFAULT_PRESET = {"dsprites": "burgess", "frey": "frey"}
 
 
-def _room_for_typed(config: FlatTrainConfig, arguments: list[str]) -> FlatTrainConfig:
-    """What is typed displaces its rivals in the preset: another objective all its weights, one form of beta the others."""
+def _room_for_typed(config: FlatTrainConfig, arguments: Sequence[str]) -> FlatTrainConfig:
+    """The preset without the weights of another objective than the one typed, and without other forms of a typed beta."""
     objective = config.objective
     name = typed_value("objective", arguments)
     if name is not None and name != objective.objective:
@@ -211,21 +213,13 @@ def _room_for_typed(config: FlatTrainConfig, arguments: list[str]) -> FlatTrainC
     return replace(config, objective=objective)
 
 
-def recipe(arguments: list[str]) -> tuple[FlatTrainConfig, FlatTrainConfig]:
-    """The recipe that ``arguments`` name by ``--preset`` or ``--dataset``, and the same with room for the weights they type."""
-    config = choose(
-        FLAT_PRESETS, typed_value("preset", arguments), typed_value("dataset", arguments), DEFAULT_PRESET, "small"
-    )
-    return config, _room_for_typed(config, arguments)
-
-
 def _setting(config: FlatTrainConfig) -> str:
     """The objective, with beta if one was chosen."""
     chosen = config.objective
     return chosen.objective if chosen.beta is None else f"{chosen.objective} {chosen.beta:g}"
 
 
-def _settings(config: FlatTrainConfig, spec: ImageSpec) -> dict[str, float]:
+def _numbers(config: FlatTrainConfig, spec: ImageSpec) -> dict[str, float]:
     """The normalised beta of Higgins et al. 2017, of an objective with a beta."""
     if not config.objective.has_beta:
         return {}
@@ -237,13 +231,15 @@ FAMILY = Family(
     title="flat VAE",
     config=FlatTrainConfig,
     presets=FLAT_PRESETS,
+    preset_of={"dsprites": "burgess", "frey": "frey"},
+    make_room=_room_for_typed,
     build_model=lambda config, spec: FlatVAE(config.model, spec),
     build_objective=lambda config, model, total_steps, num_images: build_objective(
         config.objective, model, total_steps, num_images
     ),
     setting=_setting,
     describe=lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
-    settings=_settings,
+    numbers=_numbers,
     figures=flat_figures.draw,
     batch=Replicas,
 )

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
-from launch.families.family import Family, Preset, choose
-from metrics.model import VAE
-from nvae import NVAE, NVAEConfig, NVAEObjective, ObjectiveConfig
-from nvae.batch_norm import batch_norms, reestimate_batch_norm, write_statistics
+from launch.families.family import Family, Preset
+from nvae import NVAE as NVAE
+from nvae import NVAEConfig, NVAEObjective, ObjectiveConfig
+from nvae import official as official  # for launch/import_official.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,40 +192,12 @@ NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
     "small": Preset("any data: 3 scales, 14 groups, 32 channels; one GPU, hours", _small),
     "tiny": Preset("any data: 3 scales, 4 groups, 16 channels; two CPU cores, minutes", _tiny),
 }
-DEFAULT_PRESET = {"celeba": "celeba64", "dsprites": "dsprites", "mnist": "mnist", "cifar10": "cifar10", "frey": "tiny"}
-
-
-def recipe(name: str | None, dataset: str | None) -> NVAETrainConfig:
-    """The NVAE recipe ``name``, or the one that ``dataset`` is trained with; celeba64 where neither is typed."""
-    return choose(NVAE_PRESETS, name, dataset, DEFAULT_PRESET, "small")
-
-
-def readjust_batch_norm(model: VAE, run: Callable[[int], object], num: int) -> None:
-    """Replace batch-norm statistics by averages over forward passes, as sampling below temperature 1 needs.
-
-    Args:
-        model: in evaluation mode.
-        run: forward pass number i, such as drawing samples at the temperature that is wanted.
-        num: number of passes.
-
-    Raises:
-        ValueError: the model has no batch norms.
-        FloatingPointError: the statistics are not finite.
-    """
-    if not batch_norms(model):
-        raise ValueError("--readjust-bn: this model has no batch norms; leave it out")
-    statistics = reestimate_batch_norm(model, run, num)
-    bad = [name for name, values in statistics.items() if not torch.isfinite(values).all()]
-    if bad:
-        raise FloatingPointError(f"re-estimated statistics are not finite (e.g. {bad[0]}); check the checkpoint")
-    write_statistics(model, statistics)
-
-
 FAMILY = Family(
     name="nvae",
     title="NVAE",
     config=NVAETrainConfig,
     presets=NVAE_PRESETS,
+    preset_of={"celeba": "celeba64", "dsprites": "dsprites", "mnist": "mnist", "cifar10": "cifar10", "frey": "tiny"},
     build_model=lambda config, spec: NVAE(config.model, spec),
     build_objective=lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
 )

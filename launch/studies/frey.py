@@ -19,8 +19,8 @@ from typing import Literal
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import datasets
-from flat_vae.config import Initialisation
 from launch.console import errors, flags
+from launch.families.flat_vae import Initialisation
 from launch.studies import frey_report, frey_runs
 from launch.training import jobs
 

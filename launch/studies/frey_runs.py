@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 import datasets
-from flat_vae.config import Initialisation
 from launch.console import figures
 from launch.console.config import DataConfig, SharedConfig
 from launch.families import flat_figures
-from launch.families.flat_vae import FLAT_PRESETS
+from launch.families.flat_vae import FLAT_PRESETS, Initialisation
 from launch.machine import files, noise
 from launch.machine.distributed import Ranks
 from launch.training import evaluation

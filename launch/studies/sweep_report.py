@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from flat_vae import BETA_FORMS
 from launch.console import figures
+from launch.families.flat_vae import BETA_FORMS
 from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.report.statistics import Spread, spread
@@ -150,7 +150,7 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
     found = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
     found["active_units"] = float(valid["active_units"])
     saved = open_run(run)
-    found |= saved.family.settings(saved.config, saved.spec)
+    found |= saved.family.numbers(saved.config, saved.spec)
     found |= _representation(run, num_images)
     folder.write_json(path.name, {"of": key, "scores": found})
     return found

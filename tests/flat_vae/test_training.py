@@ -56,12 +56,12 @@ def test_every_preset_builds(name: str) -> None:
 
 
 def test_what_is_typed_displaces_its_rivals_in_the_preset() -> None:
-    preset, defaults = flat_vae.recipe(["--preset", "frey", "--beta-norm", "0.1"])
+    preset, defaults = flat_vae.FAMILY.recipe(["--preset", "frey", "--beta-norm", "0.1"])
     assert preset.objective.beta_pixel_mean == 1e-3
     assert defaults.objective.typed() == {}
-    assert flat_vae.recipe(["--preset", "mlp-beta5", "--objective", "factor"])[1].objective.typed() == {}
-    assert flat_vae.recipe(["--preset", "mlp-beta5"])[1].objective.beta == 5.0
-    assert flat_vae.recipe(["--dataset", "frey"])[1].preset == "frey"
+    assert flat_vae.FAMILY.recipe(["--preset", "mlp-beta5", "--objective", "factor"])[1].objective.typed() == {}
+    assert flat_vae.FAMILY.recipe(["--preset", "mlp-beta5"])[1].objective.beta == 5.0
+    assert flat_vae.FAMILY.recipe(["--dataset", "frey"])[1].preset == "frey"
 
 
 @pytest.mark.parametrize(

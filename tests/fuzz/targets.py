@@ -13,7 +13,7 @@ import torch
 
 from launch import evaluate, plan, sample
 from launch.console.config import differences, to_json
-from launch.console.flags import parse, typed
+from launch.console.flags import parse
 from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
 from launch.results import run as opened
@@ -56,7 +56,7 @@ def checkpoint_checksum(home: Path) -> Target:
 
 def run_config(home: Path) -> Target:
     """config.json of a run; what is read must be written again without loss."""
-    config = nvae.recipe("tiny", "folder")
+    config = nvae.FAMILY.preset("tiny", "folder")
     spec = {"channels": 3, "height": 12, "width": 16, "num_bits": 8}
     record = {"format": 1, "family": "nvae", "config": to_json(config), "spec": spec, "argv": [], "commit": None}
     text = json.dumps(record, indent=1)
@@ -83,7 +83,7 @@ def command_line(home: Path) -> Target:
     train += ["--groups-per-scale", "1", "1", "--image-size", "12", "16", "--resume", "auto", "--hflip", "--seed", "1"]
 
     def train_nvae(arguments: list[str]) -> object:
-        preset = nvae.recipe(typed(arguments).preset, typed(arguments).dataset)
+        preset = nvae.FAMILY.recipe(arguments)[0]
         return differences(parse(NVAETrainConfig, preset, arguments, prog="train_nvae.py", description=""), preset)
 
     def of(kind: Any, prog: str) -> Callable[[list[str]], object]:

@@ -17,7 +17,7 @@ from tests.launch.running import assert_one_error, call
 
 
 def test_each_variant_changes_one_thing() -> None:
-    recipe = nvae.recipe("dsprites", "dsprites")
+    recipe = nvae.FAMILY.preset("dsprites", "dsprites")
     built = {
         name: parse(nvae.NVAETrainConfig, recipe, list(flags), prog="", description="")
         for name, flags in ablation.VARIANTS.items()

@@ -32,7 +32,7 @@ SPEC = datasets.ImageSpec(channels=1, height=64, width=64, num_bits=1)
 def built(member: family.Member) -> NVAE:
     """The model that a member's flags make, on the meta device."""
     typed = list(member.flags)
-    config = parse(nvae.NVAETrainConfig, nvae.recipe("tiny", None), typed, prog="", description="")
+    config = parse(nvae.NVAETrainConfig, nvae.FAMILY.preset("tiny"), typed, prog="", description="")
     with torch.device("meta"):
         return NVAE(config.model, SPEC)
 

@@ -27,7 +27,7 @@ SMALL = NVAETrainConfig(preset="tiny")
 
 def typed(*arguments: str) -> NVAETrainConfig:
     """What train_nvae.py makes of a command line."""
-    preset = nvae.recipe(flags.typed_value("preset", arguments), flags.typed_value("dataset", arguments))
+    preset = nvae.FAMILY.recipe(arguments)[0]
     return flags.parse(NVAETrainConfig, preset, list(arguments), prog="train_nvae.py", description="")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from flat_vae import FlatVAE, FlatVAEConfig
 from launch.machine.distributed import Ranks
 from launch.results.run import open_run
 from launch.sample import SampleConfig, draw, readjust
@@ -17,7 +18,7 @@ from metrics import elbo
 from nvae import NVAE
 from nvae.batch_norm import read_statistics
 from tests.launch import running
-from tests.nvae.small import small
+from tests.nvae.small import Images, small
 
 CPU = torch.device("cpu")
 
@@ -73,6 +74,11 @@ def test_readjusted_statistics_are_those_of_samples_at_the_temperature() -> None
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not torch.equal(found[0], found[2])
     assert not torch.equal(found[0], own)
+
+
+def test_a_model_without_batch_norms_says_so() -> None:
+    with pytest.raises(ValueError, match="--readjust-bn"):
+        readjust(FlatVAE(FlatVAEConfig(conv_channels=4), Images()), config(readjust_bn=1), torch.Generator())
 
 
 def test_commands_sample_per_group_and_readjust(copied: Path) -> None:
