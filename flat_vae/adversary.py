@@ -1,4 +1,4 @@
-"""FactorVAE: the total correlation by the density ratio of a discriminator (Kim & Mnih 2018)."""
+"""FactorVAE: total correlation estimated by the density ratio of a discriminator (Kim & Mnih 2018)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN_UNITS, HIDDEN_LAYERS = 1000, 6
 
 
 def discriminator(num_latents: int) -> nn.Sequential:
-    """Six layers of 1,000 leaky ReLU units and two logits: drawn from q(z), or from the product of its marginals."""
+    """Six layers of 1,000 leaky ReLU units, and two logits: drawn from q(z), drawn from the product of its marginals."""
     layers: list[nn.Module] = []
     width = num_latents
     for _ in range(HIDDEN_LAYERS):
@@ -38,9 +38,9 @@ class FactorVAE(FlatObjective):
     """distortion + rate + gamma * TC, TC = mean over q(z) of log D(z) - log(1 - D(z)) (Kim & Mnih 2018).
 
     The discriminator belongs to the objective: its weights and its Adam(1e-4; .5, .9) are in ``state_dict``. It learns
-    from the same batch as the VAE, permuted by the noise (the paper draws a second batch for it), and steps with the
-    optimiser: not at all where that step is skipped. On several processes its gradient is averaged over them and the
-    permutation is within each one's batch; the processes must build it from the same seed, as the model.
+    from the batch of the VAE, permuted by the noise; the paper draws a second batch for it. It takes a step whenever the
+    optimiser does, and none if that step is skipped. With several processes its gradient is averaged over them, and the
+    permutation is within each local batch. The processes must build discriminator and model from the same seed.
 
     Args:
         model: the bare model.
@@ -53,22 +53,22 @@ class FactorVAE(FlatObjective):
         self.discriminator = discriminator(model.config.latent_dim)
         self._parameters_in_order = list(self.discriminator.parameters())
         self.optimizer = torch.optim.Adam(self._parameters_in_order, lr=1e-4, betas=(0.5, 0.9))
-        self._num_batches = 0  # whose gradients have been added up since the last step
+        self._num_batches = 0  # batches whose gradients have been summed since the last step
 
     def log_density_ratio(self, z: Tensor) -> Tensor:
-        """log q(z) - log prod_j q(z_j) by the discriminator held fixed, [B]; gradients reach ``z`` alone."""
+        """log q(z) - log prod_j q(z_j) by the discriminator, [B]; gradients reach only ``z``."""
         fixed = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         logits: Tensor = functional_call(self.discriminator, fixed, (z,))
         return logits[:, 0] - logits[:, 1]
 
     def discriminator_loss(self, z: Tensor, permuted: Tensor) -> Tensor:
-        """Mean cross entropy of telling ``z`` from ``permuted``, nats; log 2 where it cannot."""
+        """Mean cross entropy in nats of classifying ``z`` against ``permuted``; log 2 at chance level."""
         logits = self.discriminator(torch.cat([z, permuted]).detach())
         is_permuted = torch.arange(2, device=z.device).repeat_interleave(len(z))
         return F.cross_entropy(logits, is_permuted)
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
-        """Loss of images ``[B, C, H, W]``; in training mode the discriminator's gradient is kept for :meth:`after_step`."""
+        """Loss of images ``[B, C, H, W]``; in training, keep the discriminator's gradient for :meth:`after_step`."""
         latent_noise, order = self.drawn(x, noise)
         output: VAEOutput = model(x, [latent_noise])
         parts = terms(output, x)
@@ -91,7 +91,7 @@ class FactorVAE(FlatObjective):
 
     @torch.no_grad()
     def after_step(self, skipped: bool | Tensor) -> None:
-        """Step the discriminator on the mean gradient of the step's batches of all processes; forget it where skipped."""
+        """Step the discriminator on the mean gradient over all batches and processes, unless the step was skipped."""
         if not skipped and self._num_batches:
             world_size = dist.get_world_size() if dist.is_initialized() else 1
             for parameter in self._parameters_in_order:
@@ -108,5 +108,5 @@ class FactorVAE(FlatObjective):
         return self.optimizer.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`get_extra_state`."""
+        """Restore the optimiser's moments from :meth:`get_extra_state`."""
         self.optimizer.load_state_dict(state)

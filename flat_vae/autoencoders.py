@@ -14,9 +14,9 @@ from metrics.objective import Loss
 
 
 class Autoencoder(FlatObjective):
-    """Distortion of the image decoded from the posterior's mean; no rate.
+    """Distortion of the image that is decoded from the posterior's mean, without a rate.
 
-    The posterior's variance is never trained, so rate and elbo of an autoencoder are reported but bound nothing.
+    The posterior's variance is not trained. Rate and elbo are reported, but the elbo is not a useful bound.
     """
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
@@ -30,12 +30,12 @@ class Autoencoder(FlatObjective):
 
 
 class DenoisingAutoencoder(Autoencoder):
-    """Autoencoder that sees a corrupted image and is to give the clean one (Vincent et al. 2008).
+    """Autoencoder that reconstructs the clean image from a corrupted one (Vincent et al. 2008).
 
     Args:
         model: the bare model.
         corruption: "zero" sets pixels (all channels) to zero, "gaussian" adds noise.
-        amount: rate of zeroed pixels, or std of the noise.
+        amount: share of zeroed pixels, or standard deviation of the noise.
     """
 
     def __init__(self, model: FlatVAE, corruption: str, amount: float) -> None:
@@ -47,7 +47,7 @@ class DenoisingAutoencoder(Autoencoder):
         self.corruption, self.amount = corruption, amount
 
     def corrupt(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Images as the encoder sees them, from standard-normal ``noise``."""
+        """Corrupted images, computed from standard-normal ``noise``."""
         if self.corruption == "gaussian":
             return x + self.amount * noise
         uniform: Tensor = torch.special.ndtr(noise)

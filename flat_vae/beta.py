@@ -18,7 +18,7 @@ class BetaVAE(FlatObjective):
     Args:
         model: the bare model.
         beta: weight of the rate in nats.
-        warmup_steps: over which beta rises linearly from 0.
+        warmup_steps: steps over which beta rises linearly from 0.
     """
 
     batched = ("beta",)
@@ -41,8 +41,8 @@ class CapacityVAE(FlatObjective):
     Args:
         model: the bare model.
         capacity: C at the end of its rise, nats.
-        gamma: weight.
-        warmup_steps: over which C rises linearly from 0.
+        gamma: weight of the difference.
+        warmup_steps: steps over which C rises linearly from 0.
     """
 
     batched = ("capacity", "gamma")

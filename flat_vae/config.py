@@ -1,4 +1,4 @@
-"""What a flat VAE is made of, as one frozen value that JSON and the command line can carry."""
+"""Architecture of a flat VAE, as a frozen value for JSON records and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST = 65_536  # of latents, mixtures and channels: no model has more
 
 @dataclass(frozen=True, kw_only=True)
 class FlatVAEConfig:
-    """Architecture of a flat VAE; everything about the images comes from the data's ``ImageSpec`` instead."""
+    """Architecture of a flat VAE. Channels, size and bits of the images come from the data's ``ImageSpec``."""
 
     latent_dim: int = 10
     """Latents D of the one group."""
@@ -35,7 +35,7 @@ class FlatVAEConfig:
     auto: he, but glorot for network mlp, whose decoder is of tanh."""
 
     def __post_init__(self) -> None:
-        """Refuse what builds no model."""
+        """Refuse values that describe no model."""
         for name in ("latent_dim", "num_mixtures", "conv_channels"):
             value = getattr(self, name)
             if not 1 <= value <= _MOST:

@@ -1,4 +1,4 @@
-"""DIP-VAE: the covariance of the aggregate posterior is pulled towards the identity (Kumar et al. 2017)."""
+"""DIP-VAE: a penalty pulls the covariance of the aggregate posterior towards the identity (Kumar et al. 2017)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metrics.objective import Loss
 def batch_covariance(posterior: Normal, kind: str) -> Tensor:
     """Covariance [D, D] over the batch (ddof 0) of the posterior means, kind "i", or of the aggregate posterior, "ii"."""
     centred = posterior.mean - posterior.mean.mean(0)
-    # no matrix product, which autocast would do in half precision
+    # not a matrix product, which autocast would compute in half precision
     covariance = (centred.unsqueeze(2) * centred.unsqueeze(1)).mean(0)
     return covariance if kind == "i" else covariance + torch.diag(posterior.std.square().mean(0))
 
@@ -30,8 +30,8 @@ class DIPVAE(FlatObjective):
     Args:
         model: the bare model.
         kind: "i" or "ii", see :func:`batch_covariance`.
-        lambda_od: weight off the diagonal.
-        lambda_d: weight on the diagonal.
+        lambda_od: weight of the off-diagonal term.
+        lambda_d: weight of the diagonal term.
     """
 
     batched = ("lambda_od", "lambda_d")

@@ -1,4 +1,4 @@
-"""Grouped-VAE: groups of latents are decoded one after another, each to what the groups before it left over."""
+"""Grouped-VAE: the image is decoded from growing sets of latents, so that each group adds to the groups before it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from metrics.objective import Loss
 class GroupedVAE(FlatObjective):
     """Sum over i of the distortion of images decoded from groups 1..i, + beta * rate (the Grouped-VAE report).
 
-    Term i sees (z_1..z_i, 0..0). Its gradient reaches the whole decoder, but the encoder only through z_i: group i
-    learns what the groups before it left over.
+    Term i decodes (z_1..z_i, 0..0). Its gradient reaches the whole decoder, but the encoder only through z_i: group i
+    learns what the groups before it do not explain.
 
     Args:
         model: the bare model.
         sizes: latents of each group; None: two halves.
         beta: weight of the rate in nats.
-        warmup_steps: over which beta rises linearly from 0.
+        warmup_steps: steps over which beta rises linearly from 0.
 
     Raises:
         ValueError: the sizes do not add up to the model's latents.
@@ -45,7 +45,7 @@ class GroupedVAE(FlatObjective):
         self.beta, self.warmup_steps = beta, warmup_steps
 
     def view(self, z: Tensor) -> Tensor:
-        """What the decoder sees: ``[B, D] -> [G * B, D]``, group by group."""
+        """Inputs of the decoder, group by group: ``[B, D] -> [G * B, D]``."""
         views = []
         for start, end in pairwise([0, *self.ends]):
             hidden = z.new_zeros(len(z), z.shape[1] - end)
@@ -53,7 +53,7 @@ class GroupedVAE(FlatObjective):
         return torch.cat(views)
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
-        """Loss of images ``[B, C, H, W]`` at an optimiser step; distortion (and elbo) are those of all groups together."""
+        """Loss of images ``[B, C, H, W]`` at an optimiser step; distortion and elbo are those with all groups."""
         beta = self.beta * ramp(step, self.warmup_steps)
         output: VAEOutput = model(x, self.drawn(x, noise), self.view)
         num_groups = len(self.ends)

@@ -1,8 +1,8 @@
-"""Encoders and decoders: Burgess' conv net, the MLP of the Grouped-VAE report, the Frey conv net, one for any image.
+"""Encoders and decoders: the conv net of Burgess et al., two of earlier studies, and a conv net for images of any size.
 
-A network is a pair of plain stacks of layers. The encoder ends in features [B, F], from which the model makes mean and
-log-variance; the decoder starts from latents [B, D] and ends in the likelihood's parameters [B, P, H, W]. ReLU after
-every layer but the last, in place: no layer's backward pass reads its own output.
+A network is a pair of plain stacks of layers. The encoder maps images to features [B, F], from which the model computes
+mean and log-variance. The decoder maps latents [B, D] to the likelihood's parameters [B, P, H, W]. A ReLU follows every
+layer but the last. It works in place, which is safe because no layer's backward pass reads its own output.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flat_vae.config import FlatVAEConfig, Initialisation
 from flat_vae.upsampling import upsampling
 from metrics.likelihoods import ImageSpec
 
-SMALLEST_SIDE = 4  # the conv net halves the image until its shorter side is about this
+SMALLEST_SIDE = 4  # length to which the conv net halves the shorter side of the image, roughly
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _burgess(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Net
 
 
 def _mlp(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network:
-    """The Grouped-VAE report's, for any size: encoder 2 x 1200 ReLU, decoder 3 x 1200 tanh (as Higgins et al. 2017)."""
+    """MLP of the Grouped-VAE report, any size: encoder 2 x 1200 ReLU, decoder 3 x 1200 tanh (Higgins et al. 2017)."""
     num_inputs, num_outputs = (channels * spec.height * spec.width for channels in (spec.channels, num_parameters))
     encoder = nn.Sequential(
         nn.Flatten(), nn.Linear(num_inputs, 1200), nn.ReLU(inplace=True), nn.Linear(1200, 1200), nn.ReLU(inplace=True)
@@ -67,7 +67,7 @@ def _mlp(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network
 
 
 def _frey(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network:
-    """The thesis' on Frey Faces (28x20), for any even height and width: four 3x3 convs, one of them stride 2, a dense 32."""
+    """Conv net of a thesis on Frey Faces (28x20), for even sides: four 3x3 convs, one with stride 2, and a dense 32."""
     bottom = (64, spec.height // 2, spec.width // 2)
     flat = math.prod(bottom)
     encoder = nn.Sequential(
@@ -99,7 +99,7 @@ class _Pad(nn.Module):
 
 
 class _Crop(nn.Module):
-    """Cut the padding off again."""
+    """Remove the padding."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class _Crop(nn.Module):
 
 
 def _conv(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network:
-    """A conv net for any image: 4x4 stride-2 convs down to about 4x4, a dense 256, mirrored.
+    """Conv net for images of any size: 4x4 stride-2 convs down to about 4x4, a dense 256, mirrored.
 
     Filters 32, 32, 64, 64, 128, ... with the default ``conv_channels``: at 64x64 the network of Locatello et al. 2019.
-    Images whose sides are no multiple of the total stride are zero-padded and the output cropped.
+    If the sides are not multiples of the total stride, images are zero-padded and the output is cropped.
     """
     depth = max(1, int(math.log2(max(min(spec.height, spec.width) / SMALLEST_SIDE, 1.0))))
     rows, columns = (math.ceil(side / 2**depth) for side in (spec.height, spec.width))
@@ -156,15 +156,15 @@ TAKES: dict[str, tuple[str, Callable[[ImageSpec], bool]]] = {
 
 
 def build(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Network:
-    """The network that ``config`` names.
+    """Network that a configuration describes.
 
     Args:
         config: name, latents, widths.
         spec: channels, height and width of the images.
-        num_parameters: P, channels that the likelihood wants.
+        num_parameters: P, number of output channels, see :class:`metrics.pixel_head.PixelHead`.
 
     Raises:
-        ValueError: it does not take images of this size; those that do are named.
+        ValueError: the network does not accept images of this size; the message names those that do.
     """
     name = config.network
     if name == "auto":
@@ -179,7 +179,7 @@ def build(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
 
 
 def initialise(module: nn.Module, init: Initialisation) -> None:
-    """Draw the weights of every layer anew, with zero biases; "torch" leaves them as torch drew them."""
+    """Draw the weights of every layer anew and set biases to zero; "torch" keeps PyTorch's initial values."""
     assert init != "auto", "a model knows which its network needs"
     if init == "torch":
         return

@@ -18,7 +18,7 @@ from flat_vae.total_correlation import BetaTCVAE
 
 @dataclass(frozen=True)
 class Training:
-    """What an objective may need to know of the run: optimiser steps, and images in the training data."""
+    """Length of a run in optimiser steps, and number of images in the training data."""
 
     total_steps: int
     num_images: int

@@ -1,4 +1,4 @@
-"""Many flat VAEs trained as one batched model: other seeds, or other weights of the objective, of one architecture."""
+"""Several flat VAEs of one architecture, with different seeds or weights of the objective, trained as one model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PLAIN = (bool, int, float, str, tuple, list)  # settings of an objective, unlik
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
-    """[N, ...], each slice laid out in memory as the tensors are (``torch.stack`` would forget channels_last)."""
+    """Stack [N, ...] whose slices keep the memory layout of the tensors; ``torch.stack`` would lose channels_last."""
     like = tensors[0]
     stacked = like.new_empty(len(tensors) * like.numel())
     stacked = stacked.as_strided((len(tensors), *like.shape), (like.numel(), *like.stride()))
@@ -32,15 +32,16 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 class Replicas:
     """N models whose weights are slices of stacked tensors, so that one pass serves all of them.
 
-    Every model stays a model of its own: its parameters and their gradients become views of the stacks, so what steps,
-    evaluates or loads it needs to know nothing. ``torch.vmap`` makes grouped convolutions and batched matrix products
-    of the layers; differentiation happens outside of it, on the sum of the losses, whose gradients do not mix.
+    Every model can still be used alone: its parameters and their gradients are views of the stacks, so that optimisers,
+    evaluation and checkpoints treat it as any model. ``torch.vmap`` turns the layers into grouped convolutions and
+    batched matrix products. The sum of the losses is differentiated, outside of ``vmap``; gradients of different models
+    do not mix.
 
-    A stack's gradient is never None: gradients add up in place until :meth:`zero_grad`.
+    The gradient of a stack is never None: gradients are summed in place until :meth:`zero_grad`.
 
     Args:
-        models: of one configuration, on one device; do not move them afterwards.
-        objectives: one for each model, alike but for their batched weights, as beta.
+        models: models of one configuration on one device; do not move them afterwards.
+        objectives: one for each model; they may differ in their batched weights, such as beta.
     """
 
     def __init__(self, models: Sequence[FlatVAE], objectives: Sequence[FlatObjective]) -> None:
@@ -85,9 +86,9 @@ class Replicas:
         return len(self.models)
 
     def __call__(self, x: Tensor, step: int, noise: Sequence[Tensor]) -> Loss:
-        """Losses of each model's own images ``[N, B, C, H, W]`` with its own noise ``[N, B, ...]``.
+        """Loss of each model on its own images ``[N, B, C, H, W]`` with its own noise ``[N, B, ...]``.
 
-        Every part of the result has a leading N; differentiate ``total.sum()``.
+        All parts of the result have a leading dimension N. Differentiate ``total.sum()``.
         """
 
         def one(parameters: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor, noise: list[Tensor]) -> Any:
@@ -106,7 +107,7 @@ class Replicas:
         return [stack.grad for stack in self.parameters.values() if stack.grad is not None]
 
     def grad_norms(self) -> Tensor:
-        """Norm of each model's gradient, [N]."""
+        """Norm of the gradient of each model, [N]."""
         of_tensors = torch._foreach_norm([gradient for pairs in self._own for _, gradient in pairs])
         norms: Tensor = torch.linalg.vector_norm(torch.stack(of_tensors).view(len(self), -1), dim=1)
         return norms
@@ -117,12 +118,12 @@ class Replicas:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to zero."""
         torch._foreach_zero_(self._all_gradients())
 
     @contextlib.contextmanager
     def holding(self, held: Sequence[bool]) -> Iterator[None]:
-        """Hide the gradients of the models that are ``held`` from an optimiser, which leaves them as they are."""
+        """Hide the gradients of the models that are ``held``, so that an optimiser does not move them."""
         hidden = [pair for pairs, is_held in zip(self._own, held, strict=True) if is_held for pair in pairs]
         for parameter, _ in hidden:
             parameter.grad = None

@@ -24,14 +24,14 @@ class RateTerms:
 
 
 def log_stratified_weights(batch_size: int, num_images: int, device: torch.device | None = None) -> Tensor:
-    """Logarithms of the weights of minibatch stratified sampling, [B, B]; each row's weights add up to 1.
+    """Log-weights of minibatch stratified sampling, [B, B]; the weights of each row sum to 1.
 
-    Row i: 1/N for the image that z_i came from, (N - M) / (N M) for the next one, 1/M for the others, with M = B - 1 and
-    N images in the data set (Chen et al. 2018, appendix). The published code walks the flattened matrix in strides of
-    B and so puts 1/N into column 0 of every row; here it stands on the diagonal, which is what the derivation asks for.
+    With N images in the data set and M = B - 1, row i has 1/N for the image of z_i, (N - M) / (N M) for the next image
+    and 1/M for all others (Chen et al. 2018, appendix). The published code puts 1/N into column 0 of every row; here it
+    is on the diagonal, as the derivation requires.
 
     Raises:
-        ValueError: a batch of 1, or of more images than there are.
+        ValueError: the batch has one image, or more images than the data set.
     """
     others = batch_size - 1
     if others < 1 or batch_size > num_images:
@@ -46,7 +46,7 @@ def log_stratified_weights(batch_size: int, num_images: int, device: torch.devic
 
 
 def decompose(group: Group, num_images: int) -> RateTerms:
-    """Split the one-sample rate of a group's latents ``[B, D]`` by minibatch stratified sampling over the batch."""
+    """Split the one-sample rate of latents ``[B, D]`` by minibatch stratified sampling over the batch."""
     posterior, z = group.posterior, group.z
     log_weights = log_stratified_weights(len(z), num_images, z.device).to(z)
     log_q_given_x = group.log_q().sum(1)
@@ -65,16 +65,16 @@ def decompose(group: Group, num_images: int) -> RateTerms:
 class BetaTCVAE(FlatObjective):
     """distortion + alpha * I(x; z) + beta * TC + gamma * dimension-wise KL (Chen et al. 2018).
 
-    The estimates are for training: on a batch they are biased by nats (TC may come out negative). On several processes
-    each estimates from its own batch. The reported rate is the closed form.
+    The estimates are meant for training: from a batch they are biased by several nats, and TC may be negative. With
+    several processes, each estimates from its local batch. The reported rate is in closed form.
 
     Args:
         model: the bare model.
-        num_images: N, images in the training data.
+        num_images: N, number of images in the training data.
         alpha: weight of the mutual information.
         beta: weight of the total correlation.
         gamma: weight of the dimension-wise KL.
-        warmup_steps: over which beta rises linearly from 0.
+        warmup_steps: steps over which beta rises linearly from 0.
     """
 
     batched = ("alpha", "beta", "gamma")

@@ -1,4 +1,4 @@
-"""The transposed convolution that ends a decoder, computed the way that is fast when it has few output channels."""
+"""Transposed convolution at the end of a decoder, computed in a way that is fast for few output channels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOST_CHANNELS = 4  # measured with 1 and 3; with 32, torch's own kernel is twice as fast
+MOST_CHANNELS = 4  # measured for 1 and 3; for 32, PyTorch's own kernel is twice as fast
 
 
 class SubpixelConvTranspose2d(nn.ConvTranspose2d):
     """A 4x4 stride-2 padding-1 transposed convolution as a 2x2 convolution to the four pixels that follow from each corner.
 
-    An output pixel of either parity depends on two inputs a side, so that one dense convolution makes all four kinds
-    (Shi et al. 2016, arXiv 1609.07009). The same function, weights [I, O, 4, 4] and names as its parent's; only the order of
-    the sums differs.
+    An output pixel depends on two inputs along each side, whatever its parity, so one dense convolution computes the
+    pixels of all four parities (Shi et al. 2016, arXiv 1609.07009). Function, weights [I, O, 4, 4] and names are those
+    of the parent class; only the order of summation differs.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -37,7 +37,7 @@ class SubpixelConvTranspose2d(nn.ConvTranspose2d):
 
 
 def upsampling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    """The 4x4 stride-2 transposed convolution [B, I, H, W] -> [B, O, 2H, 2W], in the form that suits its channels."""
+    """4x4 stride-2 transposed convolution [B, I, H, W] -> [B, O, 2H, 2W], in the faster form for its channels."""
     if out_channels <= MOST_CHANNELS:
         return SubpixelConvTranspose2d(in_channels, out_channels)
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)

@@ -1,4 +1,4 @@
-"""The choice of an objective and the weights of its terms: those given, else those of the paper."""
+"""Choice of an objective and the weights of its terms, by default those of its paper."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ObjectiveConfig:
     """Latents of each group (grouped). Default two halves."""
 
     def __post_init__(self) -> None:
-        """Refuse two betas, weights that the objective does not have, and values out of range."""
+        """Refuse two forms of beta, weights that the objective does not have, and values out of range."""
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}")
         betas = [name for name in BETA_FORMS if getattr(self, name) is not None]
@@ -103,7 +103,7 @@ def _key(name: str) -> str:
 
 
 def _check(name: str, value: Any) -> None:
-    """One weight's range."""
+    """Refuse a weight that is out of range."""
     if isinstance(value, str):
         choices = {"dip": ("i", "ii"), "corruption": ("zero", "gaussian")}[name]
         if value not in choices:
@@ -119,12 +119,12 @@ def _check(name: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Betas:
-    """One weight of the rate in its three forms.
+    """The weight of the rate in three equivalent forms.
 
     Args:
-        beta: on nats per image: distortion + beta * rate.
+        beta: weight in nats per image, distortion + beta * rate.
         beta_norm: beta * M / N with M latents and N pixels (times channels), as Higgins et al. 2017 normalise it.
-        beta_pixel_mean: beta / N: the weight where the distortion is averaged over pixels and the rate summed.
+        beta_pixel_mean: beta / N, the weight if the distortion is averaged over pixels and the rate is summed.
     """
 
     beta: float
@@ -133,7 +133,7 @@ class Betas:
 
 
 def betas(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> Betas:
-    """The weight of ``config`` in all three forms; 1 nat for a nat where the objective has none."""
+    """The weight of a configuration in all three forms; beta is 1 for an objective without this weight."""
     num_dims = spec.channels * spec.height * spec.width
     config = config.resolved()
     beta = 1.0 if config.beta is None else config.beta
@@ -145,7 +145,7 @@ def betas(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> Betas:
 
 
 def describe(config: ObjectiveConfig, spec: ImageSpec, num_latents: int) -> str:
-    """The loss in a line, with its weights and the three forms of beta."""
+    """Formula of the loss in a line, with its weights and the three forms of beta."""
     forms = betas(config, spec, num_latents)
     formula = config.row.formula.format_map(vars(config.resolved()) | {"beta": forms.beta})
     if not config.has_beta:

@@ -1,7 +1,7 @@
 """The ELBO as arithmetic on beliefs: what a forward pass returns, and the numbers that follow from it.
 
-Both models end in a :class:`VAEOutput`; a flat VAE has one group, NVAE many, and nothing here asks which. Everything
-is in nats per image unless its name says bits per dimension.
+Every model returns a :class:`VAEOutput`; a flat VAE has one group, NVAE many, and nothing here asks which. Values are
+in nats per image unless a name says bits per dimension.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from metrics.likelihoods import Likelihood
 from metrics.normal import Normal
 
-ACTIVE_UNIT_NATS = 0.1  # a latent channel whose mean KL exceeds this is in use (Vahdat & Kautz 2020 count so)
+ACTIVE_UNIT_NATS = 0.1  # mean KL above which a latent channel counts as in use (Vahdat & Kautz 2020)
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Group:
         z: the latents that the decoder sees.
         posterior: q(base | x, groups above).
         prior: p(z | groups above).
-        base: the posterior's draw before a normalising flow moved it to ``z``; None where there is no flow. The
-            published flows preserve volume, so log q(z) = log posterior(base).
+        base: the draw from the posterior that a normalising flow transformed into ``z``; None without a flow. Flows
+            must preserve volume, as the published ones do, so that log q(z) = log posterior(base).
     """
 
     z: Tensor
@@ -45,7 +45,7 @@ class Group:
         return self.prior.log_prob(self.z)
 
     def kl(self) -> Tensor:
-        """KL in nats, elementwise: closed form, or with a flow its one-sample estimate (which can be negative)."""
+        """KL in nats, elementwise: in closed form, or with a flow a one-sample estimate, which can be negative."""
         return self.posterior.kl(self.prior) if self.base is None else self.log_q() - self.log_p()
 
     def kl_per_channel(self) -> Tensor:
@@ -86,12 +86,12 @@ class Terms:
 
 
 def sum_over_event(values: Tensor) -> Tensor:
-    """[B, ...] -> [B]."""
+    """Sum over all dimensions but the first: [B, ...] -> [B]."""
     return values.flatten(1).sum(1)
 
 
 def terms(output: VAEOutput, x: Tensor) -> Terms:
-    """ELBO terms of images ``x`` [B, C, H, W] in [0, 1] under the beliefs of a forward pass on them."""
+    """ELBO terms of images ``x`` [B, C, H, W] in [0, 1], from the beliefs that a forward pass on them returned."""
     kl = torch.stack([sum_over_event(group.kl()) for group in output.groups], dim=1)
     return Terms(log_likelihood=output.likelihood.log_prob(x), kl=kl)
 
@@ -105,7 +105,7 @@ def log_weight(output: VAEOutput, x: Tensor) -> Tensor:
 def importance_bound(log_weights: Tensor) -> Tensor:
     """log mean_k exp(log_weights[b, k]), [B, K] -> [B]: the importance-weighted bound (Burda et al. 2016).
 
-    At least the ELBO in expectation, and tends to log p(x) as K grows.
+    It is at least the ELBO in expectation and tends to log p(x) as K grows.
     """
     return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
 
@@ -116,5 +116,5 @@ def bits_per_dim(nats: float | Tensor, num_dims: int) -> float | Tensor:
 
 
 def active_units(kl_per_channel: Tensor, threshold: float = ACTIVE_UNIT_NATS) -> int:
-    """How many latent channels carry more than ``threshold`` nats on average."""
+    """Number of latent channels that carry more than ``threshold`` nats on average."""
     return int((kl_per_channel > threshold).sum())

@@ -1,8 +1,8 @@
-"""Likelihoods p(x | z) of images, shared by both models so that their bits per dimension compare.
+"""Likelihoods p(x | z) of images, shared by all models so that their bits per dimension can be compared.
 
-Images are float ``[B, C, H, W]`` in [0, 1] on the grid k / (2^bits - 1). Every likelihood computes in at least float32
-whatever autocast made of its parameters. The mixture of discretised logistics is that of Salimans et al. 2017
-(PixelCNN++) with the parameter layout that NVAE published.
+Images are float ``[B, C, H, W]`` in [0, 1] on the grid k / (2^bits - 1). Every likelihood computes in at least float32,
+also under autocast. The mixture of discretised logistics is that of Salimans et al. 2017 (PixelCNN++) with the parameter
+layout of the published NVAE.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ UNIFORM_MARGIN = 1e-5  # published: u in (1e-5, 1 - 1e-5), so that neither logar
 
 
 class ImageSpec(Protocol):
-    """All that a likelihood or a model learns of its data."""
+    """The shape and bit depth of images: all that a likelihood or a model knows of its data."""
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for colour."""
+        """Number of channels: 1 for grey, 3 for colour."""
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Width in pixels."""
 
     @property
     def num_bits(self) -> int:
-        """Pixels take 2^num_bits values."""
+        """Bit depth: pixels take 2^num_bits values."""
 
 
 class Likelihood(Protocol):
@@ -51,7 +51,7 @@ class Likelihood(Protocol):
         """Expected image, [B, C, H, W] in [0, 1]."""
 
     def log_prob_map(self, x: Tensor) -> Tensor:
-        """Nats per pixel: [B, H, W] where the channels are modelled jointly, else [B, C, H, W]."""
+        """Nats per pixel: [B, H, W] if the channels are modelled jointly, else [B, C, H, W]."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Nats per image, [B]."""
@@ -66,13 +66,13 @@ def _uniform_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generat
 
 
 def check_pixels(x: Tensor) -> None:
-    """Refuse images whose values lie outside [0, 1], if the check needs no copy from a GPU.
+    """Refuse images with values outside [0, 1], on a CPU; on a GPU the check would make every step wait.
 
-    Inside ``torch.vmap`` or a compiled function there is nothing to look at yet. NaN passes: the trainer decides what
-    becomes of a step that is not finite.
+    Inside ``torch.vmap`` and compiled functions the values cannot be read, so nothing is checked. NaN passes, because
+    the trainer handles steps that are not finite.
 
     Raises:
-        ValueError: the smallest or largest value of ``x`` lies outside [0, 1], on a CPU.
+        ValueError: the smallest or the largest value lies outside [0, 1].
     """
     is_traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
     if not x.is_cpu or is_traced or x.numel() == 0:
@@ -88,7 +88,8 @@ def check_pixels(x: Tensor) -> None:
 class Bernoulli:
     """Independent Bernoulli pixels from logits [B, C, H, W].
 
-    Targets may be grey values in [0, 1]; then this is a cross entropy and no likelihood, as in much of the literature.
+    Targets may be grey values in [0, 1]. The result is then a cross entropy and not a likelihood, as in much of the
+    literature.
     """
 
     logits: Tensor
@@ -102,7 +103,7 @@ class Bernoulli:
         """Nats per pixel and channel, [B, C, H, W].
 
         Raises:
-            ValueError: targets outside [0, 1], on a CPU (on a GPU the look at them would hold up every step).
+            ValueError: values of ``x`` outside [0, 1], see :func:`check_pixels`.
         """
         check_pixels(x)
         return -F.binary_cross_entropy_with_logits(at_least_float32(self.logits), x, reduction="none")
@@ -122,7 +123,8 @@ class Bernoulli:
 class Gaussian:
     """Continuous Gaussian density on pixels scaled to [-1, 1] (NVAE's Normal decoder and the flat VAE's).
 
-    A density, so its nats may be negative and its "bits per dimension" compare with no discrete likelihood.
+    Because it is a density, its nats may be negative, and its "bits per dimension" cannot be compared with those of
+    a discrete likelihood.
 
     Args:
         normal: belief about 2x - 1, each tensor [B, C, H, W].
@@ -162,7 +164,7 @@ def _pairs(channels: int) -> list[tuple[int, int]]:
 
 
 def _block_sizes(channels: int) -> list[int]:
-    """How many coefficients stand in each channel's block: one in each for colour, as published."""
+    """Number of coefficients in each channel's block: one in each for colour, as published."""
     count = len(_pairs(channels))
     return [count // channels + (c < count % channels) for c in range(channels)]
 
@@ -171,15 +173,15 @@ def log_bin_mass(level: Tensor, mean: Tensor, log_scale: Tensor, num_bits: int) 
     """Exact log mass of a logistic in the bin of an integer level, in nats; any broadcastable shapes.
 
     The 2^bits - 1 inner edges lie midway between neighbouring grid points of [-1, 1]; the outermost bins hold the
-    tails. A bin's mass is sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which loses no digits to
-    cancellation. Neighbouring bins compute their common edge by the same operations, so that the masses sum to one
+    tails. A bin's mass is sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which does not suffer
+    from cancellation. Neighbouring bins compute their common edge by the same operations, so the masses sum to one up
     to rounding for every mean and scale, also in float32.
     """
     top = 2**num_bits - 1
     inverse_scale = torch.exp(-log_scale)
     upper = inverse_scale * ((2.0 * level + 1.0 - top) / top - mean)
     lower = inverse_scale * ((2.0 * level - 1.0 - top) / top - mean)
-    # Where the scale dwarfs the bin, upper - lower may round to 0; the floor keeps the logarithm finite.
+    # If the scale is much larger than the bin, upper - lower may round to 0; the floor keeps the logarithm finite.
     log_width = torch.log(-torch.expm1(-(upper - lower).clamp_min(1e-12)))
     below_upper, above_lower = F.logsigmoid(upper), F.logsigmoid(-lower)
     inner = below_upper + above_lower + log_width
@@ -187,10 +189,10 @@ def log_bin_mass(level: Tensor, mean: Tensor, log_scale: Tensor, num_bits: int) 
 
 
 def log_bin_mass_published(scaled: Tensor, mean: Tensor, log_scale: Tensor, num_bits: int) -> Tensor:
-    """The published NVAE's rule for a pixel ``scaled`` to [-1, 1], kept so that its figures can be reproduced.
+    """Log mass of a pixel ``scaled`` to [-1, 1] by the published NVAE's rule, to reproduce its figures.
 
-    With 8 bits it scores value 254 with the open upper tail too (its edge test is x > 0.99 and 254/255 scales to
-    0.992), so the masses sum to more than one: up to 1.95 near the top.
+    With 8 bits it gives value 254 the open upper tail as well, because it tests for x > 0.99 and 254/255 scales to
+    0.992. The masses therefore sum to more than one, up to 1.95 near the top.
     """
     top = 2**num_bits - 1
     inverse_scale = torch.exp(-log_scale)
@@ -217,8 +219,8 @@ class DiscretizedLogisticMixture:
         parameters: ``[B, num_mixture_parameters(C, M), H, W]``.
         channels: C.
         num_bits: pixels are k / (2^num_bits - 1).
-        edges: "exact" makes each bin a probability (they sum to one). "legacy" reproduces the published NVAE: its bin
-            rule, and sampling that divides the scale by the temperature, leaves pixels continuous.
+        edges: "exact" makes the bins probabilities, which sum to one. "legacy" reproduces the published NVAE: its rule
+            for the bins, and sampling that divides the scale by the temperature and leaves pixels continuous.
     """
 
     def __init__(self, parameters: Tensor, channels: int, num_bits: int, edges: Edges = "exact") -> None:
@@ -241,7 +243,7 @@ class DiscretizedLogisticMixture:
         self.channels, self.num_bits, self.edges = channels, num_bits, edges
 
     def with_edges(self, edges: Edges) -> DiscretizedLogisticMixture:
-        """The same mixture scored by other edges, to see both without another forward pass."""
+        """The same mixture with other edges, to score both without a second forward pass."""
         other: DiscretizedLogisticMixture = copy.copy(self)
         other.edges = edges
         return other
@@ -276,7 +278,7 @@ class DiscretizedLogisticMixture:
     def mean(self) -> Tensor:
         """Means and coefficients averaged over the components, channels in sequence, clamped; [B, C, H, W] in [0, 1].
 
-        As published; not the exact expectation, which the clamping and the product of averages both miss.
+        This is the published rule. The clamping and the product of averages make it differ from the expectation.
         """
         weights = F.softmax(self.logits, dim=1)
         scaled: list[Tensor] = []
@@ -297,7 +299,7 @@ class DiscretizedLogisticMixture:
 
         Args:
             temperature: divides the mixture logits and multiplies the logistics' scale ("legacy" divides it).
-            generator: source of the uniforms where ``noise`` is not given.
+            generator: source of the uniforms if ``noise`` is not given.
             noise: uniforms for the component [B, M, H, W] and for the pixels [B, C, H, W].
         """
         batch, _, _, height, width = self.means.shape
@@ -319,7 +321,7 @@ class DiscretizedLogisticMixture:
         return (torch.stack(scaled, dim=1) + 1.0) / 2.0
 
     def _on_grid(self, scaled: Tensor) -> Tensor:
-        """The nearest of the 2^bits values: rounding a logistic draw is a draw from its bins."""
+        """The nearest of the 2^bits values: a rounded draw from a logistic is a draw from its bins."""
         if self.edges == "legacy":
             return scaled
         top = 2**self.num_bits - 1
@@ -329,9 +331,9 @@ class DiscretizedLogisticMixture:
     def channel_pmf(self, channel: int, x: Tensor) -> Tensor:
         """Probability of every value of one channel given the earlier channels of ``x``: [B, H, W, 2^bits].
 
-        What an entropy coder needs. Component weights are those given the earlier channels (Bayes' rule), so that
-        the product over channels is ``exp(log_prob_map(x))`` of exact edges. Masses are differences of a CDF in
-        float64, right to 1e-15 absolutely: a tenth of the time that logarithms right to many digits would take.
+        Entropy coders need these probabilities. Component weights are conditional on the earlier channels (Bayes'
+        rule), so the product over channels is ``exp(log_prob_map(x))`` with exact edges. Masses are differences of a
+        CDF in float64 with an absolute error of 1e-15; accurate logarithms would take ten times as long.
         """
         means = self._means_given(2.0 * x - 1.0)
         level = torch.round(x * (2**self.num_bits - 1)).unsqueeze(2)

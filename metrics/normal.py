@@ -1,4 +1,4 @@
-"""The diagonal Gaussian belief: what posteriors and priors are made of, in both models."""
+"""The diagonal Gaussian, from which the posteriors and priors of every model are built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is that already: autocast may have made it half precision."""
+    """The tensor in float32, which autocast may have left in half precision; float64 stays as it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
@@ -20,8 +20,8 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 class Normal:
     """Independent Gaussians, one per element.
 
-    The vocabulary of ``torch.distributions.Normal`` on two tensors and nothing else, so that ``torch.compile`` sees
-    through it and no validation synchronises with the device.
+    The methods are those of ``torch.distributions.Normal``. The class holds two tensors and nothing else, so that
+    ``torch.compile`` can trace it and no validation waits for the device.
 
     Args:
         mean: any shape, e.g. ``[B, C, H, W]`` for NVAE or ``[B, D]`` for a flat VAE.
@@ -42,7 +42,7 @@ class Normal:
         return 0.5 * (shift**2 + ratio**2) - 0.5 - ratio.log()
 
     def rsample(self, noise: Tensor | None = None) -> Tensor:
-        """Reparameterised draw ``mean + std * noise``; standard-normal noise is drawn where none is given."""
+        """Reparameterised draw ``mean + std * noise``; without ``noise``, standard-normal noise is drawn."""
         if noise is None:
             shape = torch.broadcast_shapes(self.mean.shape, self.std.shape)
             noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
@@ -53,5 +53,5 @@ class Normal:
         return 0.5 + HALF_LOG_TWO_PI + self.std.log()
 
     def tempered(self, temperature: float) -> Normal:
-        """The same belief with its standard deviation multiplied by ``temperature``."""
+        """The same Gaussian with its standard deviation multiplied by ``temperature``."""
         return Normal(self.mean, self.std * temperature)

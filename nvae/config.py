@@ -1,4 +1,4 @@
-"""What an NVAE is made of, as one frozen value that JSON and the command line can carry."""
+"""Architecture of an NVAE, as a frozen value for JSON records and the command line."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ CELL_OPS: Mapping[str, CellOps] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class NVAEConfig:
-    """Architecture of an NVAE (Vahdat & Kautz 2020, tables 6 and section 8 of the appendix for the published ones).
+    """Architecture of an NVAE (for the published ones see Vahdat & Kautz 2020, table 6 and section 8 of the appendix).
 
-    Everything about the images (channels, size, bits) comes from the data's ``ImageSpec`` instead.
+    Channels, size and bits of the images come from the data's ``ImageSpec`` instead.
     """
 
     num_scales: int = 3
     """Resolutions that hold latents; each halves the one before."""
     num_groups: int = 20
-    """Latent groups of the highest-resolution scale (of every scale where not adaptive)."""
+    """Latent groups of the highest-resolution scale; of every scale if not adaptive_groups."""
     adaptive_groups: bool = True
     """Each coarser scale has half the groups of the finer one, at least min_groups."""
     min_groups: int = 1
-    """Fewest groups of a scale where adaptive."""
+    """Fewest groups of a scale, if adaptive_groups."""
     groups_per_scale: tuple[int, ...] = ()
     """Groups of each scale, highest resolution first; overrides the three fields above. Empty: use them."""
     latent_channels: int = 20
@@ -98,8 +98,8 @@ class NVAEConfig:
     channels_dec: int = 64
     """Decoder channels at full resolution; doubled with every halving."""
     patch_size: int = 1
-    """Fold squares of this many pixels a side into channels before the stem, and unfold them at the output. Ours, not the
-    paper's: 1 is the published model; 4 spares a CPU the cells at full resolution."""
+    """Side in pixels of the squares that are folded into channels before the stem and unfolded at the output. The
+    published model has 1; 4 saves the cells at full resolution, which take a CPU longest."""
     preprocess_blocks: int = 1
     """Halvings between the (folded) image and the first scale with latents."""
     preprocess_cells: int = 2
@@ -140,7 +140,7 @@ class NVAEConfig:
     """Recompute each cell in the backward pass: about a tenth of the activation memory for a third more time."""
 
     def __post_init__(self) -> None:
-        """Refuse contradictions; turn the lists that JSON knows into tuples."""
+        """Refuse contradictions, and turn the lists of JSON into tuples."""
         for field in fields(self):
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
@@ -187,23 +187,23 @@ class NVAEConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels of the image along one side of a position of the top group."""
+        """Side in pixels of the square of the image that belongs to one position of the top group."""
         return self.patch_size * self.top_multiplier
 
     @property
     def top_multiplier(self) -> int:
-        """Channels of the top scale over channels_enc or channels_dec: doubled with every halving."""
+        """Ratio of the top scale's channels to channels_enc or channels_dec; it doubles with every halving."""
         return int(2 ** (self.preprocess_blocks + self.num_scales - 1))
 
 
 def choices(config: Any, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a field of ``config`` that is none of ``allowed``."""
+    """Refuse a field of ``config`` with a value that is not allowed."""
     if getattr(config, name) not in allowed:
         raise ValueError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
 
 
 def _check_range(config: Any, least: int, most: int, *names: str) -> None:
-    """Refuse sizes that no model has: a damaged record must not fill all memory before anything is said."""
+    """Refuse sizes beyond any real model, so that a damaged record cannot exhaust the memory."""
     for name in names:
         value = getattr(config, name)
         if not least <= value <= most:

@@ -13,8 +13,8 @@ EXPANSION = 6
 class AutoregressiveCell(nn.Module):
     """``z - shift(z)``, where the shift at a position sees only earlier positions and channels.
 
-    The Jacobian is triangular with a unit diagonal, so log|det| = 0. As in the published code the shift does not see
-    the image.
+    The Jacobian is triangular with a unit diagonal, so log|det| = 0. As in the published code, the shift does not
+    depend on the image.
     """
 
     def __init__(self, channels: int, *, mirror: bool) -> None:

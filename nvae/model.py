@@ -1,4 +1,4 @@
-"""NVAE: a bottom-up pass that reads the image and one top-down pass that serves every use of the latents."""
+"""NVAE: a bottom-up pass over the image, and one top-down pass for every use of the latents."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from nvae.flows import FlowPair
 from nvae.padding import Padding
 from nvae.posterior import beliefs, normal_from_raw
 
-LAYOUT = torch.channels_last  # of weights and activations: what fast convolutions take, depthwise ones above all
+LAYOUT = torch.channels_last  # of weights and activations: convolutions, above all depthwise ones, are fastest in it
 
 
 class NVAE(VAE):
     """Deep hierarchical VAE (Vahdat & Kautz 2020).
 
-    Images of any number of channels, size and bits: they are zero-padded evenly (an odd pixel at the bottom or right)
-    to a multiple of ``config.stride`` and the likelihood's parameters are cropped back.
+    Images may have any number of channels, any size and any bit depth. They are zero-padded evenly to a multiple of
+    ``config.stride`` (an odd pixel goes to the bottom or the right), and the likelihood's parameters are cropped back.
 
     Args:
         config: the architecture.
         spec: channels, height, width and num_bits of the images.
 
     Raises:
-        ValueError: for images smaller than the stride.
+        ValueError: the images are smaller than the stride.
     """
 
     def __init__(self, config: NVAEConfig, spec: ImageSpec) -> None:
@@ -75,7 +75,7 @@ class NVAE(VAE):
         self.is_compiled = False
         self.layout = LAYOUT
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
-            if conv.kernel_size != (1, 1) and conv.groups == 1:  # elsewhere the two layouts are the same memory
+            if conv.kernel_size != (1, 1) and conv.groups == 1:  # for all others the two layouts are the same in memory
                 conv.to(memory_format=self.layout)
 
     def compile_parts(self, backend: str = "inductor") -> None:
@@ -84,7 +84,7 @@ class NVAE(VAE):
         compile_cells([module for module in self.modules() if isinstance(module, Cell)], backend)
 
     def _scales(self) -> list[tuple[int, int]]:
-        """(multiplier of the channels, groups) of each scale, lowest resolution first."""
+        """Pairs (multiplier of the channels, number of groups) of all scales, lowest resolution first."""
         first = 2**self.config.preprocess_blocks
         return [(first * 2**scale, count) for scale, count in reversed(list(enumerate(self.config.groups)))]
 
@@ -155,7 +155,7 @@ class NVAE(VAE):
         return groups, state
 
     def _group(self, i: int, state: Tensor | None, feature: Tensor | None, decision: Decision, batch: int) -> Group:
-        if i == 0:  # raw zeros: mean 0, std 1.01, and nothing that a residual posterior could add to
+        if i == 0:  # raw zeros give mean 0 and std 1.01, and leave a residual posterior as it is
             channels, height, width = self.group_shapes[0]
             prior_raw = self.output_conv.weight.new_zeros(batch, 2 * channels, height, width)
         else:

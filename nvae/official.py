@@ -1,6 +1,6 @@
-"""Published NVAE weights in our model: the published arguments and key names, translated.
+"""Published NVAE weights for our model: translation of the published arguments and key names.
 
-Nothing here runs the published code or unpickles anything: callers hand over plain tensors and plain arguments.
+Nothing here runs published code or unpickles anything: callers pass plain tensors and plain arguments.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _CONFIG_FIELDS = {
     "res_dist": "residual_posterior",
     "arch_instance": "cell_arch",
 }
-_ABSENT = {"ada_groups": False, "min_groups_per_scale": 1}  # what older checkpoints lack is read so
+_ABSENT = {"ada_groups": False, "min_groups_per_scale": 1}  # defaults of arguments that older checkpoints lack
 _REQUIRED = {"dataset", *_CONFIG_FIELDS} - _ABSENT.keys()
 _OPTIONAL = {"num_x_bits", "num_mixture_dec", *_ABSENT}
-_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every key
 _OBJECTIVE = {
     "weight_decay_norm",
     "weight_decay_norm_init",
@@ -63,15 +63,15 @@ _OBJECTIVE = {
     "kl_const_portion",
     "kl_const_coeff",
 }
-_TRAINING = (  # of the training run or its machine: the model does not depend on them
+_TRAINING = (  # settings of the training run or its machine, on which the model does not depend
     "root save data batch_size epochs warmup_epochs learning_rate learning_rate_min weight_decay fast_adamax seed "
     "cont_training distributed num_proc_node node_rank num_process_per_node master_address local_rank global_rank "
     "num_total_iter swa_start"
 )
 _KNOWN_ARGS = {*_REQUIRED, *_OPTIONAL, *_OBJECTIVE, *_TRAINING.split()}
-_BINARY_DATASETS = ("mnist", "omniglot")  # 28 x 28, which the published data pipeline pads to 32 x 32
+_BINARY_DATASETS = ("mnist", "omniglot")  # 28 x 28 images, which the published data pipeline pads to 32 x 32
 _COLOUR_SIDES = {"cifar10": 32, "ffhq": 256}
-_DETAILS_FROM_WEIGHTS = (  # kernel, expansion or groups of some part are not certain from the name alone
+_DETAILS_FROM_WEIGHTS = (  # the name alone does not determine the kernel, expansion or groups of every part
     "mbconv_res",
     "mbconv_sep11",
     "mbconv_den",
@@ -89,7 +89,7 @@ class PublishedImages:
 
 
 def image_spec(args: Mapping[str, Any]) -> PublishedImages:
-    """The images behind the arguments ``dataset`` and ``num_x_bits``; MNIST and OMNIGLOT are 28x28, unpadded."""
+    """Image spec that belongs to the arguments ``dataset`` and ``num_x_bits``; MNIST and OMNIGLOT are 28x28."""
     name = str(args["dataset"])
     if name in _BINARY_DATASETS:
         return PublishedImages(1, 28, 28, 1)
@@ -104,17 +104,17 @@ def image_spec(args: Mapping[str, Any]) -> PublishedImages:
 
 
 def unknown_arguments(args: Mapping[str, Any]) -> list[str]:
-    """Names in ``args`` that mean nothing to us, sorted."""
+    """Names in ``args`` that have no meaning here, sorted."""
     return sorted(set(args) - _KNOWN_ARGS)
 
 
 def model_config(args: Mapping[str, Any], *, legacy: bool = True) -> NVAEConfig:
-    """Our architecture for published arguments.
+    """Architecture that published arguments describe.
 
-    ``legacy`` keeps the published likelihood's edges and its sampling rule, for figures as published.
+    ``legacy`` keeps the edges and the sampling rule of the published likelihood, to reproduce published figures.
 
     Raises:
-        ValueError: naming what is missing, or what the published code cannot run either.
+        ValueError: arguments are missing, or describe a model that the published code cannot run either.
     """
     missing = sorted(_REQUIRED - set(args))
     if missing:
@@ -140,7 +140,7 @@ def model_config(args: Mapping[str, Any], *, legacy: bool = True) -> NVAEConfig:
 
 
 def objective_config(args: Mapping[str, Any]) -> ObjectiveConfig:
-    """Our loss for published arguments; what they lack takes the published default."""
+    """Loss that published arguments describe; missing arguments take the published defaults."""
     weight = float(args.get("weight_decay_norm", 0.0))
     return ObjectiveConfig(
         kl_anneal_portion=float(args.get("kl_anneal_portion", 0.3)),
@@ -154,12 +154,12 @@ def objective_config(args: Mapping[str, Any]) -> ObjectiveConfig:
 
 
 def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: bool = True) -> NVAE:
-    """A model of ours with published weights, in evaluation mode.
+    """Our model with published weights, in evaluation mode.
 
     Args:
         state_dict: tensors by their published names, which a wrapper may have prefixed. Further tensors are logged.
-        args: the published command-line arguments, as a plain mapping. Names that mean nothing to us are logged.
-        legacy: keep the published likelihood, so that published figures come out. Images are unpadded either way.
+        args: the published command-line arguments, as a plain mapping. Unknown names are logged.
+        legacy: keep the published likelihood, to reproduce published figures. Images are unpadded in either case.
 
     Raises:
         ValueError: missing arguments; a data set or cell type that is unknown; weights that do not fit the arguments,
@@ -180,13 +180,13 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
         for ours, published in names.items():
             tensors[ours].copy_(theirs[published])
     for module in model.modules():
-        if isinstance(module, DataInitConv2d):  # trained: the published code would overwrite it here
+        if isinstance(module, DataInitConv2d):  # the weights are trained; the published code would overwrite them
             module.initialised.fill_(True)
     return model.eval()
 
 
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Remove a wrapper's prefix where every key has it."""
+    """Weights without a wrapper's prefix, if every key has it."""
     for prefix in _WRAPPERS:
         if state_dict and all(key.startswith(prefix) for key in state_dict):
             return _unwrapped({key.removeprefix(prefix): value for key, value in state_dict.items()})
@@ -194,7 +194,7 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _carries_information(key: str, config: NVAEConfig) -> bool:
-    """Whether a key holds something of its own: aliases and counters do not, nor the initial state of one group."""
+    """True if a key holds a value of its own; aliases, counters and the unused initial state of one group do not."""
     if key.endswith((".weight_normalized", ".num_batches_tracked")):
         return False
     return key != "prior_ftr0" or sum(config.groups) > 1

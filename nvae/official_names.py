@@ -1,4 +1,4 @@
-"""Published names of our parameters and buffers, and what published names and shapes tell of the cells."""
+"""Published names of our parameters and buffers, and the cells that published names and shapes imply."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _INVERTED = {  # our part of an inverted residual -> (index where nothing comes 
 
 
 def published_names(model: NVAE) -> dict[str, str]:
-    """Published name of each parameter and buffer of ours that has one, e.g. to compare gradients."""
+    """Published name of each of our parameters and buffers that has one, e.g. to compare gradients."""
     return {key: _published_name(key, model) for key in model.state_dict() if not key.endswith(".initialised")}
 
 
@@ -80,7 +80,7 @@ def _op_part(op: nn.Module, part: str) -> str:
 
 
 def with_ops_of(state_dict: Mapping[str, Tensor], config: NVAEConfig) -> NVAEConfig:
-    """``config`` with the operations of each part as published keys and shapes of its first cells tell them."""
+    """``config`` with the operations of each part, read off the published keys and shapes of its first cells."""
     found = [_ops_of(tower, state_dict) for tower in ("pre_process", "enc_tower", "dec_tower", "post_process")]
     return replace(
         config, preprocess_ops=found[0], encoder_ops=found[1], decoder_ops=found[2], postprocess_ops=found[3]
@@ -98,7 +98,7 @@ def _ops_of(tower: str, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def _op_from_weight(part: str, weight: Tensor, state_dict: Mapping[str, Tensor], key: str) -> str | None:
-    """The operation that a weight betrays: a Swish residual's norm, an inverted residual's K x K convolution."""
+    """Operation that a weight belongs to: a Swish residual's norm, or an inverted residual's K x K convolution."""
     if part == "bn_act":
         return "res_bnswish"
     match = re.fullmatch(r"conv\.(\d)\.conv\.0", part)

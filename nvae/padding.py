@@ -13,7 +13,7 @@ from nvae.config import NVAEConfig
 
 @dataclass(frozen=True)
 class Padding:
-    """Black rows and columns around an image, as even as can be; an odd one goes to the bottom or the right."""
+    """Black rows and columns around an image, as many on both sides; an odd one goes to the bottom or the right."""
 
     image_height: int
     image_width: int
@@ -22,7 +22,7 @@ class Padding:
 
     @classmethod
     def of(cls, config: NVAEConfig, spec: ImageSpec) -> Padding:
-        """To ``config.padded_size``, or else the next multiples of ``config.stride``."""
+        """Padding to ``config.padded_size``, or by default to the next multiples of ``config.stride``."""
         stride, sizes = config.stride, (spec.height, spec.width)
         if min(sizes) < stride:
             raise ValueError(
@@ -44,7 +44,7 @@ class Padding:
         return (self.height - self.image_height) // 2, (self.width - self.image_width) // 2
 
     def pad(self, x: Tensor) -> Tensor:
-        """``[B, C, image_height, image_width]`` -> ``[B, C, height, width]``, zeros around."""
+        """Surround images by zeros: ``[B, C, image_height, image_width]`` -> ``[B, C, height, width]``."""
         top, left = self._top_left
         bottom, right = self.height - self.image_height - top, self.width - self.image_width - left
         return F.pad(x, (left, right, top, bottom)) if top + bottom + left + right else x

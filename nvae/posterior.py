@@ -12,12 +12,12 @@ MIN_STD = 1e-2
 
 
 def soft_clamp(x: Tensor) -> Tensor:
-    """Smoothly into (-5, 5): 5 tanh(x / 5)."""
+    """Smooth clamp to (-5, 5): 5 tanh(x / 5)."""
     return CLAMP * torch.tanh(x / CLAMP)
 
 
 def normal_from_raw(mean: Tensor, log_std: Tensor) -> Normal:
-    """Belief from raw network outputs: mean and log-std softly clamped, 0.01 added to the std; in float32."""
+    """Gaussian from a network's raw outputs, in float32: mean and log-std softly clamped, 0.01 added to the std."""
     mean, log_std = at_least_float32(mean), at_least_float32(log_std)
     return Normal(soft_clamp(mean), torch.exp(soft_clamp(log_std)) + MIN_STD)
 
@@ -25,8 +25,9 @@ def normal_from_raw(mean: Tensor, log_std: Tensor) -> Normal:
 def beliefs(prior_raw: Tensor, posterior_raw: Tensor | None, *, residual: bool) -> tuple[Normal, Normal]:
     """Prior and posterior of a group from raw parameters ``[B, 2 C, H, W]`` (means, then log-stds).
 
-    Residual (paper, section 3.2): the raw parameters are added and then clamped, so the posterior's mean and log-std
-    are relative to the prior's only up to the clamp. Without an image (``posterior_raw`` None) it is the prior.
+    A residual posterior (paper, section 3.2) adds its raw parameters to those of the prior, and the sum is clamped; its
+    mean and log-std are therefore relative to the prior's only up to the clamp. Without an image (``posterior_raw`` is
+    None) the posterior equals the prior.
     """
     prior = normal_from_raw(*prior_raw.chunk(2, dim=1))
     if posterior_raw is None:

@@ -11,7 +11,7 @@ from nvae.convolution import WeightNormConv2d
 
 
 class EncoderCombiner(nn.Module):
-    """What a group's posterior sees: the recorded bottom-up feature plus a 1x1 convolution of the decoder's state."""
+    """Input of a group's posterior: the recorded bottom-up feature plus a 1x1 convolution of the decoder's state."""
 
     def __init__(self, channels_enc: int, channels_dec: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class EncoderCombiner(nn.Module):
 
 
 class DecoderCombiner(nn.Module):
-    """Let a group's latents into the decoder's state: a 1x1 convolution of both."""
+    """Join a group's latents with the decoder's state by a 1x1 convolution of both."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class DecoderCombiner(nn.Module):
         """``[B, C, H, W]``, ``[B, Z, H, W]`` -> ``[B, C, H, W]``."""
         z = z.to(
             dtype=state.dtype, memory_format=torch.channels_last
-        )  # else the two would be joined in neither's layout
+        )  # otherwise the result would have the layout of neither
         output: Tensor = self.conv(torch.cat([state, z], dim=1))
         return output
 
@@ -69,7 +69,7 @@ def preprocess_cells(config: NVAEConfig) -> nn.ModuleList:
 
 
 def encoder_cells(config: NVAEConfig) -> nn.ModuleList:
-    """The bottom-up tower, high resolution first: cells for each group, then a combiner for all but the top one."""
+    """The bottom-up tower, high resolution first: for each group its cells, then a combiner (not for the top group)."""
     modules, ops = nn.ModuleList(), config.ops.encoder
     if sum(config.groups) == 1:
         return modules
@@ -86,7 +86,7 @@ def encoder_cells(config: NVAEConfig) -> nn.ModuleList:
 
 
 def decoder_cells(config: NVAEConfig) -> nn.ModuleList:
-    """The top-down tower, low resolution first: a combiner for each group, before it cells for all but the top one."""
+    """The top-down tower, low resolution first: for each group its cells (except for the top group), then a combiner."""
     modules, ops = nn.ModuleList(), config.ops.decoder
     if sum(config.groups) == 1:
         width = config.channels_dec * 2**config.preprocess_blocks
