@@ -1,15 +1,41 @@
-"""Everything that runs: the scripts that people type, and what they are made of.
+"""Everything that runs. The scripts in this folder read from top to bottom; the rooms below hold what they are made of.
 
-Imports all other packages and is imported by none of them. Where a change belongs:
+From the top down; a room imports only from those below it:
 
-* scripts: train_nvae, train_flat_vae, sweep, evaluate, sample, traverse, score, compare, compress, prepare_data, plan,
-  quickstart, import_official. `cli` has their errors and exit codes, `config` and `families` their flags, `presets`
-  and `flat_presets` their recipes.
-* training: train (what starts and ends a run), loop, trainer (one step), model (what it asks of one), optim, guard (bad
-  steps), ema, batch_norm_cache, noise, compiling, feeding, host_memory, distributed, checkpoint, resuming, runs (the
-  folder), monitor (records); replicas and replica_trainer for several at once.
-* measuring: evaluation, baseline, encoding, codes_file, scoring, hierarchy, score_tables; memory and cost for `plan`;
-  published figures; bits_back for `compress`; sweep_report for `sweep`.
-* pictures: figures, latent_figures.
-* `report/`: what `compare` writes. `studies/`: experiments of many runs.
+* scripts: parse, call, print. No script imports another.
+* `studies/`: experiments of many runs.
+* `report/`: what `compare.py` writes.
+* `results/`: from a run folder to numbers: open a run, encode, score, compress.
+* `training/`: from a configuration to a run folder: start, loop, step, checkpoints, records.
+* `families/`: the model families, each in one module; the only room that names a model.
+* `console/`: what a person types and sees: flags, configuration, errors, pictures.
+* `machine/`: what the hardware asks for: ranks, noise, files, compiled parts.
+
+docs/architecture.md draws the rooms and says where ten common changes belong.
 """
+
+import sys
+from pathlib import Path
+
+
+def _refuse_foreign_packages() -> None:
+    """Refuse to go on with packages of other projects that have the names of ours, such as Hugging Face's ``datasets``.
+
+    Raises:
+        ImportError: one of them is already imported.
+        SystemExit: the same in a script, after one line that says what is wrong and one that says what to do.
+    """
+    root = Path(__file__).resolve().parents[1]
+    for name in ("datasets", "metrics", "nvae", "flat_vae"):
+        where = getattr(sys.modules.get(name), "__file__", None)
+        if where is None or root in Path(where).resolve().parents:
+            continue
+        text = f"the package {name!r} was imported from {where}"
+        remedy = "run the script in its checkout, in a process that has not imported the other package"
+        if Path(getattr(sys.modules["__main__"], "__file__", "") or "").resolve().parent == root / "launch":
+            print(f"error: {text}\n  fix: {remedy}", file=sys.stderr)
+            raise SystemExit(2)
+        raise ImportError(f"{text}; {remedy}")
+
+
+_refuse_foreign_packages()

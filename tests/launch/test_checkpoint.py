@@ -190,7 +190,7 @@ import resource, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 from pathlib import Path
-from launch import checkpoint
+from launch.training import checkpoint
 folder = Path({folder!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write fails with EFBIG, as with a full disk
 checkpoint.save(folder, 1, {{"model": torch.zeros(10)}})
@@ -301,7 +301,7 @@ warnings.simplefilter("ignore")
 sys.path.insert(0, {root!r})
 import torch
 from pathlib import Path
-from launch import checkpoint
+from launch.training import checkpoint
 folder, chance = Path({folder!r}), random.Random(0)
 torch.set_num_threads(1)
 lost, wrong, interrupted, last = [], [], 0, 0
