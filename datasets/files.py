@@ -72,6 +72,11 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def printable(text: str) -> str:
+    """Return text with what no terminal shows as Python writes it: names hold line ends, ESC, bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """Image files by name, in a folder or in a zip."""

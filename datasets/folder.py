@@ -14,7 +14,7 @@ from PIL import Image
 from datasets.arrays import SPLITS, ArrayDataset, check_split
 from datasets.cache import Begin, Cached, cache_folders, open_cached
 from datasets.decode import SUFFIXES, crop_and_resize, decode_all, fit_box, to_array, upright
-from datasets.files import Files, folder_files, normalised
+from datasets.files import Files, folder_files, normalised, printable
 from datasets.folder_shape import Channels, survey
 from datasets.folder_splits import RULES, Assignment, SplitBy, assign, copies_of_train
 from datasets.labels import read_labels
@@ -184,5 +184,5 @@ def open_folder(
         recipe=recipe,
         factor_source=factors,
         no_factors="has no labels (give a table of them: --labels FILE.csv)",
-        note="; ".join(part for part in (note, said) if part),
+        note=printable("; ".join(part for part in (note, said) if part)),
     )

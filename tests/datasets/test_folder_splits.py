@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -165,3 +166,11 @@ def test_copies_of_training_images_among_the_held_out_are_said(tmp_path: Path, a
     root = sort_into(tmp_path, add_image, {"train": 3, "test": 2})
     shutil.copy(root / "train" / "0.png", root / "test" / "again.png")
     assert "1 of test are copies of training images" in datasets.open_dataset("folder", root).note
+
+
+def test_names_that_no_terminal_shows_do_not_break_the_line(tmp_path: Path, add_image: AddImage) -> None:
+    sort_into(tmp_path, add_image, {"train": 3, "test": 2, "a\x1b[31m\n": 1})
+    add_image(tmp_path / "plain.png", seed=9, size=(3, 2)).rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    note = datasets.open_dataset("folder", tmp_path).note
+    assert note.isprintable()
+    note.encode()
