@@ -55,7 +55,11 @@ class DataConfig:
     """Try to fetch the data set if it is not there."""
 
     def options(self) -> dict[str, Any]:
-        """What was chosen, as options of ``datasets.open_dataset``."""
+        """What was chosen, as options of ``datasets.open_dataset``.
+
+        Raises:
+            ValueError: something was chosen that the data set does not have.
+        """
         size: Any = self.image_size
         if size is not None and len(size) == 1:
             size = size[0]
@@ -72,7 +76,11 @@ class DataConfig:
             "skip_bad": self.skip_bad or None,
             "download": self.download or None,
         }
-        return {name: value for name, value in chosen.items() if value is not None}
+        options = {name: value for name, value in chosen.items() if value is not None}
+        for name in options.keys() - set(datasets.option_names(self.dataset)):
+            flag = {"size": "image-size", "source": "dsprites-source"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"{self.dataset} has no option --{flag}; leave it out")
+        return options
 
     def open(
         self, split: str, *, seed: int = 0, recorded: Mapping[str, Any] | None = None, spec: ImageSpec | None = None

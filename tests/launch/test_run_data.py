@@ -133,9 +133,14 @@ def test_flags_reach_the_data_sets(tmp_path: Path) -> None:
     # A recorded recipe's seed and rules win: its run was trained so.
     again = config.open("train", seed=9, recorded=data.recipe)
     assert again.recipe == data.recipe
-    assert {"binarise", "num_valid", "labels"} <= DataConfig(
-        binarise=False, num_valid=5, labels=tmp_path
-    ).options().keys()
+    assert DataConfig(dataset="mnist", binarise=False, num_valid=5).options() == {"binarise": False, "num_valid": 5}
+    assert "labels" in DataConfig(dataset="folder", labels=tmp_path).options()
+
+
+def test_a_flag_that_the_data_set_does_not_have_is_named() -> None:
+    with pytest.raises(ValueError, match="frey has no option --image-size"):
+        DataConfig(dataset="frey", image_size=(8,)).options()
+    running.assert_one_error(call("prepare_data", "--dataset", "frey", "--num-valid", "5"), "--num-valid", "frey")
 
 
 def test_a_run_recorded_before_the_rules_keeps_its_split(images: Path, trained: Path, tmp_path: Path) -> None:
