@@ -26,7 +26,7 @@ def _bytes(values: Any) -> int:
 
 @dataclass
 class Counts:
-    """What a piece of work dispatches; views and allocations, which launch nothing, are left out."""
+    """Operations that a piece of work dispatches, without views and allocations, which launch nothing."""
 
     operations: int = 0
     bytes: int = 0

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, memory, the machine's own limits, and how results are written."""
+"""Shared by all benchmarks: interleaved timing, memory, the machine's limits, and the form of results."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def timing_row(benchmark: str, case: Case, seconds: Sequence[float]) -> Row:
 
 
 def ratio_row(benchmark: str, fast: str, slow: str, seconds: dict[str, list[float]]) -> Row:
-    """How many times faster ``fast`` is: the median over rounds of the ratio within a round, and its quartiles."""
+    """Speed-up of ``fast``: the median over rounds of the ratio within a round, and its quartiles."""
     ratios = [b / a for a, b in zip(seconds[fast], seconds[slow], strict=True)]
     quarter = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return {

@@ -58,14 +58,14 @@ def cpu_seconds(*functions: Callable[[], object], repeats: int) -> list[float]:
 
 
 class PeerData:
-    """What disent's metrics ask of a data set, answered from a table of codes."""
+    """Data set for disent's metrics, backed by a table of codes."""
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table
         self.gt_data = SimpleNamespace(num_factors=len(SIZES), sample_factors=self.sample_factors)
 
     def sample_factors(self, num: int) -> np.ndarray:
-        """As disent draws: from NumPy's global state."""
+        """Draw factors from NumPy's global state, as disent does."""
         return np.random.randint(SIZES, size=(num, len(SIZES)))  # noqa: NPY002
 
     def dataset_batch_from_factors(self, factors: np.ndarray, mode: str) -> np.ndarray:

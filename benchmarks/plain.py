@@ -56,7 +56,7 @@ class PlainReduce(FactorizedReduce):
 
 
 class PlainDepthwise(DepthwiseConv2d):
-    """As the framework has it."""
+    """Depthwise convolution as the framework provides it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""

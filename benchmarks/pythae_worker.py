@@ -58,7 +58,7 @@ class Decoder(BaseDecoder):  # type: ignore[misc]
 
 
 class Images(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """As pythae's own data sets: a dict for each image."""
+    """Data set in pythae's form: a dict for each image."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images

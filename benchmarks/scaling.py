@@ -1,4 +1,4 @@
-"""How time and memory of an NVAE step grow, one quantity varied at a time, and a cost model fitted to the table."""
+"""Growth of the time and memory of an NVAE step, one quantity varied at a time, with a fitted cost model."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def nvae_config(model: NVAEConfig, batch_size: int, precision: str) -> NVAETrain
 def trainer_of(
     config: Any, spec: ImageSpec, device: torch.device, num_images: int = 100_000, ranks: Ranks | None = None
 ) -> Trainer:
-    """What a training script would build; for one process unless ``ranks`` says more."""
+    """Trainer that a training script would build; for one process by default."""
     family = family_of(config)
     torch.manual_seed(0)
     model = family.build_model(config, spec)

@@ -21,11 +21,11 @@ Indices = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 
 class Dataset(Protocol):
-    """What `open_dataset` returns: images by index, and their factors where the data has them."""
+    """Images by index, with their factors if the data have any; the result of `open_dataset`."""
 
     @property
     def name(self) -> str:
-        """What logs and reports call the data."""
+        """Name of the data in logs and reports."""
 
     @property
     def spec(self) -> ImageSpec:
@@ -37,7 +37,7 @@ class Dataset(Protocol):
 
     @property
     def note(self) -> str:
-        """What to tell the user in one line before the data is used: the rule of the split, what is left out; or ""."""
+        """One line for the user about the data, such as the rule of the split and what is left out; may be empty."""
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Storage(NamedTuple):
 
     @property
     def is_packed(self) -> bool:
-        """Whether a byte holds eight pixels."""
+        """True if a byte holds eight pixels."""
         return self.array.ndim == 2
 
     @property
@@ -137,7 +137,7 @@ class Factors:
 
 @lru_cache(maxsize=4)
 def _mirrored(views: Views, draw: int, num_images: int) -> npt.NDArray[np.bool_] | None:
-    """Which images a view mirrors, [N]: the hash costs as much for all as for a few batches."""
+    """Mask of the images that a view mirrors, [N]; hashing all of them costs no more than a few batches."""
     return views.mirrored(np.arange(num_images), draw)
 
 
@@ -185,7 +185,7 @@ class ArrayDataset:
         return None if self.views.binarise else Storage(self.array, self.rows)
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
-        """Which of these images the `draw`-th view mirrors: bool `[B]`; None where none ever is.
+        """Mask of the images that the `draw`-th view mirrors, bool `[B]`; None if the data set never mirrors.
 
         None too where pixels are drawn, which happens to mirrored images: that can't be left to the device.
         """

@@ -1,4 +1,4 @@
-"""Which images a rank sees at which step: index arithmetic without state."""
+"""Assignment of images to ranks and steps, as index arithmetic without state."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def crop_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 class _Found(NamedTuple):
-    """Where the parts of a copy of CelebA are."""
+    """Paths of the parts of a copy of CelebA."""
 
     files: Files  # by name without ending
     partition: Path
@@ -182,7 +182,7 @@ def open_celeba(
 
 
 def _made(height: int, width: int) -> dict[str, Any]:
-    """How the pixels are made."""
+    """Recipe of the pixels."""
     made: dict[str, Any] = {"name": "celeba", "size": [height, width], "crop": list(CROP), "frame": list(FRAME)}
     return made | {"resize": "bilinear"}
 

@@ -17,7 +17,7 @@ from datasets.views import Int64
 
 
 class Order(Protocol):
-    """Which images a step takes; `Batches` is one."""
+    """Order in which steps take images; `Batches` is one."""
 
     @property
     def num_images(self) -> int:
@@ -32,7 +32,7 @@ class Mirroring(Protocol):
     """A data set that can leave the mirroring of its images to whoever uses them."""
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
-        """Which images are mirrored, bool [B]; None where none ever is."""
+        """Mask of the mirrored images, bool [B]; None if the data set never mirrors."""
 
     def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
         """Images uint8 [B, C, H, W], mirrored or not."""

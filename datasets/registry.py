@@ -29,7 +29,7 @@ NAMES = tuple(_OPENERS)
 
 
 def default_root(name: str) -> Path:
-    """Where a data set is looked for when no root is given: `data/<name>` in the checkout."""
+    """Default folder of a data set: `data/<name>` in the checkout."""
     return Path(__file__).resolve().parents[1] / "data" / name
 
 

@@ -21,7 +21,7 @@ class Storing(Protocol):
 
     @property
     def storage(self) -> Storage | None:
-        """Where its images are; None where each draw of an image has other pixels."""
+        """Array of the images; None if every draw of an image has different pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _storage(dataset: Dataset) -> Storage | None:
 
 
 def nbytes(dataset: Dataset) -> int | None:
-    """What the split takes on a device; None where it can't be kept there."""
+    """Bytes that the split takes on a device; None if it cannot be kept there."""
     storage = _storage(dataset)
     return None if storage is None else storage.nbytes
 

@@ -1,4 +1,4 @@
-"""What a model learns of its data: the shape and the bit depth of an image."""
+"""Shape and bit depth of images: all that a model is told about its data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ImageSpec:
 
 
 class Levels(Protocol):
-    """What the conversion of levels needs of an image spec, ours or a model's."""
+    """Part of an image spec that the conversion of levels needs."""
 
     @property
     def num_bits(self) -> int:

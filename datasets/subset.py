@@ -55,7 +55,7 @@ class Subset:
 
     @property
     def name(self) -> str:
-        """What logs and reports call the data."""
+        """Name of the data in logs and reports."""
         return self.data.name
 
     @property
@@ -71,7 +71,7 @@ class Subset:
 
     @property
     def note(self) -> str:
-        """What the whole data set says of itself."""
+        """Note of the whole data set."""
         return self.data.note
 
     @property

@@ -47,7 +47,7 @@ def hash_split(words: UInt64) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Which random views a data set draws. The k-th draw of image i is fixed by (seed, k, i)."""
+    """Random views of a data set's images. The k-th draw of image i is fixed by (seed, k, i)."""
 
     seed: int = 0
     """Seed of every random view."""
@@ -57,7 +57,7 @@ class Views:
     """Dynamic binarisation: each pixel becomes 1 with probability value / 255."""
 
     def mirrored(self, indices: Int64, draw: int) -> npt.NDArray[np.bool_] | None:
-        """Which of the images with these indices [B] the `draw`-th view mirrors, [B]; None where none ever is."""
+        """Mask of the images with these indices [B] that the `draw`-th view mirrors, [B]; None if none ever is."""
         if not self.hflip:
             return None
         return (hash64(self.seed, _STREAM_FLIP, draw, indices) >> np.uint64(63)).astype(bool)

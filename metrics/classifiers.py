@@ -15,7 +15,7 @@ from metrics.arrays import Float64, Floats, Int64
 
 
 class Classifier(Protocol):
-    """What is used of a fitted classifier."""
+    """Part of a fitted classifier that the scores use."""
 
     classes_: Int64
 

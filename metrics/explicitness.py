@@ -15,7 +15,7 @@ from metrics.linear import standardised
 
 @dataclass(frozen=True, eq=False)
 class Explicitness:
-    """How well a linear classifier reads each factor, as area under the ROC curve.
+    """Area under the ROC curve of a linear classifier for each factor.
 
     Args:
         score: mean over factors on test rows, chance .5, perfect 1 (the AUC itself, not 2 (AUC - .5)).

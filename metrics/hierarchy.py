@@ -30,7 +30,7 @@ SMALL_PROBE = 64  # hidden units of the "mlp" probe
 
 @dataclass(frozen=True, eq=False)
 class GroupInformation:
-    """What groups say about factors, in nats: lower bounds by held-out probes.
+    """Information of groups about factors, in nats: lower bounds from held-out probes.
 
     Args:
         score: group-MIG, mean over factors of the gap between the two groups that know most, over H(v_k).

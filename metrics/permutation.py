@@ -1,4 +1,4 @@
-"""What a score gives on factors that have nothing to do with the codes: shuffled rows, same marginals."""
+"""Chance level of a score: its values on shuffled rows, which keep the marginals and break the dependence."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Grid:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which factors are left out."""
+        """Notes that name the factors left out."""
         dropped = [k for k in range(len(self.sizes)) if self.sizes[k] == 1]
         return (f"factors {dropped} take one value only and were dropped",) if dropped else ()
 

@@ -108,7 +108,7 @@ def _mean_off_diagonal(matrix: Float64) -> float:
 
 @dataclass(frozen=True, eq=False)
 class CovarianceDistance:
-    """How far each posterior's covariance is from that of the means.
+    """Distance of each posterior's covariance from the covariance of the means.
 
     Args:
         score: mean_i ||Sigma_i - C||_F. An ideal model scores about sqrt(D), not 0.

@@ -1,1 +1,1 @@
-"""What a person types and sees: flags and configuration, errors and exit codes, pictures."""
+"""The user's side of the scripts: flags and configuration, errors and exit codes, pictures."""

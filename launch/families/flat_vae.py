@@ -71,17 +71,17 @@ class ReplicatedTrainConfig(FlatTrainConfig):
 
     @property
     def is_batched(self) -> bool:
-        """Whether this is more than a single run."""
+        """True if this is more than a single run."""
         return self.replicas > 1 or bool(self.replica_betas)
 
     @property
     def single(self) -> FlatTrainConfig:
-        """What all replicas share, as the configuration of one run."""
+        """Configuration that all replicas share, as that of one run."""
         return FlatTrainConfig(**{f.name: getattr(self, f.name) for f in fields(FlatTrainConfig)})
 
     @property
     def out(self) -> Path:
-        """Where the run folders lie."""
+        """Folder of the run folders."""
         return self.run.run_dir or Path("runs") / f"{self.data.dataset}-{self.preset}-replicas"
 
     def members(self, arguments: list[str]) -> dict[str, FlatTrainConfig] | None:

@@ -1,1 +1,1 @@
-"""What the hardware asks for: ranks, noise by (seed, step), compiled parts, files, freed memory."""
+"""Code that exists because of the hardware: ranks, noise by (seed, step), compiled parts, files, freed memory."""

@@ -94,7 +94,7 @@ class _Samples(Record):
 
 
 class Scores(Record):
-    """What a comparison reads of scores.json."""
+    """Part of scores.json that a comparison reads."""
 
     format: int = 1
     scores: dict[str, dict[str, Any]]
@@ -133,7 +133,7 @@ class Scores(Record):
 
 
 class Summary(Record):
-    """What a comparison reads of summary.json."""
+    """Part of summary.json that a comparison reads."""
 
     seconds: FiniteFloat | None = None
     images_seen: FiniteFloat | None = None

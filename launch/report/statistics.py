@@ -1,4 +1,4 @@
-"""What a few numbers allow one to say: spreads over seeds, effects with 95 % intervals, exact tests."""
+"""Statistics of a few runs: spreads over seeds, effects with 95 % intervals, exact tests."""
 
 from __future__ import annotations
 

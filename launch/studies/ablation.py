@@ -1,4 +1,4 @@
-"""What does each ingredient of NVAE buy? The dSprites recipe with one of them switched off, over several seeds.
+"""Ablation of NVAE: the dSprites recipe with one ingredient switched off at a time, over several seeds.
 
 Trains what is missing, stores a record of each run beside the report and writes the report from these records; stopped at
 any time, the same command goes on.
@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig:
-    """Which runs, how long, and where to."""
+    """Runs of the study, their length, and the folder of the report."""
 
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Ingredients to switch off; all is the whole recipe."""
@@ -100,7 +100,7 @@ class AblationConfig:
 
 
 def outcome(folder: Path) -> dict[str, Any] | None:
-    """What a run ended with, or None where it has not ended: held-out ELBO and KL, gradient norms, skipped steps."""
+    """Outcome of a run, or None if it has not ended: held-out ELBO and KL, gradient norms, skipped steps."""
     files_of = RunFolder(folder)
     if (folder / "diverged.json").is_file():
         return {"diverged_at": files_of.read_json("diverged.json")["step"]}

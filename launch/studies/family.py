@@ -40,14 +40,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Length:
-    """How long each kind of model trains, in steps."""
+    """Training length of each kind of model, in steps."""
 
     nvae_steps: int
     flat_steps: int
 
     @property
     def points(self) -> int:
-        """How often a run is measured on held-out images, evenly spread."""
+        """Number of evaluations of a run, evenly spread."""
         return 4
 
     def arguments(self, script: Script) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What both studies of hierarchies do: train members of the family on data sets, score them, and store the scores."""
+"""Shared by the studies of hierarchies: train members of the family on data sets, score them, and store the scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.training.jobs import ScriptRun
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
-    """Which runs, how long, and where to: the part that both studies of this family share."""
+    """Settings that both studies of this family share: runs, lengths, folders."""
 
     datasets: tuple[DataName, ...] = ("dsprites", "celeba")
     """dsprites is drawn by rule; celeba needs its files."""
@@ -49,12 +49,12 @@ class FamilyConfig:
 
     @property
     def length(self) -> Length:
-        """How long each kind of model trains."""
+        """Training length of each kind of model."""
         return Length(self.nvae_steps, self.flat_steps)
 
     @property
     def scoring(self) -> stored.Scoring:
-        """How runs are scored."""
+        """Settings of the scores."""
         return stored.Scoring(self.images, elbo_images=500, untrained=True)
 
     def data(self, name: DataName) -> Data:

@@ -27,7 +27,7 @@ from launch.training import jobs
 
 @dataclass(frozen=True, kw_only=True)
 class FreyConfig:
-    """Which runs, and where to."""
+    """Runs of the study and the folder of its report."""
 
     data_root: Path | None = None
     """Folder with frey_rawface.mat; default data/frey."""

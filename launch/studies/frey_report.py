@@ -28,14 +28,14 @@ EXPECTED_COLLAPSE = (5e-3, 2e-2)  # betas between which the KL goes to 0
 
 @dataclass(frozen=True)
 class Stop:
-    """Where learning stops: the largest beta that still learns and the next one, which does not; None where there is none."""
+    """Point at which learning stops: the largest beta that still learns and the next one, which does not; None if there is none."""
 
     learns: float | None
     collapsed: float | None
 
     @property
     def words(self) -> str:
-        """As half a sentence."""
+        """Clause for a sentence of the report."""
         if self.learns is None:
             return "nowhere learns"
         if self.collapsed is None:
@@ -60,7 +60,7 @@ def foreseen_stop(critical: Float64, latent_dim: int) -> float:
 
 
 def theory_agrees(stop: Stop, foreseen: float) -> bool:
-    """Whether the foreseen beta lies between the last that learns and the first that does not."""
+    """True if the predicted beta lies between the last that learns and the first that does not."""
     return stop.learns is not None and stop.learns <= foreseen <= (stop.collapsed or math.inf)
 
 

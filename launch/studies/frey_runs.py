@@ -71,7 +71,7 @@ class Job:
         return config
 
     def is_done(self) -> bool:
-        """Whether its record is there, of a run as long as this one is to be."""
+        """True if there is a record of a run of this length."""
         return self.record.exists() and files.read_json(self.record).get("epochs") == self.epochs
 
 

@@ -1,4 +1,4 @@
-"""Where linear theory says that a beta-VAE on Bernoulli pixels stops learning.
+"""Beta at which linear theory predicts that a beta-VAE on Bernoulli pixels stops learning.
 
 To second order around the mean image p, the Bernoulli log-likelihood of pixel values is that of a unit normal about
 (x - p) / sqrt(p (1 - p)). A linear VAE on those is probabilistic PCA whose noise variance is beta (Tipping & Bishop 1999;

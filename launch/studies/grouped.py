@@ -27,7 +27,7 @@ from launch.training import jobs
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedConfig:
-    """How much, and where to."""
+    """Protocol of the study and the folder of its report."""
 
     protocol: Literal["full", "reduced"] = "full"
     """full: the report's, for GPUs; reduced: for two CPU cores. It sets the defaults of the next four."""

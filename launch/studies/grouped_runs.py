@@ -49,7 +49,7 @@ class Job:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a record must have been made by to count."""
+        """Protocol that a record must have been made by to count."""
         return {name: getattr(self, name) for name in ("points", "steps_per_point", "test_images")}
 
     def config(self) -> SharedConfig:
@@ -62,7 +62,7 @@ class Job:
         return config
 
     def is_done(self) -> bool:
-        """Whether its record is there, made by the same protocol."""
+        """True if there is a record made by the same protocol."""
         return self.record.exists() and files.read_json(self.record).get("protocol") == self.protocol
 
 

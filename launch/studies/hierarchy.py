@@ -25,7 +25,7 @@ from launch.studies.family_runs import FamilyConfig, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchyConfig(FamilyConfig):
-    """Which runs, and where to."""
+    """Runs of the study and the folder of its report."""
 
     width: int = 4
     """Channels of the NVAEs at full resolution; a GPU has time for 16 or more."""

@@ -111,7 +111,7 @@ def _table(compared: Comparable) -> str:
 
 
 def _where(compared: Comparable) -> list[str]:
-    """Where in the deepest hierarchy the factors are."""
+    """Groups of the deepest hierarchy in which the factors are found."""
     deepest: Configuration = max(compared.configurations, key=lambda c: len(c.first.record["group_shapes"]))
     scales = [c for c in compared.configurations if len({s[-1] for s in c.first.record["group_shapes"]}) > 1]
     chosen = scales[-1] if scales else deepest

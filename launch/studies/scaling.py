@@ -1,4 +1,4 @@
-"""What depth, width, scales and data buy: a family of NVAEs and flat VAEs on dSprites and CelebA, and power laws fitted to it.
+"""Scaling study: depth, width, scales and data of NVAEs and flat VAEs on dSprites and CelebA, with fitted power laws.
 
 Depth is varied at equal parameters, work and number of latents. Trains what is missing, scores it and writes the report;
 stopped at any time, the same command goes on. The runs are shared with the hierarchy study (launch/studies/hierarchy.py).
@@ -25,7 +25,7 @@ from launch.studies.family_runs import FamilyConfig, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(FamilyConfig):
-    """Which runs, and where to."""
+    """Runs of the study and the folder of its report."""
 
     depths: tuple[int, ...] = (2, 4, 8)
     """Groups of NVAEs of one scale, which share their cells, channels and latents."""

@@ -77,7 +77,7 @@ class PowerLaw:
         return math.exp(found.mean), math.exp(found.mean - half_width), math.exp(found.mean + half_width)
 
     def decades_beyond(self, x: float) -> float:
-        """How many powers of ten ``x`` lies beyond the largest value that was fitted."""
+        """Powers of ten by which ``x`` lies beyond the largest fitted value."""
         return math.log10(x / self.largest)
 
 

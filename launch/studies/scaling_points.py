@@ -1,4 +1,4 @@
-"""What the scaling study measures of a stored run: its size, its work, and held-out figures on the way."""
+"""Measurements of a stored run for the scaling study: size, work, and held-out results during training."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _counted(config: SharedConfig, spec: Any) -> tuple[float, float]:
 
 
 def measured(path: Path) -> Measured:
-    """Of a stored run.
+    """Measure a stored run.
 
     Raises:
         ValueError: something of it is missing or damaged.
@@ -114,5 +114,5 @@ def _points(path: Path, run: ScoredRun) -> tuple[Point, ...]:
 
 
 def all_measured(paths: Sequence[Path]) -> list[Measured]:
-    """Of several stored runs of one data set, in their order."""
+    """Measure several stored runs of one data set, in their order."""
     return [measured(path) for path in paths]

@@ -57,7 +57,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
 
 
 def verdict(found: Estimate) -> str:
-    """What the interval allows to be said."""
+    """Statement that an interval allows."""
     if found.half_width is None:
         return "one seed: no interval, so nothing is claimed"
     if not found.excludes_zero:
@@ -180,7 +180,7 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
 
 
 def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
-    """What the laws say of the published CelebA 64 recipe, beside its figure."""
+    """Prediction of the laws for the published CelebA 64 recipe, beside its published value."""
     recipe = NVAE_PRESETS[PUBLISHED].build()
     spec = planning.image_spec(recipe)
     images = recipe.run.epochs * planning.num_training_images(recipe)

@@ -20,7 +20,7 @@ DIGITS = 7  # more than any report shows
 
 @dataclass(frozen=True)
 class Scoring:
-    """How every run of a study is scored."""
+    """Settings by which every run of a study is scored."""
 
     images: int
     elbo_images: int

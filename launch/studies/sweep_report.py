@@ -1,4 +1,4 @@
-"""What a sweep found: one table, one plot, and a recommended value with the rule that chose it."""
+"""Report of a sweep: one table, one plot, and a recommended value with the rule that chose it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:
 
 
 def _positions(flag: str, results: Mapping[str, Sequence[Scores]]) -> tuple[list[float], bool]:
-    """Where values stand on the axis, and whether it is logarithmic; values that are no numbers stand in a row.
+    """Positions of values on the axis, and True if it is logarithmic; values that are not numbers are spaced evenly.
 
     Forms of beta stand at the normalised beta, at which latent sizes and image sizes compare (Higgins et al. 2017).
     """

@@ -44,7 +44,7 @@ class _HashingFile:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of an optimiser step lies."""
+    """Path of the checkpoint of an optimiser step."""
     return folder / f"step-{step:09d}.pt"
 
 

@@ -29,14 +29,14 @@ DRAWS_PER_PASS = {
 
 
 class ImageSet(Protocol):
-    """What an evaluation needs of a data set."""
+    """Part of a data set that an evaluation needs."""
 
     @property
     def spec(self) -> datasets.ImageSpec:
         """Shape and bit depth of its images."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
 
     def images(self, indices: Any) -> Tensor:
         """uint8 levels [B, C, H, W]."""

@@ -13,7 +13,7 @@ LARGEST_SHARE = 0.1  # of a GPU's memory, for images kept there without being as
 
 
 def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:
-    """Whether the training images are kept on the device (``--data-on-device``).
+    """True if the training images are kept on the device (``--data-on-device``).
 
     With auto they are, on a GPU, if they take at most a tenth of its memory.
 

@@ -25,7 +25,7 @@ FORMAT = 1  # of config.json
 
 
 def provenance() -> dict[str, Any]:
-    """Where a run comes from: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
+    """Origin of a run: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
@@ -115,7 +115,7 @@ class RunFolder:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run stopped because too many steps in a row were not finite."""
+        """True if the run stopped because too many steps in a row were not finite."""
         return (self.path / "diverged.json").exists()
 
     def reopen(self, step: int) -> None:
@@ -159,7 +159,7 @@ class RunFolder:
 
     @property
     def has_summary(self) -> bool:
-        """Whether the run in it is complete."""
+        """True if the run is complete."""
         return (self.path / "summary.json").exists()
 
     def begin(self, config: SharedConfig, dataset: datasets.Dataset, *, is_new: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a training step will need of memory, counted without computing anything: on torch's meta device."""
+"""Memory of a training step, counted on torch's meta device without computing anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE_COPIES = 5  # weights, gradients, two moments of the optimiser, averaged w
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Counted bytes: an estimate from below, because work space and fragmentation come on top."""
+    """Memory in bytes: a lower bound, because work space and fragmentation are not counted."""
 
     num_parameters: int
     state_bytes: int
@@ -56,7 +56,7 @@ def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tupl
 
 
 def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
-    """Memory of a training step in fp32; the share of an image is the difference between two batch sizes."""
+    """Count the memory of a training step in fp32; the share of an image is the difference between two batch sizes."""
     two, num_parameters = _saved_bytes(config, spec, 2)
     three, _ = _saved_bytes(config, spec, 3)
     return StepMemory(num_parameters, 4 * STATE_COPIES * num_parameters, three - two)

@@ -1,4 +1,4 @@
-"""What a training run needs, counted before it starts: images, floating-point operations, the largest batch, throughput."""
+"""Needs of a training run, counted before it starts: images, floating-point operations, largest batch, throughput."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class ReplicaTrainer:
         return reports
 
     def is_lost(self, state: TrainState) -> bool:
-        """Whether a run has diverged. Its weights no longer move; alone, the run would have ended."""
+        """True if a run has diverged. Its weights no longer move; alone, the run would have ended."""
         return state.num_bad_in_a_row >= self.config.run.max_bad_steps
 
     def _settle(self, state: TrainState, report: StepReport) -> None:

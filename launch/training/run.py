@@ -71,21 +71,21 @@ class Run:
     # --- Which step asks for what ---------------------------------------------------------------------------------
 
     def logs_at(self, step: int) -> bool:
-        """Whether scalars are recorded after ``step``."""
+        """True if scalars are recorded after ``step``."""
         return step % self.config.log.log_every == 0 or step == self.end
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is written after ``step``: every twentieth of the run by default."""
+        """True if a checkpoint is written after ``step``; by default after every twentieth of the run."""
         every = self.config.run.checkpoint_every or max(1, min(1000, self.total_steps // 20))
         return step % every == 0 or step == self.end
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether held-out images are evaluated after ``step``: every tenth of the run by default, and not at its end."""
+        """True if held-out images are evaluated after ``step``; by default after every tenth of the run but the last."""
         every = self.config.log.eval_every or max(1, self.total_steps // 10)
         return 0 < step < self.total_steps and step % every == 0
 
     def scores_at(self, step: int) -> bool:
-        """Whether codes are scored after ``step``."""
+        """True if codes are scored after ``step``."""
         every = self.config.log.score_every
         return every is not None and step > 0 and step % every == 0
 

@@ -131,7 +131,7 @@ def train(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is about to be trained: one run, or the members of a batched model, by name."""
+    """Plan of the training: one run, or the members of a batched model, by name."""
 
     configs: Mapping[str, SharedConfig]
     train_data: datasets.Dataset
