@@ -23,9 +23,9 @@ from launch.console.figures import Picture
 from launch.console.flags import parse
 from launch.machine import distributed
 from launch.report import comparison, words
-from launch.report import pictures as report_pictures
 from launch.report.data import ScoredRun, comparable_sets, read_runs, why_apart
-from launch.results import scoring
+from launch.results import pictures, scoring
+from launch.results.run import open_run
 from launch.results.scoring import ScoreConfig
 
 
@@ -90,7 +90,15 @@ def main(arguments: list[str]) -> None:
         scoring.score_run(path, how, ranks)
 
     def draw(run: ScoredRun) -> Mapping[str, Picture]:
-        return report_pictures.draw(run, config.data_root, ranks.device, insist=config.other_data)
+        saved = open_run(
+            run.path,
+            device=ranks.device,
+            weights=run.record["weights"],
+            data_root=config.data_root,
+            other_data=config.other_data,
+        )
+        protocol = run.record["protocol"]
+        return pictures.overview(saved, "all" if protocol["full_grid"] else protocol["split"], protocol["seed"])
 
     runs, skipped = read_runs(config.runs, score_now if config.score_missing else None)
     for reason in skipped:

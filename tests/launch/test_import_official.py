@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch.import_official import data_config, import_checkpoint
 from launch.results import published
+from launch.results.published import data_config, import_checkpoint
 from launch.results.run import open_run
 from nvae import official
 from tests.launch import running

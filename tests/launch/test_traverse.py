@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flat_vae import FlatVAE, FlatVAEConfig
-from launch.traverse import TraverseConfig, axes_of, kl_map, show
+from launch.results.pictures import TraverseConfig, axes_of, kl_map, show
 from metrics import edits
 from tests.launch import running
 from tests.nvae.small import Images, images, small

@@ -1,0 +1,253 @@
+"""Pictures of a trained model: samples, reconstructions, what its groups hold, and latents traversed, joined or swapped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import datasets
+from datasets import to_float
+from launch.console import figures
+from launch.console.figures import Picture
+from launch.machine import files, noise
+from launch.results.run import SavedRun
+from metrics import edits
+from metrics.model import VAE
+
+SHOWN = 8  # images of a row
+POOL = 48  # images that principal axes are estimated from
+MOST_LEVELS = 8  # rows of "top k groups"
+MOST_AXES = 8  # rows of a traversal
+STEPS, REACH = 7, 2.0
+MILLISECONDS = 120  # of a frame of a GIF
+Show = Literal["traverse", "interpolate", "swap", "top"]
+
+
+def _top_channels(model: VAE, x: Tensor) -> list[Tensor]:
+    """Reconstruct images by a model with one group from its 1, 2, ... channels with the highest KL, the rest at 0."""
+    group = model.groups_at_means(x)[0]
+    order, rows = group.kl_per_channel().argsort(descending=True), []
+    for kept in _levels(len(order)):
+        z = torch.zeros_like(group.z)
+        z[:, order[:kept]] = group.z[:, order[:kept]]
+        rows.append(model.decode([z]).mean)
+    return rows
+
+
+def _levels(count: int) -> list[int]:
+    """Choose at most MOST_LEVELS numbers from 1 to ``count``, the last included."""
+    return sorted({int(v) for v in torch.linspace(1, count, min(count, MOST_LEVELS)).round().tolist()})
+
+
+def top_groups(model: VAE, x: Tensor) -> Picture:
+    """Draw the images, and below them reconstructions from the top 1, 2, ... groups, the rest at their prior means."""
+    if len(model.group_shapes) == 1:
+        rows = _top_channels(model, x)
+    else:
+        zs = model.encode(x)
+        rows = [edits.decode_top(model, zs, kept) for kept in _levels(len(zs))]
+    return figures.grid(torch.cat([x, *rows]), columns=len(x))
+
+
+def traversals(model: VAE, pool: Tensor) -> Picture:
+    """Move the first image along one axis a row: each group's first principal axes, or the latents of highest KL."""
+    if len(model.group_shapes) == 1:
+        kl = model.groups_at_means(pool)[0].kl_per_channel()
+        axes = [edits.latent_axis(model, 0, channel) for channel in kl.argsort(descending=True)[:MOST_AXES].tolist()]
+    else:
+        chosen = [level - 1 for level in _levels(len(model.group_shapes))]
+        each = max(1, MOST_AXES // len(chosen))
+        axes = [axis for group in chosen for axis in edits.principal_axes(model, pool, group, each)]
+    values = torch.linspace(-REACH, REACH, STEPS).tolist()
+    rows = [edits.traverse(model, pool[:1], axis, values)[:, 0] for axis in axes]
+    return figures.grid(torch.cat(rows), columns=STEPS)
+
+
+@torch.no_grad()
+def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
+    """Draw pictures of a model by name; all runs on one data set show the same images.
+
+    Args:
+        run: a trained run.
+        split: split that the images are from.
+        seed: of the samples.
+
+    Raises:
+        ValueError: the data or the weights are not there.
+    """
+    data, model = run.data(split), run.model
+    pool = to_float(data.images(datasets.choose_rows(len(data), POOL)), data.spec, run.device)
+    x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]
+    source = noise.generator(run.device, noise.FIGURES, seed)
+    return {
+        "reconstructions": figures.pairs(x, model.reconstruct(x)),
+        "samples": figures.grid(model.sample(2 * SHOWN, 1.0, generator=source), columns=SHOWN),
+        "top groups": top_groups(model, x),
+        "traversals": traversals(model, pool),
+    }
+
+
+# --- What traverse.py shows -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraverseConfig:
+    """What to show."""
+
+    run: Path
+    """Run folder."""
+    show: Show = "traverse"
+    """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
+    top: reconstruct from the top 1, 2, ... groups, the rest drawn from their priors."""
+    by: Literal["channel", "latent", "axis"] = "channel"
+    """What a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
+    group: int = 0
+    """Group to traverse or to swap, 0 is the top one."""
+    rows: int = 8
+    """Rows of traverse: the channels or latents with the highest KL, or the first axes."""
+    range: tuple[float, float] = (-2.0, 2.0)
+    """Ends of a traversal, in standard deviations of the prior (of an axis: of the images)."""
+    steps: int = 9
+    """Images of a traversal or an interpolation."""
+    below: edits.Below = "coordinates"
+    """What the groups under a moved one keep: their place relative to their priors, their values, or nothing."""
+    image: int = 0
+    """Index of the image in the split."""
+    other: int = 1
+    """The second image, of interpolate and swap."""
+    images: int = 64
+    """Images that the KL is averaged over and axes are found in."""
+    temperature: float = 0.7
+    """Of the groups that top draws."""
+    split: str = "test"
+    """train, valid or test."""
+    data_root: Path | None = None
+    """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
+    out: Path | None = None
+    """Folder; default <run>/figures."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+    seed: int = 0
+    """Of draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.steps < 2 or self.images < 2:
+            raise ValueError(
+                f"--rows {self.rows} --steps {self.steps} --images {self.images}; give at least 1 row, 2 steps, 2 images"
+            )
+        low, high = self.range
+        if not -np.inf < low < high < np.inf:
+            raise ValueError(f"--range {low:g} {high:g}; give two numbers, the lower one first")
+
+
+def kl_map(model: VAE, x: Tensor, group: int, seed: int = 0) -> Tensor:
+    """Compute the KL of each latent of a group in nats, averaged over images, with one draw of the latents for each."""
+    features = model.bottom_up(x)
+    source = noise.generator(x.device, noise.FIGURES, seed)
+    drawn = noise.standard_normal(model.group_shapes, source, local=len(x))
+    return model.descend(model.posterior_samples(drawn), features)[group].kl().mean(0)
+
+
+def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[tuple[str, edits.Axis]]:
+    """Choose the rows of a traversal: names and axes, those with the highest KL (or variance) first."""
+    group = config.group
+    shape = model.group_shapes[group]
+    if config.by == "axis":
+        count = min(config.rows, len(x) - 1, math.prod(shape))
+        found = edits.principal_axes(model, x, group, count)
+        return [(f"axis {i}", axis) for i, axis in enumerate(found)]
+    kl = kl_map(model, x, group, config.seed)
+    scores = kl.reshape(len(kl), -1).sum(1) if config.by == "channel" else kl.flatten()
+    rows: list[tuple[str, edits.Axis]] = []
+    for index in scores.argsort(descending=True)[: config.rows].tolist():
+        place = (index,) if config.by == "channel" else [int(i) for i in np.unravel_index(index, shape)]
+        name = f"{config.by} {','.join(map(str, place))} ({float(scores[index]):.2f} nats)"
+        rows.append((name, edits.latent_axis(model, group, *place)))
+    return rows
+
+
+def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
+    values = torch.linspace(*config.range, config.steps).tolist()
+    rows: list[Tensor] = []
+    for name, axis in axes_of(model, x, config):
+        print(f"row {len(rows)}: {name}")
+        rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
+    return torch.stack(rows)
+
+
+def _swap(model: VAE, pair: Tensor, group: int) -> Tensor:
+    """Decode three rows: the two images, their reconstructions, those with the group exchanged."""
+    plain = torch.cat(edits.swap(model, pair[:1], pair[1:], []))
+    return torch.stack([pair, plain, torch.cat(edits.swap(model, pair[:1], pair[1:], [group]))])
+
+
+def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
+    """Decode a row for the top 1, 2, ... groups of the image: the rest at its prior mean in the first column, then drawn."""
+    zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
+    rows = []
+    for kept in range(1, len(zs) + 1):
+        mean = edits.decode_top(model, [z[:1] for z in zs], kept)
+        drawn = edits.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
+        rows.append(torch.cat([mean, drawn]))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
+    """Decode the images that were asked for, [rows, columns, C, H, W] in [0, 1].
+
+    Args:
+        model: in evaluation mode.
+        x: images [N, C, H, W] that the KL is averaged over and axes are found in.
+        pair: the image, and the one that it goes to or swaps with, [2, C, H, W].
+        config: what to show.
+
+    Raises:
+        ValueError: a group or a temperature that the model does not take; groups asked of a model with one.
+    """
+    edits.check_group(model, config.group)
+    if config.show == "traverse":
+        return _traverse(model, x, pair[:1], config)
+    if config.show == "interpolate":
+        return edits.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
+    if len(model.group_shapes) < 2:
+        raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
+    if config.show == "swap":
+        return _swap(model, pair, config.group)
+    return _top(model, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))
+
+
+def save_gif(frames: list[Picture], path: Path) -> Path:
+    """Write a GIF that runs forward and backward for ever."""
+    pictures = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(
+        path,
+        lambda file: pictures[0].save(
+            file, format="gif", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0
+        ),
+    )
+    return path
+
+
+def name_of(config: TraverseConfig) -> str:
+    """Name the file of what was asked for."""
+    names: dict[str, Any] = {
+        "traverse": f"traverse_g{config.group}_{config.by}_i{config.image}",
+        "interpolate": f"interpolate_i{config.image}-{config.other}",
+        "swap": f"swap_g{config.group}_i{config.image}-{config.other}",
+        "top": f"top_t{config.temperature:g}_i{config.image}_seed{config.seed}",
+    }
+    return str(names[config.show])
