@@ -1,4 +1,4 @@
-"""The activations of cells, and their gradients where a function differentiates itself."""
+"""Activations of the cells, and their gradients for functions with a hand-written backward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def activation_gradient(grad: Tensor, y: Tensor, activation: Activation) -> Tensor:
-    """Gradient with respect to the activation's input ``y`` from the one with respect to its output."""
+    """Gradient with respect to an activation's input ``y``, from the gradient with respect to its output."""
     gradient = grad
     if activation == "silu":
         gradient = torch.ops.aten.silu_backward(grad, y)

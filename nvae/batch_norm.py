@@ -1,4 +1,4 @@
-"""Batch normalisation with its activation: statistics over all ranks, and their re-estimation."""
+"""Batch normalisation followed by an activation: statistics over all ranks, and re-estimation of statistics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _state = threading.local()
 
 @contextmanager
 def frozen_statistics() -> Iterator[None]:
-    """Within it batch norms of this thread leave their running statistics alone (they still use the batch's)."""
+    """Context in which the batch norms of this thread use the batch's statistics but do not move the running ones."""
     before = getattr(_state, "frozen", False)
     _state.frozen = True
     try:
@@ -41,14 +41,14 @@ def frozen_statistics() -> Iterator[None]:
 class BatchNorm(nn.Module):
     """Batch normalisation over ``[B, C, H, W]`` followed by an activation.
 
-    In training the statistics are those of the batch over all ranks, in float32 under autocast too; the running ones
-    move by 5 % of them (unbiased variance). In evaluation the running ones are used. Between ranks only the input is
-    kept for the backward pass. One process uses PyTorch's own operations, which are faster by a fifth than a
-    recomputing one and which torch.compile recomputes by itself; whole-cell checkpointing saves more.
+    Training uses the statistics of the batch over all ranks, computed in float32 also under autocast, and moves the
+    running statistics by 5 % towards them (with unbiased variance). Evaluation uses the running statistics. With
+    several ranks only the input is kept for the backward pass. A single process uses PyTorch's own operations: they are
+    a fifth faster than recomputation, which torch.compile does by itself, and checkpointing of whole cells saves more memory.
 
     Args:
         num_channels: C.
-        activation: what follows the normalisation.
+        activation: activation after the normalisation.
     """
 
     running_mean: Tensor
@@ -80,10 +80,10 @@ class BatchNorm(nn.Module):
         return activate(y, self.activation)
 
     def _statistics_to_move(self, copies: int) -> tuple[Tensor, Tensor]:
-        """The running statistics, or copies where the operation that moves them should not move these."""
+        """The running statistics, or copies of them for an operation that must not move them."""
         mean, var = self.running_mean, self.running_var
         if _is_frozen() or (self.training and copies > 1):
-            # not None: a checkpoint's recomputation must save as many tensors as its forward pass
+            # not None, because the recomputation of a checkpoint must save as many tensors as its forward pass
             mean, var = mean.clone(), var.clone()
         return mean, var
 
@@ -91,7 +91,7 @@ class BatchNorm(nn.Module):
         """Take over moved copies, the batch's variance corrected for ``count`` values that are there ``copies`` times."""
         if copies == 1 or _is_frozen():
             return
-        ratio = copies * (count - 1) / (copies * count - 1)  # of the two corrections of the batch's variance
+        ratio = copies * (count - 1) / (copies * count - 1)  # ratio of the two corrections of the batch's variance
         self.running_mean.copy_(mean)
         self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var * ratio)
 
@@ -119,17 +119,17 @@ def _is_frozen() -> bool:
 
 
 def keep_collectives_out_of_graphs() -> None:
-    """Make torch.compile leave what ranks exchange in a batch norm, in both passes, to eager code."""
+    """Keep the communication of batch norms, in both passes, out of the graphs of torch.compile."""
     BatchNorm._over_ranks = torch.compiler.disable(BatchNorm._over_ranks)  # type: ignore[method-assign]
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:
-    """The batch norms of a model in the order of its modules."""
+    """Batch norms of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
 def norms_by_width(model: nn.Module) -> list[list[BatchNorm]]:
-    """The batch norms of each number of channels, to treat together."""
+    """Batch norms of a model by their number of channels."""
     widths: dict[int, list[BatchNorm]] = {}
     for norm in batch_norms(model):
         widths.setdefault(norm.weight.numel(), []).append(norm)
@@ -142,7 +142,7 @@ def sum_of_largest(scales: Sequence[Tensor]) -> Tensor:
 
 
 def batch_norm_penalty(model: nn.Module) -> Tensor:
-    """Sum over batch norms of max|gamma|, a scalar; 0 without any."""
+    """Sum of max|gamma| over the batch norms of a model, a scalar; 0 if there are none."""
     scales = [torch.stack([norm.weight for norm in norms]) for norms in norms_by_width(model)]
     return sum_of_largest(scales) if scales else next(model.parameters()).new_zeros(())
 
@@ -156,7 +156,7 @@ def read_statistics(model: nn.Module) -> Statistics:
 
 
 def write_statistics(model: nn.Module, statistics: Statistics) -> None:
-    """Put back what :func:`read_statistics` or :func:`reestimate_batch_norm` gave."""
+    """Set the running statistics to those of :func:`read_statistics` or :func:`reestimate_batch_norm`."""
     buffers = dict(model.named_buffers())
     for name, values in statistics.items():
         buffers[name].copy_(values)
@@ -166,14 +166,14 @@ def write_statistics(model: nn.Module, statistics: Statistics) -> None:
 def reestimate_batch_norm(model: nn.Module, run: Callable[[int], object], num: int) -> Statistics:
     """Estimate running statistics afresh as the plain average over ``num`` batches, in float32.
 
-    Needed to sample below temperature 1, where activations differ from those of training (paper, section 4), and
-    after weights were averaged. Returns the new statistics; model, mode and old statistics are left as they were:
-    put them to use by :func:`write_statistics`. The published code does this under fp16 autocast: NaN images.
+    Needed for samples below temperature 1, where activations differ from those in training (paper, section 4), and
+    after weights were averaged. The model, its mode and its statistics do not change; apply the returned statistics
+    with :func:`write_statistics`. The published code does this under fp16 autocast, which gives NaN images.
 
     Args:
-        model: holds the batch norms.
-        run: one forward pass of batch i, e.g. ``lambda i: model.sample(64, temperature=0.7)``.
-        num: batches.
+        model: model with batch norms.
+        run: forward pass number i, e.g. ``lambda i: model.sample(64, temperature=0.7)``.
+        num: number of passes.
     """
     if num < 1:
         raise ValueError(f"num is {num}; batch-norm statistics need at least 1 batch")

@@ -1,4 +1,4 @@
-"""Residual cells: all the published kinds, built from their names."""
+"""Residual cells of all published kinds, built from their names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[No
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, whose intermediate results are computed again in the backward pass instead of being kept."""
+    """``function(x)``; its intermediate results are not kept but recomputed in the backward pass."""
     output: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
     return output
 
@@ -50,7 +50,7 @@ def upsample_nearest(x: Tensor) -> Tensor:
 class ResidualOp(nn.Module):
     """[Batch norm,] activation, [nearest doubling,] 3x3 convolution.
 
-    Without a batch norm (``res_elu``) the convolution is initialised from data instead.
+    Without a batch norm (``res_elu``), the convolution is initialised from data.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class InvertedResidualOp(nn.Module):
     """[Nearest doubling,] batch norm, 1x1 expansion, depthwise (or grouped) K x K, 1x1 projection, batch norm.
 
     Batch norm and SiLU follow the first two convolutions. None of the three has a bias or a normalised weight. The
-    doubling is moved behind the expansion, where it gives the same and three quarters of the work before it are saved:
-    batch norm, 1x1 convolution and SiLU treat the four copies of a pixel alike.
+    doubling is computed after the expansion. The result is the same, because batch norm, 1x1 convolution and SiLU treat
+    the four copies of a pixel alike, and three quarters of their work is saved.
     """
 
     def __init__(
@@ -182,14 +182,14 @@ class Cell(nn.Module):
 def compile_cells(cells: Iterable[Cell], backend: str = "inductor") -> None:
     """Compile cells in place, each kind once: cells of the same operations and shapes share their code.
 
-    Shapes are static. The names of parameters stay as they are, and copies (averaged weights) are not compiled. Where
-    cells are checkpointed, the compiler recomputes instead: it keeps nothing but a cell's input.
+    Shapes are static. Names of parameters do not change, and copies of the model (averaged weights) are not compiled.
+    The compiler recomputes checkpointed cells itself: it keeps only the input of a cell.
     """
-    import torch._dynamo  # a second, and not needed elsewhere
+    import torch._dynamo  # imported here because it takes a second
     import torch._functorch.config
 
     cells = list(cells)
-    # a kind in training, in evaluation and without gradients, each perhaps for two batch sizes
+    # graphs of a kind: training, evaluation and no gradients, each for up to two batch sizes
     dynamo, limit = torch._dynamo.config, 6 * len(cells)
     dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, limit)

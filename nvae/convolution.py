@@ -18,7 +18,7 @@ NORM_EPS = 1e-5
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's convolution, with the weight that it is given where all weights were computed at once."""
+    """PyTorch's convolution; it uses a given weight if the weights of all layers were computed together."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C_in, H, W]``."""
@@ -31,7 +31,7 @@ class Conv2d(nn.Conv2d):
 class WeightNormConv2d(nn.Conv2d):
     """Convolution whose weight is ``exp(log_weight_norm) * W / (|W| + 1e-5)``, the norm per output channel.
 
-    Odd square kernels, padded to keep the size at stride 1. The norm starts at ``|W| + 1e-2``.
+    Kernels are square with an odd side, and padding keeps the size at stride 1. The norm starts at ``|W| + 1e-2``.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class WeightNormConv2d(nn.Conv2d):
 
 
 def effective_weight(conv: nn.Conv2d) -> Tensor:
-    """The weight with which ``conv`` convolves, normalised and masked where it is."""
+    """Weight with which ``conv`` convolves, after any normalisation and masking."""
     if isinstance(conv, WeightNormConv2d):
         return conv.effective_weight()
     return conv.weight
@@ -87,8 +87,9 @@ def effective_weight(conv: nn.Conv2d) -> Tensor:
 class DataInitConv2d(WeightNormConv2d):
     """Weight-normalised convolution that sets its scale and bias from the first batch in training.
 
-    That batch leaves with zero mean and a standard deviation of 1/5 per channel, over all ranks. The published code
-    forgets that it has done so when a checkpoint is loaded and overwrites trained values; here it is a saved buffer.
+    The output for that batch then has zero mean and a standard deviation of 1/5 per channel, over all ranks. A saved
+    buffer records the initialisation. The published code forgets it when it loads a checkpoint, and overwrites trained
+    values.
     """
 
     initialised: Tensor
@@ -96,7 +97,7 @@ class DataInitConv2d(WeightNormConv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("initialised", torch.tensor(False))
-        self._settled = False  # spares reading the buffer, which would wait for the device, in every forward
+        self._settled = False  # so that a forward pass need not read the buffer, which would wait for the device
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
@@ -108,7 +109,7 @@ class DataInitConv2d(WeightNormConv2d):
         self.initialised.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``[B, C_in, H, W]``, after the initialisation where it is due."""
+        """Convolve ``[B, C_in, H, W]``; the first batch in training sets scale and bias."""
         if self.training and not self._settled:
             if not bool(self.initialised):
                 self._initialise(x)
@@ -123,8 +124,8 @@ class DataInitConv2d(WeightNormConv2d):
 def autoregressive_mask(conv: nn.Conv2d, num_groups: int, *, zero_diagonal: bool, mirror: bool) -> Tensor:
     """Mask ``[C_out, C_in / groups, k, k]`` of a raster-order autoregressive convolution.
 
-    Rows above the centre and taps left of it are seen whole; at the centre, channel group i sees the groups before it
-    (and itself unless ``zero_diagonal``). ``mirror`` turns the mask by 180 degrees in space, not in channels.
+    All channels are visible in the rows above the centre and to the left of it. At the centre, channel group i sees the
+    groups before it, and itself unless ``zero_diagonal``. ``mirror`` rotates the mask by 180 degrees in space.
     """
     out_channels, in_per_group, kernel, _ = conv.weight.shape
     centre = kernel // 2
@@ -142,16 +143,16 @@ def autoregressive_mask(conv: nn.Conv2d, num_groups: int, *, zero_diagonal: bool
 
 
 class AutoregressiveConv2d(WeightNormConv2d):
-    """Masked weight-normalised convolution; the norm is that of the taps that the mask leaves.
+    """Masked weight-normalised convolution; masked taps do not count in the norm.
 
     Args:
-        in_channels: a multiple of ``num_groups``, as is ``out_channels``.
-        out_channels: see above.
+        in_channels: a multiple of ``num_groups``.
+        out_channels: a multiple of ``num_groups``.
         kernel_size: odd.
-        num_groups: channel groups of the order, contiguous.
-        zero_diagonal: whether a group is hidden from itself.
-        mirror: run through the image from the bottom right.
-        depthwise: convolve each channel alone.
+        num_groups: number of contiguous channel groups in the autoregressive order.
+        zero_diagonal: hide each group from itself.
+        mirror: start the order at the bottom right of the image.
+        depthwise: convolve each channel separately.
         bias: add a bias.
         gain: factor on the initial norm.
     """
@@ -185,11 +186,11 @@ class AutoregressiveConv2d(WeightNormConv2d):
 
 
 class FactorizedReduce(nn.Module):
-    """Halve the resolution without losing a pixel: SiLU, then a 1x1 convolution of each of the four phases.
+    """Halve the resolution and use every pixel: SiLU, then a 1x1 convolution of each of the four phases.
 
-    The phases (row, column) = (0,0), (1,1), (0,1), (1,0) give C_out // 4 channels each, the last one the rest. They
-    are strided slices convolved at stride 1: PyTorch on CPU corrupts memory in the backward pass of 1x1 stride-2
-    convolutions in channels_last with 8 to 14 input channels (seen in 2.13 and 2.15).
+    The phases (row, column) = (0,0), (1,1), (0,1), (1,0) yield C_out // 4 channels each, the last one the rest. They
+    are strided slices convolved at stride 1, because PyTorch on CPU corrupts memory in the backward pass of 1x1
+    stride-2 convolutions in channels_last with 8 to 14 input channels (seen in 2.13 and 2.15).
     """
 
     PHASES = ((0, 0), (1, 1), (0, 1), (1, 0))
@@ -210,7 +211,7 @@ class FactorizedReduce(nn.Module):
 class UpsampleConv(nn.Module):
     """Double the resolution bilinearly (corners aligned) with a 1x1 convolution.
 
-    Both are linear and the convolution has no bias, so it goes first, where there are a quarter of the pixels.
+    Both are linear and the convolution has no bias, so it is computed first, on a quarter of the pixels.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

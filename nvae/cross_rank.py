@@ -1,7 +1,7 @@
 """Batch normalisation by the statistics of a batch that is spread over ranks.
 
-A batch norm on a CPU and one on a GPU compute the same by different operations. CUDA has kernels that were written for
-this purpose, those of ``torch.nn.SyncBatchNorm``; elsewhere a few passes over the data are faster than they would be.
+CPU and GPU compute the same by different operations. On CUDA these are the kernels of ``torch.nn.SyncBatchNorm``; on
+other devices a few passes over the data are faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EPS = 1e-5
 
 
 def num_ranks() -> int:
-    """Processes that share a batch; 1 outside torch.distributed."""
+    """Number of processes that share a batch; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -36,13 +36,13 @@ class Moments:
     var: Tensor
 
     def unbiased_var(self, copies: int = 1) -> Tensor:
-        """Variance with Bessel's correction, [C], of the values with each of them there ``copies`` times."""
+        """Variance with Bessel's correction, [C], of values that each occur ``copies`` times."""
         count = self.count * copies
         return self.var * (count / (count - 1.0).clamp_min(1.0))
 
 
 def _gathered(mine: Tensor) -> Tensor:
-    """``mine`` [N] of every rank, [ranks, N], by one collective into one tensor."""
+    """Values ``mine`` [N] of all ranks, [ranks, N], by one collective."""
     everyone = mine.new_empty(num_ranks() * mine.numel())
     dist.all_gather_into_tensor(everyone, mine)
     return everyone.view(num_ranks(), -1)
@@ -52,8 +52,8 @@ def _gathered(mine: Tensor) -> Tensor:
 def batch_moments(x: Tensor) -> Moments:
     """Statistics of ``x`` [B, C, H, W] over B, H, W and all ranks, one collective.
 
-    Ranks exchange count, mean and variance; sums of squares would lose the variance of channels far from zero. Two
-    passes over the data are six times as fast on CPU as ``torch.var_mean`` over these dimensions.
+    The ranks exchange count, mean and variance, because sums of squares lose the variance of channels with a large
+    mean. On a CPU two passes over the data are six times as fast as ``torch.var_mean`` over these dimensions.
     """
     x = x if x.dtype == torch.float64 else x.float()
     mean = x.mean((0, 2, 3))
@@ -69,7 +69,7 @@ def batch_moments(x: Tensor) -> Moments:
 
 
 class _Tape(threading.local):
-    """Statistics that a checkpointed cell's recomputation takes from its forward pass instead of exchanging them again."""
+    """Statistics that the recomputation of a checkpointed cell takes from its forward pass without an exchange."""
 
     recorded: list[Any] | None = None
     replayed: Iterator[Any] | None = None
@@ -80,7 +80,7 @@ _tape = _Tape()
 
 @contextmanager
 def recording(found: list[Any]) -> Iterator[None]:
-    """Within it the statistics that ranks exchange are kept in ``found``."""
+    """Context in which the statistics that ranks exchange are appended to ``found``."""
     before, _tape.recorded = _tape.recorded, found
     try:
         yield
@@ -90,7 +90,7 @@ def recording(found: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def replaying(found: list[Any]) -> Iterator[None]:
-    """Within it they are taken from ``found``, in their order."""
+    """Context in which the statistics are taken from ``found``, in their order."""
     before, _tape.replayed = _tape.replayed, iter(found)
     try:
         yield
@@ -99,7 +99,7 @@ def replaying(found: list[Any]) -> Iterator[None]:
 
 
 def once(exchange: Callable[[], Any]) -> Any:
-    """What ``exchange`` returns, or what it returned in the forward pass that is being recomputed."""
+    """Result of ``exchange``, or in a recomputation the result that it had in the forward pass."""
     if _tape.replayed is not None:
         return next(_tape.replayed)
     found = exchange()
@@ -113,11 +113,11 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) 
 
 
 class _Norm(torch.autograd.Function):
-    """Normalise by statistics over all ranks and activate; keeps only the input and recomputes the rest.
+    """Normalise by statistics over all ranks and activate; only the input is kept, the rest is recomputed.
 
-    ``count``, ``mean`` and ``var`` must be the moments of ``x`` over all ranks: the backward pass differentiates
-    through them. Both passes are batch norms with given statistics, for which every device has fast kernels in mixed
-    precision; what the statistics contribute to the gradient is affine in ``x``.
+    ``count``, ``mean`` and ``var`` must be the moments of ``x`` over all ranks, because the backward pass
+    differentiates through them. Both passes are batch norms with given statistics, for which every device has fast
+    kernels in mixed precision; the statistics' contribution to the gradient is affine in ``x``.
     """
 
     @staticmethod
@@ -141,7 +141,7 @@ class _Norm(torch.autograd.Function):
         grad_y = activation_gradient(grads[0], _affine(x, weight, bias, mean, var), ctx.activation)
         inverse_std = torch.rsqrt(var + EPS)
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            # CUDA wants the statistics of the batch even where it is told to use the running ones
+            # CUDA requires the statistics of the batch even if it is told to use the running ones
             *(grad_y, x, weight, mean, var, mean, inverse_std, False, EPS, [True, True, True])
         )
         sums = torch.stack([grad_weight, grad_bias])
@@ -207,7 +207,7 @@ class _DeviceNorm(torch.autograd.Function):
             y = torch.batch_norm_elemt(x, weight, bias, mean, inverse_std, EPS)
             grad = activation_gradient(grad, y, ctx.activation)
         if x.is_contiguous(memory_format=torch.channels_last):
-            grad = grad.contiguous(memory_format=torch.channels_last)  # where two layouts meet, CUDA takes the slowest
+            grad = grad.contiguous(memory_format=torch.channels_last)  # mixed layouts get CUDA's slowest kernel
         sum_dy, sum_dy_xmu, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
             grad, x, mean, inverse_std, weight, True, True, True
         )

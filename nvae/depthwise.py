@@ -1,4 +1,4 @@
-"""Depthwise convolution whose weight gradient takes the fast path of oneDNN on CPU."""
+"""Depthwise convolution with a weight gradient that uses the fast kernels of oneDNN on CPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FAST_WIDTH = 3
 
 
 def _columns(kernel: int) -> list[tuple[int, int]]:
-    """(first column, number of columns) of the strips that a kernel is cut into."""
+    """Pairs (first column, number of columns) of the strips into which a kernel is cut."""
     return [(first, min(FAST_WIDTH, kernel - first)) for first in range(0, kernel, FAST_WIDTH)]
 
 
 class _Depthwise(torch.autograd.Function):
-    """As ``F.conv2d`` with a group per channel, the gradient of the weight computed strip by strip.
+    """``F.conv2d`` with one group per channel; the weight's gradient is computed strip by strip.
 
-    oneDNN (3.13) has a depthwise kernel for weight gradients up to 3 columns wide; a 5x5 one falls back to dense
-    blocks of 16 x 16 channels and takes 10 to 25 times as long. Tap j of a kernel sees the image shifted by j, so a
-    strip of taps is a narrow convolution of a shifted image.
+    The depthwise kernel of oneDNN (3.13) for weight gradients supports up to 3 columns. For 5x5 weights oneDNN falls
+    back to dense blocks of 16 x 16 channels, which takes 10 to 25 times as long. Tap j of a kernel sees the image
+    shifted by j, so a strip of taps is a narrow convolution of a shifted image.
     """
 
     @staticmethod
@@ -70,7 +70,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Convolution of each channel alone, without a bias; odd kernels, padded to keep the size at stride 1."""
+    """Depthwise convolution without a bias; odd kernels, padded to keep the size at stride 1."""
 
     def __init__(self, channels: int, kernel_size: int, *, stride: int = 1) -> None:
         padding = (kernel_size - 1) // 2

@@ -44,7 +44,7 @@ class ObjectiveConfig:
     """Power iterations per step."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no schedule."""
+        """Refuse values that make no schedule."""
         for name in ("kl_anneal_portion", "kl_const_portion", "kl_const_coefficient"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
@@ -68,7 +68,7 @@ def kl_coefficient(step: int, total_steps: int, config: ObjectiveConfig) -> floa
 
 
 def spectral_weight(coefficient: float, config: ObjectiveConfig) -> float:
-    """Lambda at a KL coefficient: constant, or log-linear from its initial value."""
+    """Weight lambda of the penalties at a KL coefficient: constant, or log-linear from its initial value."""
     if config.spectral_weight_initial is None:
         return config.spectral_weight
     start, end = math.log(config.spectral_weight_initial), math.log(config.spectral_weight)
@@ -88,8 +88,8 @@ def kl_balance_alpha(groups_per_scale: Sequence[int]) -> Tensor:
 def kl_balance_coefficients(kl_per_group: Tensor, alpha: Tensor) -> Tensor:
     """Factors on the groups' KL during warm-up, [L], with mean 1 and no gradient.
 
-    Proportional to the group's mean |KL| (floored by 0.01) over its alpha, so that a group gets the more of the
-    penalty the more it already uses.
+    Proportional to the group's mean |KL| (floored at 0.01) over its alpha: the more a group is used, the larger its
+    share of the penalty.
 
     Args:
         kl_per_group: mean over the batch of |KL|, [L].
@@ -107,14 +107,14 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
 
 
 class NVAEObjective(Objective):
-    """Callable loss of an NVAE; its state holds the power-iteration vectors and nothing of the model.
+    """Loss of an NVAE; its state holds the vectors of the power iteration, but nothing of the model.
 
-    Balancing uses the KL of the global batch, so that the ranks agree on it and one process on the same images would
-    too; the published code balances each rank's own.
+    The KL is balanced by its mean over the global batch, so that the result does not depend on the number of ranks. The
+    published code balances the KL of each rank's local batch.
 
     Args:
         config: weights and schedules.
-        model: the bare model (not wrapped in DDP), whose weights are penalised.
+        model: the bare model, not wrapped in DistributedDataParallel; its weights are penalised.
         total_steps: optimiser steps of the whole run.
         seed: of the power iteration's starting vectors.
     """
@@ -134,7 +134,7 @@ class NVAEObjective(Objective):
         for name in ("coefficient", "penalty_weight"):  # of float64, which a tensor without dimensions forces on none
             self.register_buffer(name, torch.zeros((), dtype=torch.float64, device=device), persistent=False)
         self._sets_weights_itself = any(isinstance(module, DataInitConv2d) for module in model.modules())
-        self._model = (model,)  # in a tuple, so that its weights are none of this module's
+        self._model = (model,)  # in a tuple, so that its weights are not registered here
         self._prepared: int | None = None
         self._step: _Step | None = None
 

@@ -1,4 +1,4 @@
-"""Weights that were computed for all layers at once and handed to each of them."""
+"""Weights that are computed for all layers together and handed to each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Given(NamedTuple):
-    """What a layer computes with instead of its own: ``weight``, and ``bias`` where it is not None."""
+    """Parameters that a layer uses instead of its own: ``weight``, and ``bias`` unless it is None."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -22,19 +22,19 @@ _state = threading.local()
 
 
 def weights_in_use() -> Mapping[nn.Module, Given]:
-    """The weights that this thread's layers are given; a layer that is missing computes its own."""
+    """Weights given to the layers of this thread; a layer without an entry computes its own."""
     weights: Mapping[nn.Module, Given] = getattr(_state, "weights", {})
     return weights
 
 
 def given(layer: nn.Module) -> Given | None:
-    """What ``layer`` is given; None in compiled code, which serves all layers of a kind."""
+    """Weight given to ``layer``; None in compiled code, because all layers of a kind share that code."""
     return None if torch.compiler.is_compiling() else weights_in_use().get(layer)
 
 
 @contextmanager
 def use_weights(weights: Mapping[nn.Module, Given]) -> Iterator[None]:
-    """Within it the layers among ``weights`` compute with these."""
+    """Context in which the layers in ``weights`` use these weights."""
     before = weights_in_use()
     _state.weights = weights
     try:

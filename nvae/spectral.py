@@ -20,13 +20,13 @@ MIN_NORM = 1e-3
 class SpectralRegulariser(nn.Module):
     """Sum over convolutions of the largest singular value of the effective weight (paper, section 3.3).
 
-    A weight counts as the matrix ``C_out x (C_in / groups * k * k)``. Matrices of one shape are iterated together, in
-    the order of the model's modules. The vectors are buffers of this module, so that resuming continues with them; the
-    model's own state stays clean. The linear layers of squeeze-and-excitation are not penalised.
+    A weight is read as a matrix ``C_out x (C_in / groups * k * k)``. Matrices of one shape are iterated together, in
+    the order of the model's modules. The vectors are buffers of this module, not of the model, so that a resumed run
+    continues with them. The linear layers of squeeze-and-excitation are not penalised.
 
     Args:
-        model: its convolutions are referred to, not owned.
-        num_iterations: power iterations of a call; the first call makes ten times as many.
+        model: model with the convolutions; they are referenced, not owned.
+        num_iterations: power iterations per call; the first call makes ten times as many.
         seed: of the starting vectors; the same on all ranks.
     """
 
@@ -43,12 +43,12 @@ class SpectralRegulariser(nn.Module):
             u = torch.randn(len(group.layers), weight.shape[0], generator=generator)
             self.register_buffer(f"u_{group.shape}", F.normalize(u, dim=1, eps=MIN_NORM).to(weight.device))
         self.register_buffer("started", torch.tensor(False))
-        self._settled = False  # spares reading the buffer, which would wait for the device, in every call
+        self._settled = False  # so that a call need not read the buffer, which would wait for the device
 
     def forward(self, stacks: Stacks | None = None) -> Tensor:
         """The penalty, a scalar in float32 with gradients to the weights; advances the vectors.
 
-        ``stacks``: the model's weights, where they were computed already.
+        ``stacks`` are the model's weights, if they were computed already.
         """
         iterations = self.num_iterations
         if not self._settled:
@@ -67,7 +67,7 @@ class SpectralRegulariser(nn.Module):
 
 
 class _Padded:
-    """Vectors of every matrix in one tensor, [all matrices, 1, longest], padded with zeros: one norm serves them all."""
+    """Vectors of all matrices in one tensor, [matrices, 1, longest], padded with zeros, so that one norm serves all."""
 
     def __init__(self, matrices: Sequence[Tensor], dim: int) -> None:
         counts, sizes = [len(matrix) for matrix in matrices], [matrix.shape[dim] for matrix in matrices]
@@ -77,7 +77,7 @@ class _Padded:
         ]  # [N, 1, R or C] for each stack
 
     def normalised(self) -> list[Tensor]:
-        """The vectors with unit norm, but none enlarged more than a thousandfold."""
+        """The vectors with unit norm; none is enlarged more than a thousandfold."""
         norms = torch.linalg.vector_norm(self.values, dim=2, keepdim=True)
         self.values.div_(norms.clamp_min_(MIN_NORM))
         return self.parts

@@ -1,4 +1,4 @@
-"""The weights of all layers, computed together: a model has hundreds of convolutions but few shapes of them."""
+"""Weights of all layers, computed together: a model has hundreds of convolutions, but of few shapes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ShapeGroup:
 
     Args:
         shape: its name, "RxC".
-        names: of the layers in the model.
-        layers: in the order of the model's modules.
-        first_row: number of the group's first row among all rows of all groups.
+        names: names of the layers in the model.
+        layers: the layers, in the order of the model's modules.
+        first_row: index of the group's first row among the rows of all groups.
     """
 
     shape: str
@@ -34,12 +34,12 @@ class ShapeGroup:
 
     @property
     def num_rows(self) -> int:
-        """Output channels of all its layers."""
+        """Number of output channels of all layers."""
         return len(self.layers) * self.layers[0].weight.shape[0]
 
     @property
     def has_normalised(self) -> bool:
-        """Whether some of its weights are normalised."""
+        """True if some of the weights are normalised."""
         return any(isinstance(layer, WeightNormConv2d) for layer in self.layers)
 
     def of_rows(self, values: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class ShapeGroup:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """[C_out, C_in, k, k] -> [C_out, k * k * C_in]: a view where its layout is channels_last."""
+    """Weight as a matrix, [C_out, C_in, k, k] -> [C_out, k * k * C_in]; a view if the layout is channels_last."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -59,10 +59,10 @@ def _weight(matrix: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """Raw weights and log-norms of all layers -> stacks of effective weights, one for each group.
+    """Stacks of effective weights, one for each group, from the raw weights and log-norms of all layers.
 
-    What is computed per row is computed for the rows of all groups at once, and the gradient is written out: autograd
-    would take some twenty operations for each group where six suffice.
+    Values per row are computed for the rows of all groups at once. The gradient is written by hand: autograd would take
+    about twenty operations for each group instead of six.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class Stacks:
     Args:
         matrices: effective weights of the convolutions, [N, R, C] for each :class:`ShapeGroup`.
         scales: gamma of the batch norms, [N, C] for each width C.
-        biases: of the convolutions, one after the other, [P].
+        biases: biases of the convolutions, concatenated, [P].
     """
 
     matrices: tuple[Tensor, ...]
@@ -123,7 +123,7 @@ class Stacks:
     biases: Tensor
 
     def leaves(self) -> Stacks:
-        """The same values cut off from the parameters, to collect gradients of several backward passes."""
+        """The same values detached from the parameters, to collect the gradients of several backward passes."""
         return Stacks(
             tuple(matrix.detach().requires_grad_() for matrix in self.matrices),
             tuple(scale.detach().requires_grad_() for scale in self.scales),
@@ -136,10 +136,10 @@ class Stacks:
 
 
 class WeightStacks(nn.Module):
-    """Computes the :class:`Stacks` of a model, and what its layers may take from them.
+    """Computes the :class:`Stacks` of a model, and the views of them that its layers use.
 
     Args:
-        model: its layers are referred to, not owned.
+        model: model with the layers; they are referenced, not owned.
     """
 
     normalised: Tensor
@@ -194,7 +194,7 @@ class WeightStacks(nn.Module):
         return self.no_log[: len(layer.weight)]
 
     def given(self, stacks: Stacks) -> dict[nn.Module, Given]:
-        """What the layers compute with: views of ``stacks``, those of convolutions in autocast's precision."""
+        """Weights by layer: views of ``stacks``, those of convolutions in the precision of autocast."""
         low = autocast_dtype(stacks.biases.device)
         found: dict[nn.Module, Given] = {}
         biases = stacks.biases if low is None else stacks.biases.to(low)
