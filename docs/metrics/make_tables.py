@@ -1,4 +1,6 @@
-"""Write what known codes score into the pages of this folder: `python docs/metrics/make_tables.py` (minutes, for DCI).
+"""Write what known codes score into the pages of this folder: `python docs/metrics/make_tables.py [PAGE ...]`.
+
+Without names all pages are written, which takes minutes for DCI.
 
 Codes over dSprites' factors, v_k in [-1, 1]: perfect (z_k = v_k), rotated (a random orthogonal matrix of v), noisy
 (v_k + .3 noise and five latents of unit noise), redundant (v and -v), dead (ten zeros). Posteriors for the scores that
@@ -110,6 +112,7 @@ def scorers() -> dict[str, dict[str, Scorer]]:
         "modularity": {
             "modularity": train(lambda c, f: metrics.modularity(c, f).score),
             "active latents only": train(lambda c, f: metrics.modularity(c, f).active_score),
+            "noise level": train(lambda c, f: metrics.modularity(c, f).noise_level),
         },
         "explicitness": {"explicitness": split(lambda *a: metrics.explicitness(*a).score)},
         "unsupervised": {
@@ -121,11 +124,43 @@ def scorers() -> dict[str, dict[str, Scorer]]:
             "/ sqrt(D)": posterior(lambda m, v, _: metrics.covariance_distance(m, v).per_sqrt_dim),
             "off-diagonal": posterior(lambda m, v, _: metrics.covariance_distance(m, v).offdiagonal),
         },
+        "mcc": {
+            "MCC": train(lambda c, f: metrics.mcc(c, f).score),
+            "of ranks": train(lambda c, f: metrics.mcc(c, f, correlation="spearman").score),
+            "weak, linear": train(lambda c, f: metrics.mcc(c, f, mapping="linear").score),
+            "weak, CCA": train(lambda c, f: metrics.mcc(c, f, mapping="cca").score),
+        },
+        "infomec": parts_of(lambda t, f: metrics.infomec(*rows(t, f, NUM_INFOMEC)), MEC_PARTS),
+        "irs": {
+            "IRS": train(lambda c, f: metrics.irs(c, f).score),
+            "noise level": train(lambda c, f: metrics.irs(c, f).noise_level),
+            "at quantile .99": train(lambda c, f: metrics.irs(c, f, quantile=0.99).score),
+            "its noise level": train(lambda c, f: metrics.irs(c, f, quantile=0.99).noise_level),
+        },
+        "jemmig": {
+            "JEMMIG": train(lambda c, f: metrics.jemmig(c, f).score),
+            "raw, nats (lower is better)": train(lambda c, f: metrics.jemmig(c, f).nats),
+        },
+        "med": {
+            "disentanglement": train(lambda c, f: metrics.med(c, f).disentanglement),
+            "completeness": train(lambda c, f: metrics.med(c, f).completeness),
+        },
+        "probes": {
+            "linear R2": train(lambda c, f: metrics.linear_r2(c, f).score),
+            "MLP R2": train(lambda c, f: metrics.mlp_r2(c[:NUM_INFOMEC], f[:NUM_INFOMEC]).score),
+            "CCA": train(lambda c, f: metrics.cca(c, f).score),
+        },
+        "dci_es": {
+            "explicitness": train(lambda c, f: metrics.dci_es(c, f).explicitness),
+            "size": train(lambda c, f: metrics.dci_es(c, f).size),
+        },
         "decomposition": parts_of(rate, RATE_PARTS),
         "dci": parts_of(trees, DCI_PARTS),
     }
 
 
+NUM_INFOMEC = 2_000
+MEC_PARTS = ("modularity", "explicitness", "compactness")
 DCI_PARTS = ("disentanglement", "completeness", "informativeness")
 RATE_PARTS = ("rate", "index_code_information", "total_correlation", "dimension_wise_kl")
 
@@ -135,6 +170,8 @@ def main() -> None:
     codes, rng = tables(), np.random.default_rng(1)
     factors = np.stack([rng.integers(size, size=NUM_TRAIN + NUM_TEST) for size in SIZES], axis=1)
     for page, page_rows in scorers().items():
+        if sys.argv[1:] and page not in sys.argv[1:]:
+            continue
         head = ["| | " + " | ".join(codes) + " |", "|---|" + "--:|" * len(codes)]
         body = [
             f"| {name.replace('_', ' ')} | " + " | ".join(score(table, factors) for table in codes.values()) + " |"
