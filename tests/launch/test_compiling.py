@@ -46,7 +46,8 @@ def test_a_compiler_that_fails(stopped: bool, data: Path, tmp_path: Path, monkey
     assert "Traceback" not in result.err
     if stopped:
         assert result.code == errors.EXIT_PREEMPTED
-        assert "stopped on request while compiling, the last checkpoint is of step 3" in result.err
+        assert "newest checkpoint is of step 3" in result.err
+        assert "--resume auto" in result.err
         assert (run / "preempted").read_text() == "3\n"
     else:
         running.assert_one_error(result, "torch.compile failed", "leave out --compile")
