@@ -22,7 +22,7 @@ import torch
 
 import datasets
 from datasets.files import read_bytes
-from launch.console import errors, figures
+from launch.console import errors, figures, terminal
 from launch.console.flags import parse
 from launch.machine import distributed, files
 from launch.report.tables import Table
@@ -125,7 +125,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     figures.save(figures.grid(shown), config.out / "preview.png")
     files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
     print(
-        f"{len(images):,} images of {errors.one_line(header.data)}: {config.out / 'images.npy'}, the first ones in preview.png"
+        f"{len(images):,} images of {terminal.one_line(header.data)}: {config.out / 'images.npy'}, the first ones in preview.png"
     )
 
 

@@ -102,4 +102,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.main(main)
+    errors.main(main, prints_result=True)

@@ -7,7 +7,6 @@ Example:
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
 from launch.console.flags import parse
+from launch.machine import children
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,10 @@ def main(arguments: list[str]) -> int:
     """Run the commands one after the other, showing each."""
     config = parse(QuickstartConfig, QuickstartConfig(), arguments, prog="quickstart.py", description=__doc__ or "")
     steps = commands(config)
+    errors.stop_with_children()
     for number, (why, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {why}\n$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command], cwd=errors.ROOT, check=False).returncode
+        code = children.run([sys.executable, *command], cwd=errors.ROOT)
         if code:
             return code
     print(f"""

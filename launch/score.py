@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch.console import errors
+from launch.console import errors, terminal
 from launch.console.flags import parse
 from launch.machine import distributed
 from launch.report.score_tables import describe, describe_folders
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         if record is None:  # not rank 0
             return
         split = config.protocol.open_split()
-        print(f"{config.run}, step {record['step']:,}, {split} split of {errors.one_line(record['data']['name'])}")
+        print(f"{config.run}, step {record['step']:,}, {split} split of {terminal.one_line(record['data']['name'])}")
         print(describe(record))
     print(f"written: {scoring.scores_path(config)}")
 

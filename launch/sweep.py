@@ -113,6 +113,7 @@ def main(arguments: list[str]) -> None:
     runs = {
         (setting, seed): _run(sweep, shared, setting, seed) for seed in range(sweep.seeds) for setting in sweep.settings
     }
+    errors.stop_with_children()
     faults = jobs.train_all(list(runs.values()), sweep.workers)
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):

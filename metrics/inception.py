@@ -5,7 +5,7 @@ Published FIDs come from another set of Inception weights (TensorFlow's), so the
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from metrics.frechet import (
 
 INCEPTION_SIZE = 299
 INCEPTION_FEATURES = 2048
+LARGEST_WEIGHTS = 2**30  # bytes; torchvision's take 109 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +68,23 @@ def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
     """
     from torchvision.models import inception_v3
 
-    if not weights.is_file():
+    if not weights.is_file() or weights.stat().st_size > LARGEST_WEIGHTS:
         raise ValueError(
-            f"extractor weights {weights} are not there; save torchvision's inception_v3 state dict under that name"
+            f"extractor weights {weights} are not there, or no file of at most {LARGEST_WEIGHTS:,} bytes; "
+            "save torchvision's inception_v3 state dict under that name"
         )
     try:
+        if zipfile.is_zipfile(weights):
+            with zipfile.ZipFile(weights) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("its parts are compressed, which torch never does")
         state = torch.load(weights, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "Conv2d_1a_3x3.conv.weight" not in state:
+            raise ValueError("it has no Conv2d_1a_3x3.conv.weight")
         model = inception_v3(weights=None, init_weights=False, transform_input=True)
         model.load_state_dict(state)
-    except (RuntimeError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # bytes that somebody else made can end the reader with anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
             f"{weights} is no state dict of torchvision's inception_v3 ({reason}); save model.state_dict()"
         ) from error

@@ -171,10 +171,12 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
     config = model_config(args, legacy=legacy)
     if config.cell_arch in _DETAILS_FROM_WEIGHTS:
         config = with_ops_of(state_dict, config)
-    model = NVAE(config, image_spec(args))
-    names = published_names(model)
+    with torch.device("meta"):  # shapes only: arguments that do not fit the weights may ask for any amount of memory
+        shapes = NVAE(config, image_spec(args))
+    names = published_names(shapes)
     theirs = {key: value for key, value in state_dict.items() if _carries_information(key, config)}
-    _check_fit(theirs, {names[key]: value for key, value in model.state_dict().items() if key in names})
+    _check_fit(theirs, {names[key]: value for key, value in shapes.state_dict().items() if key in names})
+    model = NVAE(config, image_spec(args))
     with torch.no_grad():
         tensors = model.state_dict()
         for ours, published in names.items():

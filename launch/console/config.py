@@ -217,6 +217,10 @@ class RunConfig:
         """Length of the run in optimiser steps, which the schedules fit themselves into."""
         return self.max_steps or self.epochs * steps_per_epoch
 
+    def save_every(self, total_steps: int) -> int:
+        """Steps between checkpoints of a run of so many steps; the last step is saved in any case."""
+        return self.checkpoint_every or max(1, min(1000, total_steps // 20))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:

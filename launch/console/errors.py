@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,9 @@ import torch
 
 import datasets
 import metrics
-from launch.machine import distributed, host_memory
+from launch.console import flags, terminal
+from launch.console.terminal import one_line
+from launch.machine import children, distributed, host_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +33,7 @@ EXIT_INTERRUPTED = 130
 INSISTENCE_SECONDS = 3.0
 PRECEDENCE_SECONDS = 20.0
 
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|Cannot allocate memory", re.I)
 DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -64,6 +68,21 @@ class StopRequest:
         self.asked, self._since = True, self._since or now
 
 
+def stop_with_children() -> None:
+    """Answer SIGTERM and SIGINT in a script that starts others: they are asked to stop, and it ends with them.
+
+    Another SIGINT means that a person does not want to wait.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        children.ask_to_stop()
+        raise Preempted("stopped on request, and what it had started too; the same command goes on")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+
+
 def refuse_foreign_packages() -> None:
     """Other projects ship packages of the same names (Hugging Face's ``datasets``); ours must be the ones imported."""
     ours: tuple[ModuleType, ...] = (datasets, metrics)
@@ -90,14 +109,6 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
         print(f"  fix: {advice or remedy}", file=sys.stderr)
 
 
-def one_line(text: str) -> str:
-    """``text`` with line ends, control characters and whatever else no terminal shows as Python writes them in a string.
-
-    Messages quote names out of files that others made.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _remedy(error: Exception) -> str:
     """What to do where a message does not say it."""
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
@@ -122,50 +133,77 @@ def _let_rank_0_speak_first() -> None:
         time.sleep(PRECEDENCE_SECONDS)
 
 
-def main(body: Callable[[list[str]], int | None]) -> None:
+def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False) -> None:
     """Run a script's ``body(arguments)`` and leave with its exit code.
 
     Exit codes: 0 done, 2 bad input or a disk that refuses, 3 not finite (diverged), 4 out of memory, 5 another rank
     hangs or died, 75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
+
+    Nothing that is printed ends a script: where a reader of the output leaves or a log is on a full disk, the work goes on.
+
+    Args:
+        body: the script; None counts as 0.
+        prints_result: what the script prints is all that it makes, so it fails where that can't be written.
     """
-    abandon = False
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    terminal.protect()
     threading.excepthook = _note_end_of_thread
+    debug = abandon = False
     try:
+        debug, arguments = flags.take_switch("debug", sys.argv[1:])
+        children.end_with_parent()
         refuse_foreign_packages()
         host_memory.keep_freed()
         code = body(arguments) or 0
-    except Preempted as stop:
-        _report(stop, speaks=os.environ.get("RANK", "0") == "0")
-        code = EXIT_PREEMPTED
+    except BaseException as error:
+        code, abandon = _end(error, debug=debug)
+    try:
+        children.stop()
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except torch.OutOfMemoryError as error:
-        code = EXIT_OUT_OF_MEMORY
-        _report_debug(debug)
+    lost = terminal.finish()
+    if lost is not None and not code:
         _report(
-            ValueError(str(error).splitlines()[0].replace("; ", ", ")),
-            "a smaller --batch-size with --accumulation, or --checkpointing",
+            OSError(f"what this printed is lost ({lost.strerror}); send it where there is room"), speaks=prints_result
         )
-    except distributed.LostRank as error:
-        _report_debug(debug)
-        _report(error, speaks=error.speaks)
-        code, abandon = EXIT_LOST_RANK, True
-    except FloatingPointError as error:
-        code = EXIT_DIVERGED
-        _report_debug(debug)
-        _report(error)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        code = EXIT_BAD_INPUT
-        _report_debug(debug)
-        _report(error, _remedy(error))
+        code = EXIT_BAD_INPUT if prints_result else code
     distributed.leave(code, abandon=abandon)
 
 
-def _report_debug(debug: bool) -> None:
+def _end(error: BaseException, *, debug: bool) -> tuple[int, bool]:
+    """Say what ended the script: its exit code, and whether to leave without a good-bye to the other ranks.
+
+    Raises:
+        BaseException: ``error``, where it is no end that a script may have: a fault of ours.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED, False
+    if isinstance(error, SystemExit):  # --help, mostly
+        return (error.code if isinstance(error.code, int) else 0), False
+    if isinstance(error, Preempted):
+        _report(error, speaks=os.environ.get("RANK", "0") == "0")
+        return EXIT_PREEMPTED, False
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(error)
+    if isinstance(error, distributed.LostRank):
+        _report(error, speaks=error.speaks)
+        return EXIT_LOST_RANK, True
+    if is_out_of_memory(error):
+        said = (str(error).splitlines() or [""])[0].replace("; ", ", ") or "there is no more memory"
+        _report(ValueError(said), "a smaller --batch-size with --accumulation, or --checkpointing")
+        return EXIT_OUT_OF_MEMORY, False
+    if isinstance(error, FloatingPointError):
+        _report(error)
+        return EXIT_DIVERGED, False
+    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+        _report(error, _remedy(error))
+        return EXIT_BAD_INPUT, False
+    raise error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU, torch's allocator on the host, NumPy, Python or the system ran out of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )

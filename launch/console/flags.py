@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -22,12 +22,38 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def take_switch(name: str, arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether ``--name``, which takes no value, is typed before any ``--``, and the arguments without it."""
+    own, shared = _before_dashes(arguments)
+    parser = _Early(allow_abbrev=False, add_help=False)
+    parser.add_argument(f"--{name}", action="store_true", dest="typed")
+    found, rest = parser.parse_known_args(own)
+    return found.typed, rest + shared
+
+
 def typed_value(flag: str, arguments: Sequence[str]) -> str | None:
-    """Last value typed for ``--flag``, before the other flags are parsed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{flag}", dest="value", nargs="?")
-    value: str | None = parser.parse_known_args(list(arguments))[0].value
+    """The last value typed for ``--flag`` before any ``--``, before anything else is parsed; None where there is none."""
+    parser = _Early(allow_abbrev=False, add_help=False)
+    parser.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", dest="typed")
+    try:
+        value: str | None = parser.parse_known_args(_before_dashes(arguments)[0])[0].typed
+    except ValueError:
+        return None  # the whole command line is parsed next, and says what is wrong
     return value
+
+
+class _Early(argparse.ArgumentParser):
+    """argparse for one flag of many, which raises instead of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
+def _before_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments before ``--``, and the rest with it."""
+    typed = list(arguments)
+    end = typed.index("--") if "--" in typed else len(typed)
+    return typed[:end], typed[end:]
 
 
 @dataclass(frozen=True)
@@ -43,8 +69,7 @@ class Typed:
 
 def typed(arguments: Sequence[str]) -> Typed:
     """Read the flags that come first."""
-    others = [argument for argument in arguments if argument != "--dry-run"]
-    dry_run = len(others) < len(arguments)
+    dry_run, others = take_switch("dry-run", arguments)
     return Typed(typed_value("preset", others), typed_value("dataset", others), dry_run, others)
 
 

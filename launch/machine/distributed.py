@@ -134,10 +134,11 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
     """Join the other processes of this ``torchrun``, or be alone under plain ``python``.
 
     Raises:
-        ValueError: ``device="cuda"`` without a GPU, more processes than GPUs, or some that do not come in time.
+        ValueError: a variable of torchrun that is no number,
+            ``device="cuda"`` without a GPU, more processes than GPUs, or some that do not come in time.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and num_gpus == 0:
         raise ValueError("--device cuda, but torch sees no GPU; use --device cpu or check the driver with nvidia-smi")
@@ -173,6 +174,14 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
             f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
         ) from error
     return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
+
+
+def _number(variable: str, otherwise: int) -> int:
+    """What torchrun says in the environment."""
+    typed = os.environ.get(variable, str(otherwise))
+    if not (typed.isascii() and typed.isdigit()):
+        raise ValueError(f"the environment says {variable}={typed!r}, which is no number; unset it or start torchrun")
+    return int(typed)
 
 
 @contextlib.contextmanager
@@ -219,7 +228,7 @@ def leave(code: int, *, abandon: bool = False) -> None:
     Several processes end without the interpreter's clean-up: gloo's threads sometimes abort in it after all work is
     done, and torchrun would report that as a failure.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
     if not abandon:
         finish()
     sys.stdout.flush()

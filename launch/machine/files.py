@@ -1,29 +1,27 @@
-"""Files that survive a kill or a power cut: written whole or not at all, and read with care."""
+"""Files that survive a kill or a power cut, and a reader that trusts no file: whole or not at all, in both directions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import math
 import os
-import struct
-import tokenize
+import secrets
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
+import torch
 
-from datasets.files import open_regular, read_bytes
+from datasets.files import open_regular
 
-LARGEST_ARRAYS = 2**36  # bytes of the arrays of an npz: 64 GiB of codes
-UNREADABLE = (  # what the readers of zip and npz files raise for bytes that are not what they say
-    *(ValueError, LookupError, EOFError, OSError, RuntimeError, NotImplementedError, MemoryError, TypeError),
-    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-)
+T = TypeVar("T")
+
+TEMPORARY = ".strata.tmp"
+GIB = 2**30
+MOST_BYTES, MOST_ARRAYS = 256 * GIB, 64 * GIB
 LARGEST_RECORD = 2**28  # bytes of a JSON file; the scores of a model with hundreds of latents take a few MB
 
 
@@ -38,12 +36,14 @@ def _fsync_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Let ``write(file)`` make ``path``: the old content or the whole new one, never a part, also after a power cut.
 
+    The bytes go to a new file of a random name, so a link that somebody planted is replaced and never followed.
+
     Raises:
         OSError: from the file system; the old file is untouched and nothing else is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with open(temporary, "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -54,10 +54,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically write a small text file."""
+    """Atomically write a small text file; a name in it that is no UTF-8 is written escaped."""
 
     def write(file: IO[bytes]) -> None:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
     write_atomically(path, write)
 
@@ -68,47 +68,101 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(plain(content), indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a record: a JSON object in a regular file.
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what ``write_atomically`` left in these folders when its process was killed, and nothing else."""
+    for folder in folders:
+        for leftover in folder.glob(f".*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+
+
+def read(path: Path, parse: Callable[[IO[bytes]], T], *, remedy: str, limit: int = MOST_BYTES) -> T:
+    """Read a file that anybody may have written or damaged.
+
+    Args:
+        path: the file.
+        parse: makes the result of the open file. Whatever it raises means that the file is damaged: readers of formats
+            end with anything (zlib.error, struct.error, EOFError, MemoryError, RecursionError, ...).
+        remedy: what a person does about a file that is damaged.
+        limit: bytes that such a file may have.
 
     Raises:
-        ValueError: it is missing, damaged, too large, or holds something else.
-    """
-    try:
-        record = json.loads(read_bytes(path, LARGEST_RECORD))
-    except RecursionError as error:
-        raise ValueError(f"{path} is damaged (nested too deeply); delete it and run the same command again") from error
-    except ValueError as error:
-        if str(path) in str(error):  # already said by the reader
-            raise
-        raise ValueError(f"{path} is damaged ({str(error)[:80]}); delete it and run the same command again") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds no record; delete it and run the same command again")
-    return record
-
-
-def read_npz(path: Path, limit: int = LARGEST_ARRAYS) -> dict[str, np.ndarray[Any, Any]]:
-    """Read all arrays of an npz; nothing is unpickled, and no member may grow beyond the limit when it is unpacked.
-
-    Raises:
-        ValueError: it is missing, no regular file, too large, no npz, or damaged; an array holds Python objects.
+        ValueError: "what is wrong; what to do", naming the file and the reason, whatever went wrong. A pipe or a device
+            is refused at once and never waited for.
     """
     with open_regular(path, limit) as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                total = sum(member.file_size for member in archive.infolist())
-            if total > limit:
-                raise ValueError(f"its arrays take {total:,} bytes")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except UNREADABLE as error:
-            raise ValueError(f"{path} is no readable npz ({str(error)[:80]}); make it again") from error
+            return parse(file)
+        except Exception as error:
+            raise ValueError(f"{path} is damaged or of another kind ({reason(error)}); {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exception says, short, without a second half that looks like our own remedy."""
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return ((said or type(error).__name__).splitlines() or [""])[0][:120].replace("; ", ", ")
+
+
+def read_json(
+    path: Path, *, remedy: str = "delete it and run the same command again", limit: int = LARGEST_RECORD
+) -> dict[str, Any]:
+    """Read a record, a JSON object; errors as in :func:`read`."""
+
+    def parse(file: IO[bytes]) -> dict[str, Any]:
+        record = json.loads(file.read(limit + 1))
+        if not isinstance(record, dict):
+            raise ValueError("it holds no record")
+        return record
+
+    return read(path, parse, remedy=remedy, limit=limit)
+
+
+def read_npz(path: Path, *, remedy: str = "make it again", limit: int = MOST_ARRAYS) -> dict[str, np.ndarray[Any, Any]]:
+    """Read all arrays of an npz, which may unpack to ``limit`` bytes; nothing is unpickled; errors as in :func:`read`."""
+
+    def parse(file: IO[bytes]) -> dict[str, np.ndarray[Any, Any]]:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > limit:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {limit:,}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(value, np.ndarray) for value in content.values()):
+            raise ValueError("it holds more than arrays")
+        return content
+
+    return read(path, parse, remedy=remedy, limit=limit)
+
+
+def read_tensors(path: Path, *, remedy: str, limit: int = MOST_BYTES) -> Any:
+    """Read what ``torch.save`` wrote, tensors and plain data only; nothing is unpickled; errors as in :func:`read`.
+
+    torch never packs what it saves, so a file whose parts are packed is refused: a small one may unpack to anything.
+    """
+    return read(path, load_tensors, remedy=remedy, limit=limit)
+
+
+def load_tensors(file: IO[bytes]) -> Any:
+    """Load tensors and plain data from an open file.
+
+    Raises:
+        Exception: of any kind, where the file holds something else.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch never does")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex digest of a regular file's bytes.
+
+    Raises:
+        ValueError: it is missing, can't be read, or is no regular file.
+    """
+    with open_regular(path, MOST_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from torch.utils.tensorboard import SummaryWriter
 
 from launch.console import figures as pictures
-from launch.console.errors import one_line
 from launch.console.figures import Picture
+from launch.console.terminal import one_line
 from launch.machine import files
 from launch.report import figures, words
 from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean, describe_terms, why_apart

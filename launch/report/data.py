@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.console.errors import one_line
+from launch.console.terminal import one_line
 from launch.machine import files
 from launch.report import records
 from launch.report.statistics import Float64
@@ -176,7 +176,7 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
     for path in dict.fromkeys(paths):
         try:
             runs.append(read_run(path, score))
-        except (*files.UNREADABLE, AttributeError) as error:
+        except (ValueError, OSError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("; ")[0] or type(error).__name__
             skipped.append(one_line(f"{path}: {reason}"))
     return _labelled(runs), skipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from launch.console.errors import one_line
+from launch.console.terminal import one_line
 from launch.report.tables import Table
 from launch.results.scores import METRICS, headline
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import jinja2
 
-from launch.console.errors import one_line
+from launch.console.terminal import one_line
 from launch.machine import files
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 from datasets import to_float
+from launch.console.terminal import one_line
 from launch.machine.distributed import Ranks
 from launch.machine.files import read_npz, write_atomically
 from launch.training import evaluation
@@ -212,25 +213,45 @@ def save(path: Path, encoded: Encoded) -> None:
 
 def load(path: Path) -> Encoded | None:
     """Read codes; None where there are none or the file is damaged (then they are encoded again)."""
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        arrays = read_npz(path)
-        resolution = [int(r) for r in arrays["resolution"]]
-        count = range(len(resolution))
-        return Encoded(
-            residuals=[arrays[f"residual{i}"] for i in count],
-            means=[arrays[f"mean{i}"] for i in count],
-            variance=arrays.get("variance"),
-            kl=arrays["kl"],
-            kl_per_channel=[arrays[f"channel_kl{i}"] for i in count],
-            resolution=resolution,
-            rows=arrays["rows"],
-            max_side=int(arrays["max_side"]),
-        )
-    except (ValueError, LookupError, TypeError) as error:
-        print(f"warning: {path} is damaged ({str(error)[:80]}): encoding again", file=sys.stderr)
+        return _from_arrays(read_npz(path))
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        print(f"warning: {path} is damaged ({one_line(error)[:80]}): encoding again", file=sys.stderr)
         return None
+
+
+def _from_arrays(arrays: dict[str, npt.NDArray[Any]]) -> Encoded:
+    """The inverse of what :func:`save` makes of codes.
+
+    Raises:
+        ValueError, LookupError, TypeError, OverflowError: an array is missing, or is not of the kind that others ask for.
+    """
+    resolution = [int(r) for r in arrays["resolution"]]
+    count, rows = range(len(resolution)), arrays["rows"]
+    encoded = Encoded(
+        residuals=[arrays[f"residual{i}"] for i in count],
+        means=[arrays[f"mean{i}"] for i in count],
+        variance=arrays.get("variance"),
+        kl=arrays["kl"],
+        kl_per_channel=[arrays[f"channel_kl{i}"] for i in count],
+        resolution=resolution,
+        rows=rows,
+        max_side=int(arrays["max_side"]),
+    )
+    variance = [] if encoded.variance is None else [encoded.variance]
+    floats = [*encoded.residuals, *encoded.means, *encoded.kl_per_channel, encoded.kl, *variance]
+    if not count or rows.dtype != np.int64 or rows.ndim != 1 or any(values.dtype != np.float32 for values in floats):
+        raise ValueError("its arrays are of other types")
+    for residual, mean, kl in zip(encoded.residuals, encoded.means, encoded.kl_per_channel, strict=True):
+        if residual.ndim != 4 or residual.shape != mean.shape or kl.shape != residual.shape[1:2]:
+            raise ValueError("its arrays do not belong together")
+    if any(len(values) != len(rows) for values in (*encoded.residuals, encoded.kl, *variance)):
+        raise ValueError("its arrays are of different numbers of images")
+    if encoded.kl.ndim != 2 or any(values.ndim != 2 for values in variance):
+        raise ValueError("its arrays are of other shapes")
+    return encoded
 
 
 def encode_once(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from launch.machine import files
 from launch.results.run import SavedRun
-from launch.training import checkpoint
+from launch.training import checkpoint, records
 from launch.training.folder import RunFolder
 
 CHECK = "check.json"
@@ -57,20 +56,12 @@ def export(run: SavedRun, out: Path) -> RunFolder:
     path = checkpoint.save(folder.checkpoints, step, content, keep=1)
     for name in ("summary.json", "scores.json"):
         if (run.folder / name).is_file():
-            record = json.loads((run.folder / name).read_text(encoding="utf-8"))
+            record = run.files.read_json(name)
             if name == "scores.json":  # the scores are of these weights, whose file is another one now
                 record |= {"checkpoint": path.name, "checkpoint_sha256": checkpoint.recorded_sha256(path)}
             folder.write_json(name, record)
     folder.write_json(CHECK, {"seed": 0, "mean_of_samples": _means(run)})
-    held_out = _held_out(run.folder / "metrics.jsonl")
+    held_out = records.held_out(run.folder)
     if held_out:
-        files.write_text(out / "metrics.jsonl", "".join(held_out))
+        files.write_text(out / records.NAME, "".join(held_out))
     return folder
-
-
-def _held_out(path: Path) -> list[str]:
-    """The lines of a run's metrics that hold an evaluation, [] where there are no metrics."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [line for line in file if '"val/' in line]

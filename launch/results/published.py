@@ -14,7 +14,6 @@ import pickle
 import re
 import shutil
 import tarfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +23,10 @@ import torch
 from torch import Tensor
 
 import datasets
+from datasets.files import open_regular
 from launch.console.config import DataConfig, OptimConfig, RunConfig, to_json
 from launch.families.nvae import NVAE, NVAETrainConfig, official
+from launch.machine import files
 from launch.training import checkpoint
 from launch.training.folder import RunFolder, record_of
 from metrics.likelihoods import Edges
@@ -46,13 +47,9 @@ def _load(path: Path) -> Any:
         raise ValueError(f"there is no checkpoint file {path}; give one that the published code saved")
     if tarfile.is_tarfile(path):
         raise ValueError(f"{path} has the tar format of PyTorch before 0.1.10; save it again with a later PyTorch")
-    if zipfile.is_zipfile(path):  # torch packs nothing: a small file that unpacks to gigabytes is an attack
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError(f"{path} is compressed, as no checkpoint of PyTorch is; fetch it again")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), open_regular(path, files.MOST_BYTES) as file:
+            return files.load_tensors(file)
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         if refused is None:
@@ -61,8 +58,8 @@ def _load(path: Path) -> Any:
             f"{path} holds {refused[1]}, which is more than tensors, plain data and arguments, and nothing of it was run; "
             "use a checkpoint from a source that you trust"
         ) from error
-    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no checkpoint or a damaged one; fetch it again") from error
+    except Exception as error:  # bytes that somebody else made can end the reader with anything
+        raise ValueError(f"{path} is no checkpoint or a damaged one ({files.reason(error)}); fetch it again") from error
 
 
 def _is_plain(value: Any) -> bool:

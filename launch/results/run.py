@@ -14,12 +14,13 @@ from torch import Tensor
 
 import datasets
 from launch.console.config import SharedConfig, from_json
+from launch.console.terminal import one_line
 from launch.families import FAMILIES
 from launch.families.family import Family
 from launch.machine import noise
 from launch.results.data import open_data
 from launch.training import checkpoint
-from launch.training.checkpoint import load_state
+from launch.training.checkpoint import check_weights, load_state
 from launch.training.folder import RunFolder
 from metrics.model import VAE
 
@@ -70,13 +71,17 @@ class SavedRun:
         else:
             path, content = self._newest()
         averaged = self.weights == "auto" and content.get("ema") is not None
+        weights = content.get("ema") if averaged else content.get("model")
+        with torch.device("meta"):  # shapes only: a configuration of other weights may ask for any amount of memory
+            shapes = self.new_model()
+        check_weights(shapes.state_dict(), weights, str(path))
         model = self.new_model()
-        load_state(model, content["ema"] if averaged else content["model"], str(path))
+        load_state(model, weights, str(path))
         module = model.to(self.device).eval().requires_grad_(False)
         return module, int(content["step"]), path
 
     def _newest(self) -> tuple[Path, dict[str, Any]]:
-        valid = checkpoint.newest_valid(self.files.checkpoints, lambda text: print(f"warning: {text}", file=sys.stderr))
+        valid = checkpoint.newest_valid(self.files.checkpoints, _warn)
         found = next(valid, None)
         if found is None:
             raise ValueError(f"{self.folder} has no valid checkpoint yet; train it first")
@@ -190,6 +195,10 @@ class SavedRun:
         source = noise.generator(self.device, noise.FIGURES, seed)
         counts = [min(AT_ONCE, num - done) for done in range(0, num, AT_ONCE)]
         return torch.cat([self.model.sample(count, temperature, generator=source).cpu() for count in counts])
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {one_line(text)}", file=sys.stderr)
 
 
 def _describe(spec: datasets.ImageSpec) -> str:

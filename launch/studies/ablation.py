@@ -10,7 +10,6 @@ Examples:
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from launch.console import errors, flags
 from launch.machine import files
 from launch.studies import ablation_report
 from launch.studies.family_runs import refuse
-from launch.training import jobs
+from launch.training import jobs, records
 from launch.training.folder import RunFolder
 from launch.training.jobs import ScriptRun
 
@@ -123,9 +122,8 @@ def outcome(folder: Path) -> dict[str, Any] | None:
 
 
 def _gradient_norms(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = (json.loads(line) for line in lines)
-    return [float(record["optim/grad_norm"]) for record in records if "optim/grad_norm" in record]
+    found = [record for _, record in records.read(folder / records.NAME) if record is not None]
+    return [float(record["optim/grad_norm"]) for record in found if "optim/grad_norm" in record]
 
 
 def store(runs: Sequence[ScriptRun], report: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from launch.console.figures import Picture, render
 from launch.families.flat_figures import Codes
-from launch.machine import noise
+from launch.machine import files, noise
 from launch.studies.frey_results import Results, value_of
 from launch.studies.frey_runs import CPU, Job
 from launch.studies.frey_theory import predicted_rate
@@ -150,8 +150,8 @@ def _loss(point: dict[str, Any], beta: float) -> float:
 
 
 def _codes(job: Job) -> Codes:
-    with np.load(job.posteriors, allow_pickle=False) as arrays:
-        mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
+    arrays = files.read_npz(job.posteriors, remedy="delete it and run the same command again")
+    mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
     return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.machine import files
 from launch.results.export import without_places
+from launch.training import records
 from launch.training.folder import RunFolder
 from launch.training.jobs import LAUNCH, Devices, ScriptRun, fault, run_all
 
@@ -73,9 +74,9 @@ def store(runs: Sequence[ScriptRun], folder: Path) -> None:
         record = RunFolder(run.folder).read_json("config.json")
         target.write_json("config.json", without_places(record))
         for name in ("scores.json", "summary.json"):
-            content = json.loads((run.folder / name).read_text(encoding="utf-8"))
+            content = files.read_json(run.folder / name)
             files.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
-        files.write_text(target.path / "metrics.jsonl", "".join(_held_out(run.folder)))
+        files.write_text(target.path / "metrics.jsonl", "".join(records.held_out(run.folder)))
 
 
 def _shortened(content: Any) -> Any:
@@ -85,12 +86,6 @@ def _shortened(content: Any) -> Any:
     if isinstance(content, list):
         return [_shortened(value) for value in content]
     return float(f"{content:.{DIGITS}g}") if isinstance(content, float) else content
-
-
-def _held_out(folder: Path) -> list[str]:
-    """The lines of a run's metrics that hold an evaluation."""
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        return [line for line in file if '"val/' in line]
 
 
 def of_runs(runs: Sequence[ScriptRun], folder: Path) -> list[Path]:

@@ -8,16 +8,19 @@ its name, so a file without a matching checksum was never reported as saved.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from launch.machine.files import sha256, write_atomically, write_text
+from launch.machine import files
+from launch.machine.files import read_tensors, reason, sha256, write_atomically, write_text
 
 FORMAT = 1
-PATTERN = "step-*.pt"
+NAME = re.compile(r"step-(\d{9,15})\.pt")
+ANOTHER = "use another checkpoint"
 
 
 def _checksum_path(path: Path) -> Path:
@@ -48,22 +51,29 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.pt"
 
 
-def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
+def step_of(path: Path) -> int | None:
+    """The optimiser step that a checkpoint's name says; None where it is no name of a checkpoint."""
+    named = NAME.fullmatch(path.name)
+    return int(named[1]) if named else None
+
+
+def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, protect: int | None = None) -> Path:
     """Write the checkpoint of ``step`` and drop all but the newest ``keep`` up to it.
 
     Checkpoints of later steps are not counted: a run that goes on from an earlier one has found them damaged, and they
     must not push out good ones.
 
     Args:
-        folder: made if missing.
+        folder: made if missing, in a run folder that is there: one that was deleted or renamed is not made again.
         step: optimiser steps done.
         content: tensors and plain data only; anything else could not be loaded again.
         keep: how many checkpoints stay.
+        protect: step of one that stays in any case, such as the last one before losses that were not finite.
 
     Raises:
-        OSError: disk full, quota, read-only; every earlier checkpoint is still there.
+        OSError: disk full, quota, read-only, the run folder is gone; every earlier checkpoint is still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     path = path_of(folder, step)
 
     def write(file: IO[bytes]) -> None:
@@ -76,6 +86,8 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> 
 
     write_atomically(path, write)
     for old in [p for p in find(folder) if p.name <= path.name][keep:]:
+        if step_of(old) == protect:
+            continue
         try:
             old.unlink()
             _checksum_path(old).unlink(missing_ok=True)
@@ -85,8 +97,36 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> 
 
 
 def find(folder: Path) -> list[Path]:
-    """Checkpoints by name, newest step first, whether valid or not."""
-    return sorted(folder.glob(PATTERN), reverse=True)
+    """Checkpoints by name, newest step first, whether valid or not; none where the folder can't be listed."""
+    try:
+        names = [path for path in folder.iterdir() if step_of(path) is not None]
+    except OSError:
+        return []
+    return sorted(names, key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def trace(folder: Path, *, beyond: int, weights: bool) -> str | None:
+    """Say what in ``folder`` shows that checkpoints were written there, whether they are valid or not.
+
+    Args:
+        folder: of checkpoints.
+        beyond: files of later steps count; of this one and before there may be what a kill left of the first write.
+        weights: a checkpoint itself counts at any step, for it has its name only when it is whole.
+
+    Returns:
+        A phrase that names it, or None.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{folder} can't be listed, {reason(error)}"
+    for name in reversed(names):
+        step = step_of(Path(name.removesuffix(".sha256")))
+        if step is not None and (step > beyond or (weights and name.endswith(".pt"))):
+            return f"{name} is no valid checkpoint" if weights else f"{name} is there"
+    return None
 
 
 def recorded_sha256(path: Path) -> str:
@@ -96,65 +136,99 @@ def recorded_sha256(path: Path) -> str:
         ValueError: there is none.
     """
     checksum = _checksum_path(path)
-    if not checksum.is_file():
-        raise ValueError(f"{path} has no checksum file {checksum.name} beside it; use another checkpoint")
-    return checksum.read_text(errors="replace").split(" ")[0].strip()
+    if not checksum.exists():
+        raise ValueError(f"{path} has no checksum file {checksum.name} beside it; {ANOTHER}")
+    text = files.read(checksum, lambda file: file.read(1024).decode(errors="replace"), remedy=ANOTHER, limit=1024)
+    return text.split(" ")[0].strip()
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU.
 
     Raises:
-        ValueError: missing checksum, other bytes than were written, anything but tensors and plain data, or a format
-            that is newer than this program.
+        ValueError: it is missing or can't be read, its checksum is missing or another, it holds more than tensors and
+            plain data, or its format is not one that this program reads.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no checkpoint {path}; see which exist in {path.parent}")
-    if recorded_sha256(path) != sha256(path):
-        raise ValueError(
-            f"{path} is damaged, its bytes do not match {_checksum_path(path).name}; use another checkpoint"
-        )
+    recorded = recorded_sha256(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that somebody else made can end the reader with anything
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        found = sha256(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read ({reason(error)}); {ANOTHER}") from error
+    if recorded != found:
+        raise ValueError(f"{path} is damaged, its bytes do not match {_checksum_path(path).name}; {ANOTHER}")
+    content = read_tensors(path, remedy=ANOTHER)
+    if not isinstance(content, dict) or not _is_count(content.get("format")) or not _is_count(content.get("step")):
+        raise ValueError(f"{path} is no checkpoint of this project; {ANOTHER}")
+    if not 1 <= content["format"] <= FORMAT:
         raise ValueError(
-            f"{path} does not load as tensors and plain data ({reason}); use another checkpoint"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-        raise ValueError(f"{path} is no checkpoint of this project; use another one")
-    if content["format"] > FORMAT:
-        raise ValueError(f"{path} has format {content['format']}, this program reads up to {FORMAT}; update Strata")
+            f"{path} has format {content['format']}, this program reads 1 to {FORMAT}; {ANOTHER} or update Strata"
+        )
     return content
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
+
+
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield valid checkpoints, newest first; each damaged one is named through ``warn`` and passed over."""
-    for path in find(folder):
-        try:
-            content = load(path)
-        except ValueError as error:
-            warn(f"skipped: {error}")
-            continue
-        yield path, content
+    """Yield valid checkpoints, newest first; each that can't be used is named through ``warn`` and passed over.
+
+    A run that goes on meanwhile may remove the ones that were listed, so new ones are looked for until none appears.
+    """
+    seen: set[Path] = set()
+    while fresh := [path for path in find(folder) if path not in seen]:
+        for path in fresh:
+            seen.add(path)
+            try:
+                content = load(path)
+            except ValueError as error:
+                if path.exists():
+                    warn(f"skipped: {error}")
+                continue
+            yield path, content
 
 
-def load_state(model: Any, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load weights.
+def check_weights(own: dict[str, torch.Tensor], state: Any, where: str) -> None:
+    """Refuse weights that are not those of this model, before anything is copied.
 
     Raises:
-        ValueError: naming missing, unexpected and misshapen keys.
+        ValueError: naming missing and unexpected keys and what is no dense tensor of the right shape and kind.
     """
-    own = model.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{where} holds no weights by name; {ANOTHER}")
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or unexpected or shapes:
-        named = [
-            f"{len(keys)} {what} (e.g. {keys[0]})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(shapes)))
-            if keys
-        ]
+    common = sorted(own.keys() & state.keys())
+    other_kind = [key for key in common if not _is_like(state[key], own[key])]
+    shapes = [key for key in common if key not in other_kind and own[key].shape != state[key].shape]
+    named = [
+        f"{len(keys)} {what} (e.g. {keys[0]})"
+        for what, keys in (
+            *(("missing", missing), ("unexpected", unexpected)),
+            *(("of another shape", shapes), ("of another kind of number", other_kind)),
+        )
+        if keys
+    ]
+    if named:
         raise ValueError(
             f"{where} does not fit the model: {', '.join(named)}; the configuration must be the one it was trained with"
         )
+
+
+def _is_like(value: Any, own: torch.Tensor) -> bool:
+    """Whether ``value`` is a dense tensor with bytes behind it that holds the same kind of numbers as ``own``."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and not value.is_quantized
+        and value.is_floating_point() == own.is_floating_point()
+        and value.is_complex() == own.is_complex()
+    )
+
+
+def load_state(model: Any, state: Any, where: str) -> None:
+    """Load weights into ``model`` after :func:`check_weights`."""
+    check_weights(model.state_dict(), state, where)
     model.load_state_dict(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -10,8 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import numpy
 import torch
 
@@ -19,21 +19,30 @@ import datasets
 from launch.console.config import SharedConfig, to_json
 from launch.families import family_of
 from launch.machine import files
-from launch.machine.files import plain
 
 FORMAT = 1  # of config.json
+GIT_SECONDS = 5.0
+
+
+def _commit() -> str | None:
+    """The commit of this checkout; None where git is missing, hangs, or knows of none."""
+    command = ["git", "describe", "--always", "--dirty"]
+    root = Path(__file__).resolve().parents[2]
+    try:
+        git = subprocess.run(
+            command, cwd=root, capture_output=True, stdin=subprocess.DEVNULL, timeout=GIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return git.stdout.decode(errors="replace").strip() or None
 
 
 def provenance() -> dict[str, Any]:
     """Origin of a run: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
     cuda = torch.cuda.is_available()
     return {
         "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
         "hardware": {
@@ -51,7 +60,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints, self.figures = path / "checkpoints", path / "figures"
-        self._lock: IO[str] | None = None
+        self._lock: filelock.BaseFileLock | None = None
 
     @property
     def config_path(self) -> Path:
@@ -73,27 +82,25 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} exists and holds no run ({foreign[0]} is there); choose another --run-dir"
                 )
+        lock = filelock.FileLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
-        except OSError as error:
-            raise ValueError(
-                f"the run folder {self.path} can't be written ({error.strerror}); choose another --run-dir"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
             raise ValueError(
                 f"another process is training in {self.path}; wait for it or choose another --run-dir"
             ) from None
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {self.path} can't be written ({files.reason(error)}); choose another --run-dir"
+            ) from error
+        self._lock = lock
         try:
             self._refuse_a_run(resume)  # again: another process may have come, and gone, in between
         except ValueError:
             self.release()
             raise
-        for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        files.remove_leftovers(self.path, self.checkpoints, self.figures)
 
     def _refuse_a_run(self, resume: bool) -> None:
         if self.config_path.exists() and not resume:
@@ -104,7 +111,7 @@ class RunFolder:
     def release(self) -> None:
         """Let another run have the folder."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -132,30 +139,23 @@ class RunFolder:
             record = self.read_json("config.json")
         except (ValueError, OSError):
             return None
-        recipe = (
-            record["data"].get("recipe") if isinstance(record, dict) and isinstance(record.get("data"), dict) else None
-        )
+        recipe = record["data"].get("recipe") if isinstance(record.get("data"), dict) else None
         return recipe if isinstance(recipe, dict) else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``name`` (JSON, atomically)."""
-        files.write_text(self.path / name, json.dumps(plain(content), indent=1) + "\n")
+        files.write_text(self.path / name, json.dumps(files.plain(content), indent=1) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read ``name``.
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read ``name``, a JSON object.
 
         Raises:
-            ValueError: it is missing or no JSON.
+            ValueError: it is missing, damaged or something else.
         """
         path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(
-                f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged ({str(error)[:80]}); restore it or start a new run") from error
+        if not path.exists():
+            raise ValueError(f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)")
+        return files.read_json(path, remedy="restore it or start a new run")
 
     @property
     def has_summary(self) -> bool:

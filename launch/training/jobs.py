@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import queue
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import joblib
 import torch
 
-from launch.machine import files
+from launch.machine import children, files
 
 LAUNCH = Path(__file__).resolve().parents[1]
 J = TypeVar("J")
@@ -134,11 +133,10 @@ class Devices:
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log.open("w") as said:
-                done = subprocess.run(command, env=environment, stdout=said, stderr=said, check=False)
+                return children.run(command, env=environment, output=said)
         finally:
             if gpu is not None:
                 self._free.put(gpu)
-        return done.returncode
 
 
 def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
@@ -161,7 +159,8 @@ def fault(code: int, log: Path) -> str | None:
     """Return the error that a process ended with, in one line; None if its exit code is 0."""
     if code == 0:
         return None
-    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    said = files.read(log, lambda file: file.read(), remedy="see the log").decode(errors="replace")
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (all of it: {log})"
 
 

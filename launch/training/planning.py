@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import datasets
 from launch.console.config import SharedConfig
 from launch.families import family_of
+from launch.machine import files
 from launch.training import memory
 from launch.training.memory import GIB, StepMemory
 
@@ -88,8 +89,7 @@ def throughput(path: Path, preset: str, gflop: float) -> Throughput:
     command = f"measure: python benchmarks/run.py nvae-step --preset {preset} --out {path}"
     if not path.is_file():
         raise ValueError(f"there is no {path}; {command}")
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    rows = [r for r in lines if r.get("benchmark") == "nvae-step" and "gflop" in r and r["variant"] != "plain"]
+    rows = files.read(path, _steps, remedy=command, limit=files.LARGEST_RECORD)
     if not rows:
         raise ValueError(f"{path} holds no training steps of NVAE; {command}")
     same = max((row for row in rows if row.get("preset") == preset), key=_images_per_s, default=None)
@@ -100,6 +100,18 @@ def throughput(path: Path, preset: str, gflop: float) -> Throughput:
     rate, shape = _gflop_per_s(best), best.get("preset") or "another shape"
     source = f"estimated from {rate:,.0f} GFLOP/s of {shape}, {best['variant']}, {best['hardware']}"
     return Throughput(rate / gflop, source)
+
+
+def _steps(file: IO[bytes]) -> list[dict[str, Any]]:
+    """The training steps of NVAE among a benchmark's lines, with every value that is used."""
+    rows = [json.loads(line) for line in file if line.strip()]
+    chosen = [r for r in rows if r.get("benchmark") == "nvae-step" and "gflop" in r and r["variant"] != "plain"]
+    for row in chosen:
+        if not (
+            _gflop_per_s(row) > 0.0 and _images_per_s(row) > 0.0 and {"variant", "hardware", "batch_size"} <= row.keys()
+        ):
+            raise ValueError("a line makes no sense")
+    return chosen
 
 
 def _gflop_per_s(row: dict[str, Any]) -> float:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from tqdm import tqdm
 
-from launch.machine.files import plain, write_text
+from launch.console.terminal import one_line
+from launch.machine import files
+from launch.machine.files import plain
 
 CURVES = {
     "ELBO (nats per image)": {
@@ -27,8 +32,49 @@ CURVES = {
 }
 
 
+NAME = "metrics.jsonl"
+MOST_BYTES = 4 * files.GIB
+_EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,15})\..+")
+MAY_FAIL = (OSError, ValueError, RuntimeError)  # of what a library that writes pictures or events raises
+
+
+def read(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Read the lines of a ``metrics.jsonl``, each with its record, or None where it holds none with a step.
+
+    A file that is not there has no lines.
+
+    Raises:
+        ValueError: it is no regular file, or can't be read.
+    """
+    if not path.exists():
+        return []
+    remedy = "move it away, its run then goes on without its old records"
+    return files.read(path, lambda file: [(line, _record(line)) for line in file], remedy=remedy, limit=MOST_BYTES)
+
+
+def held_out(folder: Path) -> list[str]:
+    """Read the lines of a run folder's ``metrics.jsonl`` that hold an evaluation."""
+    found = read(folder / NAME)
+    return [
+        line.decode().rstrip("\n") + "\n"
+        for line, record in found
+        if record is not None and any(name.startswith("val/") for name in record)
+    ]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # damaged, or cut short by a kill
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+
+
 class Monitor:
     """Writes a run's records; on ranks other than 0 every method does nothing.
+
+    Nothing here ends a run: what can't be written is said once, and the run goes on.
 
     Args:
         folder: the run folder, which gets ``metrics.jsonl`` and TensorBoard's event files.
@@ -52,37 +98,56 @@ class Monitor:
         self._recorded: set[str] = set()  # names of the values recorded at ``resume_step``
         if not active:
             return
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / NAME
         self._first_step, self._total_steps = resume_step, total_steps
         self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
         self._refused: set[str] = set()  # what could not be written the last time it was tried
-        self._drop_lost_future()
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=resume_step + 1)
-        if not resume_step:
-            self._writer.add_custom_scalars(CURVES)
+        self._writer: SummaryWriter | None = None
         self._start = time.monotonic()
         hidden = not (shows_progress and sys.stderr.isatty())
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", disable=hidden, dynamic_ncols=True)
+        # TensorBoard drops events from this step on when it reads the first event file that this process makes
+        self._purge_step: int | None = resume_step + 1
+        kept_at_step: list[dict[str, Any]] = []
+        with self.best_effort(NAME):
+            kept_at_step = self._drop_lost_future()
+        with self.best_effort("TensorBoard's events"):
+            _sort_before_now(folder)
+        for record in kept_at_step:  # of a final evaluation that is made again, so that its events are dropped
+            self._purge_step = resume_step
+            values = {tag: value for tag, value in record.items() if isinstance(value, float) and tag != "seconds"}
+            self._write_events(lambda writer, v=values: _add_scalars(writer, v, resume_step))  # type: ignore[misc]
+        if not resume_step:
+            self._write_events(lambda writer: writer.add_custom_scalars(CURVES))
 
-    def _drop_lost_future(self) -> None:
-        """Drop records past the first step, and the final evaluation, which is made again."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                past = record["step"] > self._first_step
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that a kill cut short
-            evaluated = record["step"] == self._first_step and "val/elbo" in record
-            if past or (evaluated and self._first_step == self._total_steps):
+    def _drop_lost_future(self) -> list[dict[str, Any]]:
+        """Drop records past the first step, and the final evaluation, which is made again.
+
+        Lines that can't be read stay, but for a last one that a kill cut short.
+
+        Returns:
+            The records of the first step that stay, where its final evaluation was dropped.
+        """
+        kept, of_first_step, dropped_final = [], [], False
+        lines = read(self._path)
+        for line, record in lines:
+            if record is None:
+                kept += [line] if line.endswith(b"\n") else []
                 continue
-            if record["step"] == self._first_step:
-                self._recorded |= record.keys()
-            kept.append(line + "\n")
-        write_text(self._path, "".join(kept))
+            is_first = record["step"] == self._first_step
+            is_final = is_first and "val/elbo" in record and self._first_step == self._total_steps
+            dropped_final = dropped_final or is_final
+            if record["step"] > self._first_step or is_final:
+                continue
+            self._recorded |= record.keys() if is_first else set()
+            kept.append(line.rstrip(b"\n") + b"\n")
+            of_first_step += [record] if is_first else []
+        whole, left = b"".join(line for line, _ in lines), b"".join(kept)
+        if whole.startswith(left) and whole != left:
+            os.truncate(self._path, len(left))  # also where there is no room for another file
+        elif whole != left:
+            files.write_atomically(self._path, lambda file: _write(file, left))
+        return of_first_step if dropped_final else []
 
     def has_recorded(self, prefix: str) -> bool:
         """Whether values whose names begin with ``prefix`` were recorded at the step that training resumes from."""
@@ -90,58 +155,68 @@ class Monitor:
 
     @contextlib.contextmanager
     def best_effort(self, what: str) -> Iterator[None]:
-        """Write a record: a disk that refuses it does not end a run that goes on well; it is said once until it works again."""
+        """Write a record: a refusal does not end the run; it is said, once until the same record is written again."""
         try:
             yield
-        except OSError as error:
+        except MAY_FAIL as error:
             if what not in self._refused:
                 self.say(
-                    f"warning: {what} could not be written ({error.strerror or error}); training goes on without it; "
+                    f"warning: {what} could not be written ({files.reason(error)}); training goes on without it; "
                     f"make room in {self._path.parent}"
                 )
             self._refused.add(what)
         else:
             self._refused.discard(what)
 
-    @contextlib.contextmanager
-    def _events(self) -> Iterator[SummaryWriter]:
-        """TensorBoard's writer; one whose thread a full disk has ended is replaced the next time."""
+    def _write_events(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Let ``write`` use TensorBoard's writer; one that was refused anything is replaced the next time."""
         with self.best_effort("TensorBoard's events"):
-            writer = self._writer = self._writer or SummaryWriter(str(self._path.parent))
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._path.parent), purge_step=self._purge_step)
+                self._purge_step = None
             try:
-                yield writer
-            except OSError:
+                write(self._writer)
+            except BaseException:
                 self._writer = None
+                raise
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        """Add a line, the whole of it or nothing."""
+        line = json.dumps(plain(record)).encode() + b"\n"
+        with open(self._path, "ab", buffering=0) as file:  # anew each time: the folder may have been moved
+            size = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.truncate(self._path, size)
                 raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One JSON line and one TensorBoard scalar per value."""
         if not self.active:
             return
-        record = {"step": step, "seconds": round(time.monotonic() - self._start, 3), **values}
-        with self.best_effort(self._path.name):
-            self._lines.write(json.dumps(plain(record)) + "\n")
-            self._lines.flush()
-        with self._events() as writer:
-            for tag, value in values.items():
-                writer.add_scalar(tag, value, step)
+        with self.best_effort(NAME):
+            self._append({"step": step, "seconds": round(time.monotonic() - self._start, 3), **values})
+        self._write_events(lambda writer: _add_scalars(writer, values, step))
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:
         """An image [H, W, 3] uint8."""
         if self.active:
-            with self._events() as writer:
-                writer.add_image(tag, image, step, dataformats="HWC")
+            self._write_events(lambda writer: writer.add_image(tag, image, step, dataformats="HWC"))
 
     def hparams(self, step: int, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """The run's settings and final scores for TensorBoard's HPARAMS tab, in the same run (``add_hparams`` makes another)."""
         if not self.active:
             return
-        simple = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-        with self._events() as writer:
+        simple = {k: v if isinstance(v, bool | int | float) else one_line(v) for k, v in values.items()}
+
+        def write(writer: SummaryWriter) -> None:
             for summary in hparams_summaries(simple, dict(scores)):
                 writer._get_file_writer().add_summary(summary)
-            for tag, value in scores.items():
-                writer.add_scalar(tag, value, step)
+            _add_scalars(writer, scores, step)
+
+        self._write_events(write)
 
     def progress(self, step: int, text: Mapping[str, float]) -> None:
         """Move the bar to ``step``; where stderr is no terminal print a line."""
@@ -159,15 +234,12 @@ class Monitor:
     def say(self, text: str) -> None:
         """A line for the person, above the bar."""
         if self.active:
-            tqdm.write(self._prefix + text, file=sys.stderr)
+            tqdm.write(self._prefix + one_line(text), file=sys.stderr)
 
     def flush(self) -> None:
-        """Bring everything written so far onto the disk."""
-        if self.active:
-            with self.best_effort(self._path.name):
-                self._lines.flush()
-            with self._events() as writer:
-                writer.flush()
+        """Bring TensorBoard's events onto the disk; the lines are there."""
+        if self.active and self._writer is not None:
+            self._write_events(lambda writer: writer.flush())
 
     def __enter__(self) -> Monitor:
         return self
@@ -177,10 +249,33 @@ class Monitor:
     ) -> None:
         if self.active:
             self._bar.close()
-            with self.best_effort(self._path.name):
-                self._lines.close()
-            with self._events() as writer:
-                writer.close()
+            if self._writer is not None:
+                self._write_events(lambda writer: writer.close())
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+
+
+def _add_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
+    for tag, value in values.items():
+        writer.add_scalar(tag, value, step)
+
+
+def _sort_before_now(folder: Path) -> None:
+    """Give event files from a clock that was ahead an earlier time in their names.
+
+    TensorBoard reads event files in the order of their names, which begin with a time. A file that came before in truth
+    and comes last in that order would take away all that its run wrote after it went on.
+    """
+    now = int(time.time())
+    dated = {path: _EVENTS.fullmatch(path.name) for path in folder.glob("events.out.tfevents.*")}
+    ahead = sorted(
+        ((int(found[1]), path.name, path) for path, found in dated.items() if found and int(found[1]) >= now)
+    )
+    for i, (_, name, path) in enumerate(ahead):
+        rest = name.split(".", 4)[4]
+        path.rename(path.with_name(f"events.out.tfevents.{now - len(ahead) + i:010d}.{rest}"))
 
 
 def _duration(seconds: float) -> str:

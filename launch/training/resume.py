@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, and whether it is of the same run."""
+"""Going on from a checkpoint: which one, whether it is of the same run, and that nothing recorded is lost without one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import datasets
 from datasets import recipes
 from launch.console.config import SharedConfig, to_json
+from launch.console.terminal import one_line
+from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
 from launch.training.checkpoint import load_state
 from launch.training.folder import RunFolder
+from launch.training.records import NAME
+from launch.training.records import read as read_records
 from launch.training.step import TrainState
 
 
@@ -26,14 +32,20 @@ def _refuse_another_run(
     data: datasets.Dataset,
 ) -> list[str]:
     """Refuse a checkpoint of other settings or data; return the settings that differ and may, as 'key: old -> new'."""
-    if not content["global_batch"]:  # written by import_official.py
+    if not content.get("global_batch"):  # imported from elsewhere, or made small enough to share
         raise ValueError(
-            f"{folder.path} holds imported weights without an optimiser's state, so training cannot go on from them; "
+            f"{folder.path} holds weights without an optimiser's state, so training cannot go on from them; "
             "evaluate, sample and score read it as it is; choose another --run-dir to train"
         )
+    for name, kind in (("global_batch", int), ("num_images", int), ("config", dict)):
+        if not isinstance(content.get(name), kind):
+            raise ValueError(
+                f"the newest checkpoint of {folder.path} has no valid {name}; remove it to use an older one"
+            )
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
-    allowed = AFTER_DIVERGENCE if folder.diverged else ()
+    # config.json has these as they are now where a run that had diverged went on before, and has saved nothing since
+    allowed = AFTER_DIVERGENCE if folder.diverged or records(folder, config) else ()
     if _is_longer(saved, config, len(data) // global_batch):
         allowed = (*allowed, *LENGTH)
     if any(row.partition(":")[0] not in allowed for row in changed):
@@ -93,33 +105,21 @@ def resume(
 
     def warn(text: str) -> None:
         if ranks.is_main:
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {one_line(text)}", file=sys.stderr)
 
     for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
-        try:
-            if until is not None and int(content["step"]) > until:
-                continue
-            if until is None and folder.diverged and int(content["num_bad_in_a_row"]):
-                warn(f"skipped: {path} was saved between steps that were not finite")
-                continue
-            changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
-            load_state(state.model, content["model"], str(path))
-            state.load_state_dict(content)
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-        ) as error:  # its bytes are as written, so another program wrote it
-            raise ValueError(
-                f"{path} is no whole checkpoint of a run ({error!r}); remove it to use an older one"
-            ) from error
+        if until is not None and content["step"] > until:
+            continue
+        if until is None and folder.diverged and content.get("num_bad_in_a_row"):
+            warn(f"skipped: {path} was saved between steps that were not finite")
+            continue
+        changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
+        _load(state, content, path)
         if ranks.is_main:
-            print(f"resumed from {path} at step {state.step}", file=sys.stderr)
-            for row in changed:
-                print(f"  changed: {row}", file=sys.stderr)
-            if any(row.partition(":")[0] in LENGTH for row in changed):
-                print("  schedules go on as if the run had had its new length from the start", file=sys.stderr)
+            _announce(state.step, path, changed)
         break
+    else:
+        _refuse_to_start_over(folder, config, len(data) // global_batch, is_common=until is not None)
     steps = ranks.gather(state.step)
     if len(set(steps)) > 1:
         raise ValueError(
@@ -129,13 +129,83 @@ def resume(
     return state.step
 
 
+def _announce(step: int, path: Path, changed: list[str]) -> None:
+    print(f"resumed from {one_line(path)} at step {step}", file=sys.stderr)
+    for row in changed:
+        print(f"  changed: {one_line(row)}", file=sys.stderr)
+    if any(row.partition(":")[0] in LENGTH for row in changed):
+        print("  schedules go on as if the run had had its new length from the start", file=sys.stderr)
+
+
+def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
+    """Load everything, weights checked before they are copied.
+
+    Raises:
+        ValueError: a part is missing, or is none of this model and optimiser; its bytes are as written, so another
+            program wrote it.
+    """
+    parts = {"model": state.model, "objective": state.objective} | ({"ema": state.ema.model} if state.ema else {})
+    for name, own in parts.items():
+        checkpoint.check_weights(own.state_dict(), content.get(name), f"{name} of {path}")
+    try:
+        state.load_state_dict(content)
+        _check_optimizer(state.optimizer)
+        if min(state.num_skipped, state.num_bad_in_a_row) < 0:
+            raise ValueError("it counts fewer than 0 steps")
+    except Exception as error:  # what another program wrote can end the loading of any part with anything
+        raise ValueError(
+            f"{path} is no whole checkpoint of this run ({type(error).__name__}: {files.reason(error)}); "
+            "remove it to use an older one"
+        ) from error
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse averages that are not of their parameter's shape."""
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"the optimiser's {name} has shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+
+
+def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epoch: int, *, is_common: bool) -> None:
+    """Refuse to overwrite what a run left, unless it was stopped before its first checkpoint was whole.
+
+    Args:
+        folder: of the run; none of its checkpoints can be used.
+        config: as typed now.
+        steps_per_epoch: of the data as they are now.
+        is_common: a step was looked for that several runs share, so this one may have a valid first checkpoint.
+
+    Raises:
+        ValueError: naming what is there.
+    """
+    first = config.run.save_every(config.run.num_steps(steps_per_epoch))
+    found = checkpoint.trace(folder.checkpoints, beyond=first, weights=not is_common)
+    steps = [record["step"] for _, record in read_records(folder.path / NAME) if record is not None]
+    if found is None and steps and max(steps) > first:
+        found = f"{NAME} reaches step {max(steps):,}"
+    if found is None and steps and (changed := _changed_since(folder, config)):
+        found = f"it was trained with other settings: {', '.join(changed[:6])}"
+    if found is not None:
+        several = "all runs that are trained together must have one of the same step; " if is_common else ""
+        raise ValueError(
+            f"{folder.path} holds a run but no checkpoint to go on from, and starting over would overwrite it "
+            f"({found}); {several}bring its checkpoints back or choose another --run-dir"
+        )
+
+
 def records(folder: RunFolder, config: SharedConfig) -> bool:
     """Whether config.json has the settings that matter as they are now."""
+    return not _changed_since(folder, config)
+
+
+def _changed_since(folder: RunFolder, config: SharedConfig) -> list[str]:
+    """Settings that differ from those in config.json; the whole of it where it can't be read."""
     try:
         saved = folder.read_json("config.json")["config"]
-        return not changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
-    except (ValueError, OSError, LookupError, TypeError, AttributeError):
-        return False
+        return changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return [f"config.json is damaged ({files.reason(error)})"]
 
 
 def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
@@ -147,7 +217,7 @@ def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
 
     def warn(text: str) -> None:
         if ranks.is_main:
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {one_line(text)}", file=sys.stderr)
 
     found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, warn), None)
     if found is None:

@@ -76,8 +76,7 @@ class Run:
 
     def saves_at(self, step: int) -> bool:
         """True if a checkpoint is written after ``step``; by default after every twentieth of the run."""
-        every = self.config.run.checkpoint_every or max(1, min(1000, self.total_steps // 20))
-        return step % every == 0 or step == self.end
+        return step % self.config.run.save_every(self.total_steps) == 0 or step == self.end
 
     def evaluates_at(self, step: int) -> bool:
         """True if held-out images are evaluated after ``step``; by default after every tenth of the run but the last."""

@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable
 
-from launch.console import errors
+from launch.console import terminal
 
 Target = Callable[[random.Random], bool]
 
@@ -21,7 +21,7 @@ def refused(read: Callable[[], object]) -> bool:
     try:
         read()
     except ValueError as error:
-        text = errors.one_line(str(error))
+        text = terminal.one_line(str(error))
         if not text or not text.isprintable() or len(text) > 20_000:
             raise AssertionError(f"a message of {len(text)} characters, printable: {text.isprintable()}") from error
         if type(error) in (UnicodeDecodeError, UnicodeEncodeError, json.JSONDecodeError):

@@ -18,7 +18,7 @@ from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
 from launch.results import run as opened
 from launch.training import checkpoint
-from tests.fuzz import data_targets, folder_targets, mutate
+from tests.fuzz import data_targets, folder_targets, mutate, run_targets
 from tests.fuzz.ends import Target, refused
 
 
@@ -141,4 +141,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "checkpoint-checksum": checkpoint_checksum,
     "run-config": run_config,
     "command-line": command_line,
+    **run_targets.TARGETS,
 }

@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS
 from tests.launch.running import environment
 
 CASES = int(os.environ.get("STRATA_FUZZ_CASES", "200"))
-NEVER_REFUSED = {"exif"}  # an image is read whatever its EXIF block says
+NEVER_REFUSED = {"exif", "event-files", "script-log"}  # these are read whatever they say
 MOST_GIB = 1.6  # torch, scipy and PIL take 0.5; a case may take 1 more
 
 

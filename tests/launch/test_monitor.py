@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, TENSORS, EventAccumulator
 
 from launch.machine.files import plain
+from launch.training import records
 from launch.training.records import Monitor
 from tests.launch import running
 
@@ -151,6 +155,107 @@ def test_starting_over_leaves_nothing_of_the_first_try(tmp_path: Path) -> None:
     _log(tmp_path, range(1, 3))
     assert _steps(tmp_path) == [(1, False), (2, False), (2, True)]
     assert [p.step for p in events(tmp_path).Scalars("train/loss")] == [1, 2]
+
+
+def test_lines_that_cannot_be_read_stay_and_stop_nothing(tmp_path: Path) -> None:
+    """A byte that is no UTF-8, JSON too deep to parse, records without a step: theirs to keep, not ours to drop."""
+    _log(tmp_path, range(1, 4))
+    odd = [b'{"step": 2, "\xff": 1}\n', b"[" * 100_000 + b"\n", b'{"step": "x"}\n', b"null\n", b'{"step": NaN}\n']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(odd) + path.read_bytes() + b'{"step": 3, "tr')
+    _log(tmp_path, range(3, 4), resume_step=2)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert lines[: len(odd)] == odd
+    assert [json.loads(line)["step"] for line in lines[len(odd) :]] == [1, 2, 2, 3]
+
+
+def test_records_out_of_order_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 9}\n{"step": 2}')
+    _log(tmp_path, range(3, 4), resume_step=2)
+    assert [line["step"] for line in running.records(tmp_path)] == [1, 2, 3]
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("broken", ["SummaryWriter", "open", "add_scalar", "add_image", "close", "truncate", "read"])
+def test_no_record_ends_a_run(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk fills up before, in and at the end of a run: one warning, and no exception."""
+    _log(tmp_path, range(1, 4))
+    owner = {"add_scalar": records.SummaryWriter, "add_image": records.SummaryWriter, "close": records.SummaryWriter}
+    place: Any = owner.get(broken, records.os if broken == "truncate" else records)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, broken, _fail, raising=False)
+        with Monitor(tmp_path, active=True, resume_step=1, total_steps=6) as monitor:
+            for step in (2, 3):
+                monitor.scalars(step, {"a": 1.0})
+                monitor.image(step, "b", np.zeros((2, 2, 3), np.uint8))
+            monitor.hparams(3, {"x": object(), "path": os.fsdecode(b"\xff")}, {"y": 1.0})
+            monitor.flush()
+    said = capsys.readouterr().err
+    assert 1 <= said.count("could not be written") <= 3
+    assert os.strerror(errno.ENOSPC) in said
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full in the middle of a line leaves no half of it in the way of the next one."""
+
+    class Full(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(bytes(data)[:5])
+
+    with Monitor(tmp_path, active=True, total_steps=6) as monitor:
+        monitor.scalars(1, {"a": 1.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
+            monitor.scalars(2, {"a": 2.0})
+        monitor.scalars(3, {"a": 3.0})
+    assert [line["step"] for line in running.records(tmp_path)] == [1, 3]
+
+
+def test_a_run_folder_that_is_renamed_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with Monitor(run, active=True, total_steps=6) as monitor:
+        monitor.scalars(1, {"a": 1.0})
+        run.rename(tmp_path / "elsewhere")
+        monitor.scalars(2, {"a": 2.0})
+    assert not (run / "metrics.jsonl").exists()
+    assert [line["step"] for line in running.records(tmp_path / "elsewhere")] == [1]
+
+
+def test_a_clock_that_is_set_back_hides_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 86_400)
+        _log(tmp_path, range(1, 4))
+        _log(tmp_path, range(3, 5), resume_step=2)
+    _log(tmp_path, range(4, 7), resume_step=3)
+    assert [p.step for p in events(tmp_path).Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_kill_after_the_final_evaluation_leaves_one_point(tmp_path: Path) -> None:
+    _log(tmp_path, range(1, 7))
+    with Monitor(tmp_path, active=True, resume_step=6, total_steps=6) as monitor:
+        monitor.scalars(6, {"val/elbo": -6.5})
+    read = events(tmp_path)
+    assert [(p.step, p.value) for p in read.Scalars("val/elbo")] == [(2, -2.0), (4, -4.0), (6, -6.5)]
+    assert [p.step for p in read.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_records_that_are_no_file_end_nothing(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "metrics.jsonl")
+    if make is os.mkfifo:  # a pipe without a reader blocks whoever opens it to write
+        (tmp_path / "metrics.jsonl").unlink()
+        make(tmp_path / "other")
+        with pytest.raises(ValueError, match="no regular file"):
+            records.read(tmp_path / "other")
+    _log(tmp_path, range(1, 3))
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import datasets
 from datasets import decode, folder
 from launch.console import errors
+from launch.machine import files
 from launch.training import checkpoint, evaluation
 from tests.launch import running
 from tests.launch.running import assert_same_run, call, flags, start, wait_for
@@ -147,14 +148,17 @@ def test_a_run_without_a_checkpoint_yet_starts_over(data: Path, trained: Path, t
     """As it is after a kill in the first steps, or in the first write: with --resume auto the same command works."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".config.json.123.tmp").write_text("{")
+    (run / f".config.json.123{files.TEMPORARY}").write_text("{")
+    (run / ".somebody-elses.tmp").write_text("precious")
     (run / ".lock").touch()
-    assert resume(data, run, "--stop-at-step", "2", "--channels-enc", "3").code == 0
-    for path in (run / "checkpoints").iterdir():
+    assert resume(data, run, "--stop-at-step", "2").code == 0
+    assert not list(run.glob(f".*{files.TEMPORARY}"))
+    for path in (run / "checkpoints").glob("*.pt"):  # the kill came after the checksum of the first one
         path.unlink()
+    running.assert_one_error(resume(data, run, "--channels-enc", "3"), "model.channels_enc: 4 -> 3")
     assert resume(data, run).code == 0
     assert_same_run(run, trained)
-    assert json.loads((run / "config.json").read_text())["config"]["model"]["channels_enc"] == 4  # what was trained
+    assert (run / ".somebody-elses.tmp").read_text() == "precious"
 
 
 def test_a_complete_run_is_left_as_it_is(copied: Path, data: Path) -> None:

@@ -321,7 +321,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ("keys", ["'z'"]),
         ("rows", ["(20, 2)", "(7, 1)"]),
         ("nan", ["NaN"]),
-        ("pickled", ["pickled"]),
+        ("pickled", ["plain numbers"]),
         ("constant", ["two values"]),
         ("array", ["npz"]),
         ("text", ["text.npz"]),

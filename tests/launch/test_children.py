@@ -1,0 +1,75 @@
+"""No process that we start outlives us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.launch.running import environment
+
+CHILD = """
+import pathlib, signal, sys, time
+sys.path.insert(0, {root!r})
+from launch.console import errors
+def main(arguments):
+    stop = errors.StopRequest()
+    stop.deferred = True
+    (pathlib.Path(arguments[0]) / "started").touch()
+    while not stop.asked:
+        time.sleep(0.01)
+    (pathlib.Path(arguments[0]) / "saved").touch()
+    raise errors.Preempted("stopped; go on")
+errors.main(main)
+"""
+
+PARENT = """
+import sys
+sys.path.insert(0, {root!r})
+from launch.console import errors
+from launch.studies import jobs
+from launch.machine import children
+def work(name):
+    code = children.run([sys.executable, *{child!r}])
+    return f"exit code {{code}}" if code else None
+def main(arguments):
+    errors.stop_with_children()
+    if {threads}:
+        jobs.run_all(["a", "b", "c"], work, lambda job: False, 1, threads=True)
+    else:
+        work("a")
+errors.main(main)
+"""
+
+
+def wait(path: Path, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "threads", "code"),
+    [(signal.SIGTERM, True, 75), (signal.SIGINT, False, 75), (signal.SIGKILL, True, -signal.SIGKILL)],
+)
+def test_a_signal_to_the_parent_stops_the_child_too(number: int, threads: bool, code: int, tmp_path: Path) -> None:
+    """The child saves what it has, be the parent killed."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD.format(root=str(ROOT)))
+    program = PARENT.format(root=str(ROOT), child=[str(child), str(tmp_path)], threads=threads)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait(tmp_path / "started")
+    os.kill(parent.pid, number)
+    wait(tmp_path / "saved")
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == code, said
+    assert "Traceback" not in said
