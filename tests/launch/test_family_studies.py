@@ -147,7 +147,7 @@ def test_depth_slope_ignores_what_width_does() -> None:
     found = scaling_fit.slope_per_doubling(runs, lambda r: r.depth)
     assert found is not None
     assert found.mean == pytest.approx(3.0)
-    assert found.num_seeds == 3
+    assert found.counts == (3,)
 
 
 def test_half_done_seeds_and_single_sizes_are_left_out() -> None:
