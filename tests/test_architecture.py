@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,98 @@ def test_imports_flow_one_way(package: str) -> None:
         ours = {name.split(".")[0] for name in imported_modules(file.read_text())} & MAY_IMPORT.keys()
         assert ours - {package} <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {sorted(ours - {package})}"
 
+
+# --- The rooms of launch ---------------------------------------------------------------------------------------------
+
+# From the top: a module imports rooms below its own, and its own. Scripts stand directly in launch/.
+ROOMS = ["scripts", "studies", "report", "results", "training", "families", "console", "machine"]
+MOST_MODULES = 56  # outside scripts and studies; lower it when modules go
+MODELS = {"nvae", "flat_vae", "NVAE", "FlatVAE"}
+
+
+def room_of(module: str) -> str:
+    """``launch.training.step`` is in training, ``launch.sample`` among the scripts."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "scripts"
+
+
+def modules_of_launch() -> dict[str, Path]:
+    """Path of every module by its dotted name."""
+    files = sorted((ROOT / "launch").rglob("*.py"))
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def imports_within_launch(path: Path, modules: Collection[str]) -> set[str]:
+    """Modules of launch that a module imports."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(modules)
+
+
+def test_every_module_of_launch_is_in_a_room() -> None:
+    folders = {p.name for p in (ROOT / "launch").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders == set(ROOMS) - {"scripts"}
+
+
+def test_arrows_between_rooms_point_down() -> None:
+    modules = modules_of_launch()
+    floor = {room: len(ROOMS) - i for i, room in enumerate(ROOMS)}
+    for module, path in modules.items():
+        up = {other for other in imports_within_launch(path, modules) if floor[room_of(other)] > floor[room_of(module)]}
+        assert not up, f"{module} imports {sorted(up)} from a room above its own"
+
+
+def test_nothing_but_scripts_imports_a_study() -> None:
+    modules = modules_of_launch()
+    for module, path in modules.items():
+        if room_of(module) not in ("scripts", "studies"):
+            studies = {m for m in imports_within_launch(path, modules) if room_of(m) == "studies"}
+            assert not studies, f"{module} imports {sorted(studies)}"
+
+
+def test_launch_stays_small() -> None:
+    counted = [m for m, path in modules_of_launch().items() if path.stem != "__init__"]
+    assert len([m for m in counted if room_of(m) not in ("scripts", "studies")]) <= MOST_MODULES
+
+
+def names_of_models(path: Path) -> list[int]:
+    """Lines that import a model's package or ask whether something is of one of the models."""
+    lines = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        module = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and module.split(".")[0] in MODELS:
+            lines.append(node.lineno)
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            lines += [node.lineno for side in sides if isinstance(side, ast.Constant) and side.value in MODELS]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+            lines += [node.lineno for name in ast.walk(node.args[1]) if getattr(name, "id", "") in MODELS]
+    return lines
+
+
+def test_only_families_and_what_is_written_for_one_model_name_a_model() -> None:
+    """Training, evaluation, scores, pictures and reports take any model that :mod:`metrics.model` describes."""
+    for module, path in modules_of_launch().items():
+        name = str(path.relative_to(ROOT))
+        if room_of(module) not in ("scripts", "studies", "families"):
+            assert not names_of_models(path), f"{name}: {names_of_models(path)}"
+
+
+def test_the_step_loads_no_model_and_no_plotting() -> None:
+    """In a process of its own, because this one has loaded everything."""
+    program = "import sys, launch.training.step; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"nvae", "flat_vae", "matplotlib", "tensorboard"}
+
+
+# --- What may be done to files ---------------------------------------------------------------------------------------
 
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 FROM_TORCHVISION = {"MNIST", "CelebA", "inception_v3", "make_grid"}  # none unpickles; CIFAR10 and its kin do
