@@ -7,13 +7,14 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.strata-installed
 QUICKSTART := runs/quickstart
 
-.PHONY: help install quickstart test check docs soak lock study scaling-study ablation-study frey-study grouped-study
+.PHONY: help install quickstart test check docs soak gpu-check lock study scaling-study ablation-study frey-study grouped-study
 
 help:
 	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about five minutes on two cores)"
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
 	@echo "make docs         the documentation as a site in site/"
+	@echo "make gpu-check    what must be true and how fast it is on one GPU, ten minutes; on a CPU what can be said there"
 	@echo "make soak         long reliability runs"
 	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
 	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable; shares runs with study)"
@@ -44,6 +45,10 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# Ten minutes of one GPU (without one: what can be said on a CPU); results in runs/gpu-check.
+gpu-check: $(STAMP)
+	$(RUN) -m benchmarks.gpu_check --budget 540 --out runs/gpu-check
 
 soak: $(STAMP)
 	$(RUN) -m pytest -m soak

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metrics.likelihoods import Likelihood
-from metrics.normal import Normal
+from metrics.normal import Normal, log_ratio
 
 ACTIVE_UNIT_NATS = 0.1  # mean KL above which a latent channel counts as in use (Vahdat & Kautz 2020)
 
@@ -46,7 +46,9 @@ class Group:
 
     def kl(self) -> Tensor:
         """KL in nats, elementwise: in closed form, or with a flow a one-sample estimate, which can be negative."""
-        return self.posterior.kl(self.prior) if self.base is None else self.log_q() - self.log_p()
+        if self.base is None:
+            return self.posterior.kl(self.prior)
+        return log_ratio(self.posterior, self.base, self.prior, self.z)
 
     def kl_per_channel(self) -> Tensor:
         """KL of each latent channel, summed over space, mean over the batch: [C]."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,21 @@ class Objective(nn.Module, ABC):
             step: number of the optimiser step, from 0.
             noise: one standard-normal tensor ``[B, *shape]`` per shape of ``noise_shapes``; None draws it.
         """
+
+    def path(self, step: int) -> Hashable:
+        """Name the operations of a loss at ``step``; None where numbers that depend on the step are among them.
+
+        Losses along one path differ only in tensors that :meth:`prepare` fills, so that a recording of one serves all.
+        By default numbers are taken from the step, and no recording serves two.
+        """
+        return None
+
+    def prepare(self, step: int) -> None:
+        """Bring what depends on the step to the device; by default a loss takes it from its step."""
+
+    def one_step(self, num_batches: int) -> AbstractContextManager[None]:
+        """Return a context for the losses and backward passes of a step's batches, in which they may share work."""
+        return nullcontext()
 
     def after_step(self, skipped: bool | Tensor) -> None:
         """Finish an optimiser step that was taken or skipped; by default there is nothing to do.

@@ -25,10 +25,10 @@ class _AddGated(torch.autograd.Function):
     ) -> Tensor:
         average = x.mean((2, 3), dtype=w1.dtype)
         hidden = torch.addmm(b1, average, w1.t()).relu_()
-        gate = torch.addmm(b2, hidden, w2.t()).sigmoid_()
+        gate = torch.sigmoid(torch.addmm(b2, hidden, w2.t()), out=x.new_empty(x.shape[:2]))
         ctx.save_for_backward(x, average, hidden, gate, w1, w2)
         ctx.scale = scale
-        return torch.addcmul(skip, x, gate.to(x.dtype)[:, :, None, None], value=scale)
+        return torch.addcmul(skip, x, gate[:, :, None, None], value=scale)
 
     @staticmethod
     @once_differentiable
@@ -39,9 +39,7 @@ class _AddGated(torch.autograd.Function):
         after_w2 = torch.ops.aten.sigmoid_backward(grad_gate, gate)
         after_w1 = torch.ops.aten.threshold_backward(after_w2 @ w2, hidden, 0)
         spread = torch.addmm(average, after_w1, w1, beta=0, alpha=1.0 / num_pixels)  # of the average over its pixels
-        grad_x = torch.addcmul(
-            spread.to(grad.dtype)[:, :, None, None], grad, gate.to(grad.dtype)[:, :, None, None], value=ctx.scale
-        )
+        grad_x = torch.addcmul(spread.to(grad.dtype)[:, :, None, None], grad, gate[:, :, None, None], value=ctx.scale)
         grads_1 = after_w1.t() @ average, after_w1.sum(0)
         return grad, grad_x, *grads_1, after_w2.t() @ hidden, after_w2.sum(0), None
 

@@ -22,6 +22,12 @@ def normal_from_raw(mean: Tensor, log_std: Tensor) -> Normal:
     return Normal(soft_clamp(mean), torch.exp(soft_clamp(log_std)) + MIN_STD)
 
 
+def _belief(raw: Tensor) -> Normal:
+    """The same from ``[B, 2 C, H, W]`` (means, then log-stds): both are clamped at once."""
+    mean, log_std = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
+    return Normal(mean, torch.exp(log_std) + MIN_STD)
+
+
 def beliefs(prior_raw: Tensor, posterior_raw: Tensor | None, *, residual: bool) -> tuple[Normal, Normal]:
     """Prior and posterior of a group from raw parameters ``[B, 2 C, H, W]`` (means, then log-stds).
 
@@ -29,8 +35,8 @@ def beliefs(prior_raw: Tensor, posterior_raw: Tensor | None, *, residual: bool) 
     mean and log-std are therefore relative to the prior's only up to the clamp. Without an image (``posterior_raw`` is
     None) the posterior equals the prior.
     """
-    prior = normal_from_raw(*prior_raw.chunk(2, dim=1))
+    prior = _belief(prior_raw)
     if posterior_raw is None:
         return prior, prior
     raw = prior_raw + posterior_raw if residual else posterior_raw
-    return prior, normal_from_raw(*raw.chunk(2, dim=1))
+    return prior, _belief(raw)

@@ -192,6 +192,8 @@ class RunConfig:
     """Keep the training images on the device and gather batches there; auto does on a GPU where they take a tenth of it."""
     compile: bool = False
     """torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
+    cuda_graph: Literal["auto", "always", "never"] = "auto"
+    """Record a training step of NVAE on a GPU once and replay it, which spares launching its kernels one by one."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default a twentieth of the run, at most 1,000."""
     keep_checkpoints: int = 3

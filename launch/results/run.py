@@ -17,7 +17,7 @@ from launch.console.config import SharedConfig, from_json
 from launch.console.terminal import one_line
 from launch.families import FAMILIES
 from launch.families.family import Family
-from launch.machine import noise
+from launch.machine import noise, numerics
 from launch.results.data import open_data
 from launch.training import checkpoint
 from launch.training.checkpoint import check_weights, load_state
@@ -230,6 +230,7 @@ def open_run(
     Raises:
         ValueError: not a run folder, damaged, written by a newer Strata, or of an unknown model family.
     """
+    numerics.full_float32()
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}; see which runs exist with: ls runs")

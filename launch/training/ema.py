@@ -19,11 +19,14 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def weight(self, step: int) -> float:
+        """How far the average moves towards the weights after optimiser step ``step``, from 0 to 1."""
+        return 1.0 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards ``model`` after optimiser step ``step``."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), self.weight(step))
 
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ class Verdict:
         if flags.is_cuda:  # leaves for pinned memory behind the work that is queued; nobody waits
             self._copy = torch.empty(flags.shape, pin_memory=True).copy_(flags, non_blocking=True)
             self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(flags.device))  # the current device may be another one
 
     @property
     def skips(self) -> Tensor:
@@ -50,35 +49,3 @@ class Verdict:
         if self._copied is not None:
             self._copied.synchronize()
         return Findings(*(value > 0.0 for value in self._copy.tolist()))
-
-
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """All elements of a dense tensor as a vector, a view whatever its layout."""
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
-class Rollback:
-    """Remembers float32 tensors and puts them back where a flag on the device says so, bit for bit.
-
-    Args:
-        tensors: dense, on one device.
-    """
-
-    @torch.no_grad()
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = [_in_memory_order(t) for t in tensors]
-        self._before = torch.cat(self._tensors) if self._tensors else None
-
-    @torch.no_grad()
-    def undo_where(self, flag: Tensor) -> None:
-        """Put the tensors back if ``flag``; a handful of kernels for any number of tensors, and no question to the host."""
-        if self._before is None:
-            return
-        chosen = torch.where(flag, self._before, torch.cat(self._tensors))
-        torch._foreach_copy_(self._tensors, chosen.split([len(t) for t in self._tensors]))
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Put the tensors back."""
-        if self._before is not None:
-            torch._foreach_copy_(self._tensors, self._before.split([len(t) for t in self._tensors]))

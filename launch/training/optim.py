@@ -78,13 +78,6 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
     return optimizer
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor] | None:
-    """All that the optimiser keeps from step to step; None before its first step, or where it keeps more than tensors."""
-    if not optimizer.state or not isinstance(optimizer, torch.optim.Adamax | torch.optim.RMSprop | torch.optim.Adam):
-        return None
-    return [value for state in optimizer.state.values() for value in state.values()]
-
-
 def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Go on from a state saved perhaps on another device: how the steps are computed stays as it was built here."""
     here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}

@@ -247,6 +247,7 @@ MAY_CHANGE = (
     "run.device",
     "run.data_on_device",
     "run.compile",
+    "run.cuda_graph",
     "run.batch_size",  # with accumulation and the number of processes: only their product matters
     "optim.accumulation",
     "run.checkpoint_every",

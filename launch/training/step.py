@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from datasets import to_float
 from launch.console.config import SharedConfig
 from launch.machine import noise
+from launch.machine.captured import Captured
 from launch.machine.distributed import Ranks
 from launch.training import optim
 from launch.training.ema import ExponentialMovingAverage
-from launch.training.guard import Rollback, Verdict
+from launch.training.flat import FlatState
+from launch.training.guard import Verdict
 from metrics.model import VAE
 from metrics.objective import Objective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-# torch 2.15 renamed DDP's switch for sending rank 0's buffers around before every forward pass.
-_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
-_SYNC_BUFFERS: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
-}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -106,11 +101,28 @@ class StepReport:
     notes: list[str] = field(default_factory=list)
 
 
+class Outcome(NamedTuple):
+    """What the device computes in a step; all tensors are on it."""
+
+    terms: dict[str, Tensor]
+    kl_per_group: Tensor
+    grad_norm: Tensor
+    flags: Tensor
+
+    def copy(self) -> Outcome:
+        """The same in memory that no later step writes to."""
+        names = list(self.terms)
+        values = torch.stack([self.terms[name] for name in names]).unbind(0)
+        rest = (self.kl_per_group.clone(), self.grad_norm.clone(), self.flags.clone())
+        return Outcome(dict(zip(names, values, strict=True)), *rest)
+
+
 class Trainer:
     """Takes optimiser steps on one rank.
 
-    On a GPU nothing in a step asks the host: whether it is skipped is decided on the device, and counted when the next
-    step is on its way. The state is the same as if it had been decided at once.
+    A step is host work that prepares it, and device work that asks the host nothing: whether the step is skipped is
+    decided on the device, and on a GPU counted when the next step is on its way. The device work reads nothing that
+    changes but tensors, so a GPU can replay a recording of it.
 
     Args:
         state: what is trained.
@@ -123,17 +135,37 @@ class Trainer:
         self.state, self.config, self.ranks, self.total_steps = state, config, ranks, total_steps
         self.precision = resolve_precision(config.run.precision, ranks.device)
         self.parameters = list(state.model.parameters())
-        self.statistics = [b for b in state.model.buffers() if b.is_floating_point()]
-        self.decides_on_device = ranks.device.type == "cuda"
+        self.settles_late = ranks.device.type == "cuda"
+        self.captured: Captured[Outcome] | None = Captured() if self._captures() else None
+        self._flat: FlatState | None = None
         self._unsettled: StepReport | None = None
-        self.forward: Any = state.model
-        if ranks.world_size > 1:
-            self.forward = DistributedDataParallel(
-                state.model,
-                device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **_SYNC_BUFFERS,  # batch-norm statistics are computed over all ranks, so they agree already
-            )
+        self._lr, self._ema_weight, self._stop = (
+            torch.zeros((), dtype=torch.float64, device=ranks.device) for _ in range(3)
+        )
+        self._images = torch.zeros(0, dtype=torch.uint8)
+        self._noise: list[Tensor] = []
+
+    def _captures(self) -> bool:
+        """Whether steps are recorded and replayed.
+
+        Raises:
+            ValueError: asked for where there is no GPU, or with compiled parts.
+        """
+        asked, on_gpu = self.config.run.cuda_graph, self.ranks.device.type == "cuda"
+        if asked == "always" and (not on_gpu or self.config.run.compile):
+            raise ValueError("--cuda-graph always needs a GPU and goes without --compile; leave it out")
+        return asked != "never" and on_gpu and not self.config.run.compile
+
+    @property
+    def flat(self) -> FlatState:
+        """The vectors that the state lies in; made when the first step is taken, and again where tensors were replaced."""
+        state = self.state
+        if self._flat is None or not self._flat.holds:
+            average = None if state.ema is None else state.ema.model
+            self._flat = FlatState(state.model, state.optimizer, average, self.ranks.world_size)
+            if self.captured is not None:
+                self.captured.forget()
+        return self._flat
 
     def noise(self) -> list[Tensor]:
         """Latent noise of the coming step for this rank's images."""
@@ -149,24 +181,25 @@ class Trainer:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
-    def _accumulate(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Backpropagate the step's batches; mean of their terms, KL per group, and loss."""
-        count = self.config.optim.accumulation
-        size = self.config.run.batch_size
-        all_noise = self.noise()
+    def _accumulate(self, x: Tensor, all_noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Bring the gradient of the step's batches into its vector; mean of their terms, KL per group, and loss."""
+        count, size = self.config.optim.accumulation, self.config.run.batch_size
         sums: dict[str, Tensor] = {}
         kl, total = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
-        for i in range(count):
-            rows = slice(i * size, (i + 1) * size)
-            last = i == count - 1
-            waits = self.forward.no_sync() if self.ranks.world_size > 1 and not last else contextlib.nullcontext()
-            with waits:
+        with self.state.objective.one_step(count):
+            for i in range(count):
+                rows = slice(i * size, (i + 1) * size)
                 with self.autocast():
-                    loss = self.state.objective(self.forward, x[rows], self.state.step, [n[rows] for n in all_noise])
+                    loss = self.state.objective(
+                        self.state.model, x[rows], self.state.step, [n[rows] for n in all_noise]
+                    )
                 self.state.scaler.scale(loss.total / count).backward()
-            for name, value in loss.terms.items():
-                sums[name] = sums.get(name, 0.0) + value / count
-            kl, total = kl + loss.kl_per_group / count, total + loss.total.detach() / count
+                if i < count - 1:
+                    self.flat.collect(first=i == 0)
+                for name, value in loss.terms.items():
+                    sums[name] = sums.get(name, 0.0) + value / count
+                kl, total = kl + loss.kl_per_group / count, total + loss.total.detach() / count
+        self.flat.collect(first=count == 1)
         return sums, kl, total
 
     def train_step(self, images: Tensor, *, stop: bool = False) -> StepReport:
@@ -177,65 +210,85 @@ class Trainer:
         """
         state = self.state
         state.model.train()
-        lr = optim.learning_rate(self.config.optim, state.step, self.total_steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        x = to_float(images, state.model.spec, self.ranks.device)
-        statistics = Rollback(self.statistics)
-        terms, kl, total = self._accumulate(x)
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        verdict = self._judge(total, norm, stop)
-        report = StepReport(state.step, {**terms, "loss": total}, kl, norm, lr, verdict)
-        skipped = self._move_unless(verdict, norm, statistics)
-        state.scaler.update()  # alike on every rank: the gradients were averaged before anyone looked
-        state.objective.after_step(skipped)
-        state.optimizer.zero_grad(set_to_none=True)
+        lr = self._prepare(stop)
+        path = state.objective.path(state.step)
+        images, drawn = images.to(self.ranks.device, non_blocking=True), self.noise()
+        if self.captured is not None and path is not None and self.flat.updates:
+            self._fill(images, drawn)
+            key = (path, tuple(images.shape))
+            outcome = self.captured(key, lambda: self._compute(self._images, self._noise)).copy()
+        else:
+            outcome = self._compute(images, drawn)
+        report = StepReport(
+            state.step, outcome.terms, outcome.kl_per_group, outcome.grad_norm, lr, Verdict(outcome.flags)
+        )
+        state.objective.after_step(report.verdict.skips)
         state.step += 1
-        if self.decides_on_device:
+        if self.settles_late:
             self.settle()  # the step before this one
         self._unsettled = report
-        if not self.decides_on_device:
+        if not self.settles_late:
             self.settle()
         return report
 
-    def _judge(self, loss: Tensor, norm: Tensor, stop: bool) -> Verdict:
-        """What is wrong with the step on any rank."""
+    def _prepare(self, stop: bool) -> float:
+        """Bring what depends on the step to the device; its learning rate."""
+        state, config = self.state, self.config.optim
+        lr = optim.learning_rate(config, state.step, self.total_steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        self._lr.fill_(lr)
+        self._ema_weight.fill_(0.0 if state.ema is None else state.ema.weight(state.step))
+        self._stop.fill_(float(stop))
+        state.objective.prepare(state.step)
+        return lr
+
+    def _fill(self, images: Tensor, drawn: list[Tensor]) -> None:
+        """Copy a step's images and noise to where a recording reads them."""
+        if self._images.shape != images.shape:
+            self._images, self._noise = torch.empty_like(images), [torch.empty_like(n) for n in drawn]
+            assert self.captured is not None
+            self.captured.forget()
+        self._images.copy_(images)
+        for mine, new in zip(self._noise, drawn, strict=True):
+            mine.copy_(new)
+
+    def _compute(self, images: Tensor, drawn: list[Tensor]) -> Outcome:
+        """The device's work: gradient, its mean over the ranks, verdict, and a step that is taken or leaves no trace."""
+        state, flat, config = self.state, self.flat, self.config.optim
+        x = to_float(images, state.model.spec, self.ranks.device)
+        statistics = flat.statistics.values.clone()
+        terms, kl, total = self._accumulate(x, drawn)
+        flat.average_over_ranks()
+        self._unscale()
+        norm = torch.linalg.vector_norm(flat.gradient)
+        flags = self._judge(total, norm)
+        skips = flags[:3].any()
+        if config.grad_clip > 0:
+            flat.gradient.mul_((config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        if flat.updates:
+            flat.move(self._lr, (~skips).double(), None if state.ema is None else self._ema_weight)
+        elif not skips:
+            flat.move_by_optimizer(None if state.ema is None else float(self._ema_weight))
+        # a forward pass that is not finite has spoilt the batch-norm statistics
+        flat.statistics.values.copy_(torch.where(skips, statistics, flat.statistics.values))
+        state.scaler.update()  # alike on every rank: the gradients were averaged before anyone looked
+        return Outcome({**terms, "loss": total}, kl, norm, flags)
+
+    def _unscale(self) -> None:
+        """Divide the gradient by the loss's scale, and let the scaler know whether it is finite."""
+        if self.state.scaler.is_enabled():
+            parameter = torch.nn.Parameter(self.flat.weights.values, requires_grad=False)
+            parameter.grad = self.flat.gradient
+            self.state.scaler.unscale_(SimpleNamespace(param_groups=[{"params": [parameter]}]))  # type: ignore[arg-type]
+
+    def _judge(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """What is wrong with the step on any rank: 0 or 1 for each of the guard's findings, float32 [4]."""
         limit = self.config.optim.grad_skip or math.inf
-        asked = torch.full_like(loss, stop, dtype=torch.bool)
-        flags = torch.stack([~loss.isfinite(), ~norm.isfinite(), norm > limit, asked]).float()
+        flags = torch.stack([~loss.isfinite(), ~norm.isfinite(), norm > limit, self._stop > 0.0]).float()
         if self.ranks.world_size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return Verdict(flags)
-
-    def _move_unless(self, verdict: Verdict, norm: Tensor, statistics: Rollback) -> bool | Tensor:
-        """Move the weights, or leave no trace of the step, in the batch-norm ``statistics`` either; whether it is skipped.
-
-        An optimiser that has no state yet, or keeps some outside of tensors, has to wait for the verdict.
-        """
-        kept = optim.state_tensors(self.state.optimizer) if self.decides_on_device else None
-        if kept is None:
-            if not verdict.read().skips:
-                self._move(norm)
-                return False
-            statistics.undo()  # a forward pass that is not finite has spoilt them
-            return True
-        averaged = self.state.ema.model.parameters() if self.state.ema else ()
-        weights = Rollback([*self.parameters, *kept, *averaged])
-        self._move(norm)
-        skips = verdict.skips
-        weights.undo_where(skips)
-        statistics.undo_where(skips)
-        return skips
-
-    def _move(self, norm: Tensor) -> None:
-        """Take the optimiser's step, and the average's."""
-        state, config = self.state, self.config.optim
-        if config.grad_clip > 0:
-            nn.utils.clip_grads_with_norm_(self.parameters, config.grad_clip, norm)
-        state.optimizer.step()
-        if state.ema is not None:
-            state.ema.update(state.model, state.step)
+        return flags
 
     def settle(self) -> None:
         """Count what was found in the newest step; afterwards the state's counters are those of its ``step``."""

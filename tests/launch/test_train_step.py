@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from launch.machine import noise
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
 from launch.training import step as stepping
+from launch.training.flat import FlatState
 from tests.launch import running
 from tests.launch.running import assert_same
 
@@ -56,8 +58,17 @@ class ToyObjective(nn.Module):
         self.noise_shapes = [(2,)]
         self.skipped: list[bool] = []
 
-    def after_step(self, skipped: bool) -> None:
-        self.skipped.append(skipped)
+    def path(self, step: int) -> None:
+        """Numbers that depend on the step are among the operations."""
+
+    def prepare(self, step: int) -> None:
+        pass
+
+    def one_step(self, num_batches: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def after_step(self, skipped: bool | Tensor) -> None:
+        self.skipped.append(bool(skipped))
 
     def forward(self, model: Any, x: Tensor, step: int, noise: Sequence[Tensor]) -> ToyLoss:
         total = model(x, noise).float().square().sum(1).mean() * self.factor(step)
@@ -152,14 +163,13 @@ def test_accumulating_equals_one_large_batch() -> None:
 
 def _gradient_at_the_step(subject: stepping.Trainer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     norms: list[float] = []
-    real = subject.state.optimizer.step
+    real = FlatState.move
 
-    def step(*arguments: Any, **named: Any) -> Any:
-        grads = [p.grad for p in subject.parameters if p.grad is not None]
-        norms.append(float(torch.stack([g.square().sum() for g in grads]).sum().sqrt()))
-        return real(*arguments, **named)
+    def move(self: FlatState, *arguments: Any) -> None:
+        norms.append(float(self.gradient.square().sum().sqrt()))
+        real(self, *arguments)
 
-    monkeypatch.setattr(subject.state.optimizer, "step", step)
+    monkeypatch.setattr(FlatState, "move", move)
     return norms
 
 
@@ -206,9 +216,10 @@ def test_a_loss_that_is_not_finite_skips_the_step_without_a_trace(bad: float) ->
 
 def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     subject = toy()
+    subject.train_step(images(0))
     before = snapshot(subject)
     subject.parameters[0].register_hook(lambda grad: grad * float("nan"))
-    report = subject.train_step(images(0))
+    report = subject.train_step(images(1))
     assert report.skipped
     assert torch.isfinite(report.terms["loss"])
     after = snapshot(subject)

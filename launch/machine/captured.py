@@ -1,0 +1,90 @@
+"""Work that is recorded once and replayed: a CUDA graph launches thousands of kernels at the cost of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+WARM_UP = 3  # calls before the recording: libraries choose their algorithms, optimisers make their state
+
+
+class Graph(Protocol):
+    """A recording of work on a device."""
+
+    def record(self, work: Callable[[], Any]) -> Any:
+        """Run ``work``, or only record it; its result, whose tensors every replay fills anew."""
+
+    def replay(self) -> None:
+        """Run it again on the same memory."""
+
+
+class CudaGraph:
+    """A recording by CUDA."""
+
+    def __init__(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+
+    def record(self, work: Callable[[], Any]) -> Any:
+        """Record ``work`` without running it, then run it once."""
+        torch.cuda.synchronize()
+        # thread_local: the thread that loads images may pin memory meanwhile
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            result = work()
+        self._graph.replay()
+        return result
+
+    def replay(self) -> None:
+        """Launch all of its kernels."""
+        self._graph.replay()
+
+
+class Captured(Generic[T]):
+    """Runs work as it is a few times, then records it, then replays the recording.
+
+    The work may read nothing that changes but tensors at fixed addresses, and none of its host code runs in a replay.
+    What it does may take several paths, each with a recording of its own.
+
+    Args:
+        graph: makes an empty recording.
+    """
+
+    def __init__(self, graph: Callable[[], Graph] = CudaGraph) -> None:
+        self._new = graph
+        self._calls: Counter[Hashable] = Counter()
+        self._recorded: dict[Hashable, tuple[Graph, T]] = {}
+
+    def __call__(self, path: Hashable, work: Callable[[], T]) -> T:
+        """The result of ``work`` along ``path``; its tensors are overwritten by the next call."""
+        if path in self._recorded:
+            graph, result = self._recorded[path]
+            graph.replay()
+            return result
+        self._calls[path] += 1
+        if self._calls[path] <= WARM_UP:
+            return self._beside(work)
+        graph = self._new()
+        result = graph.record(work)
+        self._recorded[path] = graph, result
+        return result
+
+    @staticmethod
+    def _beside(work: Callable[[], T]) -> T:
+        """Run on a stream of its own, as a recording does, on a GPU."""
+        if not torch.cuda.is_available():
+            return work()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            result = work()
+        torch.cuda.current_stream().wait_stream(side)
+        return result
+
+    def forget(self) -> None:
+        """Record anew, because memory has moved."""
+        self._calls.clear()
+        self._recorded.clear()
