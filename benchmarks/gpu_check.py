@@ -38,7 +38,7 @@ from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine import numerics
 from launch.machine.captured import WARM_UP
-from launch.plan import image_spec
+from launch.training.planning import image_spec
 from launch.training.step import Trainer
 from nvae.batch_norm import BatchNorm
 

@@ -105,8 +105,11 @@ def test_a_number_left_on_the_host_is_noticed(frozen: str, monkeypatch: pytest.M
         real = Trainer._compute
 
         def compute(self: Trainer, *arguments: Any) -> Any:
-            self._lr = torch.tensor(float(self._lr), dtype=torch.float64)
-            return real(self, *arguments)
+            kept, self._lr = self._lr, torch.tensor(float(self._lr), dtype=torch.float64)
+            try:
+                return real(self, *arguments)
+            finally:
+                self._lr = kept
 
         monkeypatch.setattr(Trainer, "_compute", compute)
     else:
