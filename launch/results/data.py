@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from datasets import ImageSpec, recipes
 from launch.console.config import DataConfig
+from launch.console.terminal import one_line
 
 
 def open_data(
@@ -48,7 +49,7 @@ def open_data(
             "nevertheless"
         )
     if changed:
-        print(f"warning: other data than the run was trained on: {', '.join(changed)}", file=sys.stderr)
+        print(one_line(f"warning: other data than the run was trained on: {', '.join(changed)}"), file=sys.stderr)
     return train if split == "train" and train is not None else opened(split)
 
 
