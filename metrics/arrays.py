@@ -29,6 +29,9 @@ EXTREME_EXPONENT = 100
 """Codes whose largest magnitude lies outside 2^-100 to 2^100 (about 1e-30 to 1e30) overflow or vanish when squared."""
 
 
+ROWS_LOOKED_AT = 64
+
+
 def to_numpy(values: Array) -> npt.NDArray[Any]:
     """Any array or tensor as NumPy; half precisions become float32, because NumPy has no bfloat16.
 
@@ -87,10 +90,14 @@ def as_factors(factors: Array, name: str = "factors") -> Int64:
     return whole
 
 
-def largest_exponents(codes: Floats) -> Int64:
-    """Power of two just above the largest magnitude of each column of [N, ...], 0 for columns of zeros."""
+def extreme_exponents(codes: Floats) -> Int64:
+    """Power of two just above the largest magnitude of each latent [D] of extreme scale; 0 for all others."""
+    limit, some = 2.0**EXTREME_EXPONENT, codes[:ROWS_LOOKED_AT]
+    if max(float(codes.max()), -float(codes.min())) < limit and (np.abs(some).max(axis=0) > 1.0 / limit).all():
+        return np.zeros(codes.shape[1], dtype=np.int64)  # nearly always: passes over columns cost more
     largest = np.maximum(codes.max(axis=0), -codes.min(axis=0))
-    return np.asarray(np.frexp(largest)[1], dtype=np.int64)
+    exponents = np.asarray(np.frexp(largest)[1], dtype=np.int64)  # 0 for a latent of zeros
+    return np.where(np.abs(exponents) > EXTREME_EXPONENT, exponents, 0)
 
 
 def tamed(codes: Floats) -> tuple[Floats, Int64]:
@@ -98,11 +105,8 @@ def tamed(codes: Floats) -> tuple[Floats, Int64]:
 
     The division is exact, so a score that does not depend on the scale of a latent does not change by a digit.
     """
-    exponents = largest_exponents(codes)
-    exponents[np.abs(exponents) <= EXTREME_EXPONENT] = 0
-    if not exponents.any():
-        return codes, exponents
-    return np.ldexp(codes, -exponents), exponents
+    exponents = extreme_exponents(codes)
+    return (np.ldexp(codes, -exponents) if exponents.any() else codes), exponents
 
 
 def usual_scale(codes: Floats, name: str = "codes") -> Floats:
@@ -111,7 +115,7 @@ def usual_scale(codes: Floats, name: str = "codes") -> Floats:
     Raises:
         ValueError: a latent's largest magnitude lies outside 1e-30 to 1e30.
     """
-    extreme = np.flatnonzero(np.abs(largest_exponents(codes)) > EXTREME_EXPONENT)
+    extreme = np.flatnonzero(extreme_exponents(codes))
     if extreme.size:
         size = float(np.abs(codes[:, extreme[0]]).max())
         raise ValueError(

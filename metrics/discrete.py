@@ -8,6 +8,7 @@ closed. Bins of equal count ("quantile") do not depend on outliers. Time and mem
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: f
 MAX_BINS = 2**16
 MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched: rounding could put the division more than one bin off
 LATENTS_AT_ONCE = 8  # whose joint counts are held together
+ROWS_COUNTED = 10_000  # about so many, evenly spread, tell whether a bin is crowded
 CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
 
 Binning = Literal["width", "quantile"]
@@ -54,13 +56,15 @@ def _quantile_bins(latent: Floats, bins: int) -> Int64:
 
 def crowded_note(binned: Bins, bins: int, binning: Binning = "width") -> tuple[str, ...]:
     """A note where one bin holds nearly all points of a latent that varies: outliers stretch its range."""
-    shares = np.array([np.bincount(latent, minlength=bins).max() / len(latent) for latent in binned])
-    crowded = np.flatnonzero((shares >= CROWDED_SHARE) & (shares < 1.0))
-    if not crowded.size:
+    some = binned[:, :: max(1, binned.shape[1] // ROWS_COUNTED)]
+    shares = np.array([np.bincount(latent, minlength=bins).max() / len(latent) for latent in some])
+    crowded = [d for d in np.flatnonzero(shares >= CROWDED_SHARE) if binned[d].min() != binned[d].max()]
+    if not crowded:
         return ()
-    which = ", ".join(map(str, crowded[:8])) + (", ..." if crowded.size > 8 else "")
+    which = ", ".join(map(str, crowded[:8])) + (", ..." if len(crowded) > 8 else "")
     remedy = "; binning='quantile' does not depend on outliers" if binning == "width" else ""
-    return (f"one bin holds up to {shares[crowded].max():.2%} of the points in latents {which}{remedy}",)
+    share = max(np.bincount(binned[d]).max() for d in crowded) / binned.shape[1]
+    return (f"one bin holds up to {share:.2%} of the points in latents {which}{remedy}",)
 
 
 def _bin_latent(latent: Floats, bins: int) -> Int64 | int:
@@ -105,9 +109,10 @@ class Labels:
         return [len(v) for v in self.values]
 
 
-def prepare_labels(factors: Int64) -> Labels:
-    """Relabel factors [N, K] densely and pack small ones together."""
-    columns = [dense(np.ascontiguousarray(column)) for column in factors.T]
+def prepare_labels(factors: Int64 | Sequence[Int64]) -> Labels:
+    """Relabel factors, [N, K] or K columns [N], densely and pack small ones together."""
+    given = factors.T if isinstance(factors, np.ndarray) else factors
+    columns = [dense(np.ascontiguousarray(column)) for column in given]
     values, rows = [v for v, _ in columns], np.stack([labels for _, labels in columns])
     packs: list[list[int]] = []
     room = 0

@@ -107,7 +107,7 @@ def _column(column: npt.NDArray[Any], table: str, name: str) -> Column:
             f"{table} hold the negative value {int(column.min())} in factor {name}; give class indices from 0, and "
             "leave out rows that it marks as missing"
         )
-    return dense(column.astype(np.int64))[1]
+    return dense(column.astype(np.int64, copy=False))[1]
 
 
 def _text_column(column: npt.NDArray[np.str_], table: str, name: str) -> Column:
@@ -197,6 +197,12 @@ class Pairs:
     def values(self) -> Float64:
         """Factors [N, K'] as numbers: class indices and continuous values."""
         return np.stack([column.astype(np.float64) for column in self.table.columns], axis=1)
+
+    def columns_of_classes(self, bins: int) -> tuple[list[Int64], tuple[str, ...]]:
+        """:meth:`binned` column by column, without a copy of factors that are classes."""
+        classes, notes = self.binned(bins) if self.table.continuous else (None, ())
+        columns = self.table.columns if classes is None else tuple(classes.T)
+        return [column.astype(np.int64, copy=False) for column in columns], notes
 
     def binned(self, bins: int) -> tuple[Int64, tuple[str, ...]]:
         """Factors [N, K'] as classes, continuous ones after quantile bins, and a note that says so."""

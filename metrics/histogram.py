@@ -32,7 +32,7 @@ class Histogram:
 def histogram(codes: Array, factors: Table, bins: int, binning: Binning = "width") -> Histogram:
     """Bin codes [N, D], and continuous factors among [N, K], and count."""
     data = paired(codes, factors)
-    classes, notes = data.binned(bins)
+    classes, notes = data.columns_of_classes(bins)
     labels, binned = prepare_labels(classes), bin_codes(data.codes, bins, binning)
     notes = (
         data.notes + notes + few_points_note(len(data), bins, max(labels.sizes)) + crowded_note(binned, bins, binning)
