@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from launch.console import errors
-from launch.training import checkpoint
+from launch.console.config import RunConfig, SharedConfig
+from launch.training import checkpoint, resume
 from launch.training.step import Trainer
 from tests.launch import running, toy
 from tests.launch.running import call
@@ -80,8 +81,18 @@ def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["step"] == 14
     assert config(run)["run"]["max_steps"] == 14
     assert "run.max_steps" in train(run, "--resume", "auto", "--max-steps", "13").err  # shorter than it was to be
-    forgotten = call("train_flat_vae", *FLAGS, "--run-dir", run, "--resume", "auto")
-    running.assert_one_error(forgotten, "run.max_steps: 14 -> None")
+
+
+def test_leaving_out_what_was_typed_before_makes_no_run_longer() -> None:
+    def longer(saved: dict[str, Any], **now: Any) -> bool:
+        return resume._is_longer({"run": saved}, SharedConfig(run=RunConfig(**now)), steps_per_epoch=10)
+
+    assert longer({"max_steps": 14, "epochs": 90}, max_steps=15)
+    assert longer({"max_steps": None, "epochs": 2}, epochs=3)
+    assert longer({"max_steps": None, "epochs": 2}, max_steps=21)
+    assert not longer({"max_steps": None, "epochs": 2}, max_steps=19)
+    assert not longer({"max_steps": 14, "epochs": 90}, max_steps=None, epochs=90)
+    assert not longer({"epochs": 90})
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
