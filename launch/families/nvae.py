@@ -117,11 +117,11 @@ def _tiny() -> NVAETrainConfig:
 def _dsprites() -> NVAETrainConfig:
     """dSprites on one CPU core, found by short trials (docs/studies/recipes.md).
 
-    - Patches of 4 pixels: at full resolution a step took four times as long for the same loss.
-    - All groups at 4x4: groups at 8x8 or 16x16 learn faster and take all the information, and samples fall apart.
+    - Patches of 4 pixels: cells at full resolution made a step four times as long.
+    - All groups at 4x4: a group at 8x8 learnt faster, took nine tenths of the information, and samples fell apart.
     - Residual cells of 3x3 convolutions: depthwise 5x5 ones are slow on a CPU.
     - Batches of 32: below it a step is mostly overhead, above it an image teaches less.
-    - A spectral weight of 0.01 with one power iteration: the model is shallow, and four take a tenth of a step.
+    - A spectral weight of 0.01 with one power iteration: the model is shallow, and the penalty took a sixth of a step with four.
     - A long warm-up of the KL: balancing, which spreads information over the groups, works only during it.
     """
     return NVAETrainConfig(
