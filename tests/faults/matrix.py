@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -260,22 +261,26 @@ def cell(command: str, fault: str, made: Path) -> dict[str, Any]:
     home = Path(tempfile.mkdtemp(prefix="fault-"))
     _prepare(home, command, made)
     script, arguments = _commands(home)[command]
-    log = Path(tempfile.mkstemp(prefix="log-")[1])
+    reader, writer = os.pipe()  # not a file, which a limit of files would keep from growing
+    pieces: list[bytes] = []
+    listener = threading.Thread(target=lambda: pieces.extend(iter(lambda: os.read(reader, 65_536), b"")))
+    listener.start()
     bring_about, allowed = FAULTS[fault]
 
     def before() -> None:
-        said = os.open(log, os.O_WRONLY | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         signal.alarm(SECONDS)
         bring_about(home)
 
     began = time.monotonic()
     code = _forked(script, arguments, before)
-    said = log.read_text(errors="replace")
+    os.close(writer)
+    listener.join()
+    os.close(reader)
+    said = b"".join(pieces).decode(errors="replace")
     problem = next((line for line in said.splitlines() if line.startswith("error: ")), "")
-    log.unlink()
     left = _left(home)
     shutil.rmtree(home)
     is_right = code in allowed and "Traceback" not in said and (code == 0) == (not problem)
@@ -301,6 +306,10 @@ def _left(home: Path) -> str:
     return "; ".join(found)
 
 
+def _say_on_stderr() -> None:
+    os.dup2(2, 1)
+
+
 def make_runs() -> Path:
     """The runs that the cells start from: one stopped half way, one finished and scored."""
     made = Path(tempfile.mkdtemp(prefix="made-"))
@@ -311,7 +320,7 @@ def make_runs() -> Path:
         ("train_flat_vae", [*TOY, *steps, whole]),
         ("score", ["--run", whole, *SCORED]),
     ):
-        code = _forked(script, arguments)
+        code = _forked(script, arguments, _say_on_stderr)
         assert code == 0, (script, code)
     return made
 

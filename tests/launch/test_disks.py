@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import resource
@@ -49,17 +48,17 @@ def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp
 def test_a_folder_that_turns_read_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may write everywhere, so the refusal is the file system's: EROFS for every write below the run folder."""
     run = tmp_path / "run"
-    real = builtins.open
+    real = os.open
 
-    def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-        if set(mode) & set("wax+") and str(file).startswith(str(run)) and (run / "checkpoints").exists():
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
-        return real(file, mode, *more, **named)
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(run)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *more, **named)
 
     assert call("train_nvae", *flags(data, run, "--stop-at-step", "6")).code == 0
     before = {path.name: path.read_bytes() for path in checkpoint.find(run / "checkpoints")}
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open", opened, raising=False)
+        patch.setattr(os, "open", opened)
         result = call("train_nvae", *flags(data, run, "--resume", "auto"))
     assert result.code == errors.EXIT_BAD_INPUT
     assert "Traceback" not in result.err
@@ -107,6 +106,7 @@ def test_room_that_comes_back_by_the_end_is_used(
 
     run = tmp_path / "run"
     monkeypatch.setattr(checkpoint, "write_atomically", refuse_once)
+    monkeypatch.setattr(files, "write_atomically", refuse_once)
     result = call("train_nvae", *flags(data, run, *more))
     assert result.code == 0, result.err
     assert "could not be written (No space left on device); training goes on" in result.err
@@ -125,6 +125,7 @@ def test_a_stop_whose_checkpoint_is_refused_is_an_error(
         real(path, write)
 
     monkeypatch.setattr(checkpoint, "write_atomically", refuse)
+    monkeypatch.setattr(files, "write_atomically", refuse)
     result = call("train_nvae", *flags(data, tmp_path / "run", "--stop-at-step", "6"))
     running.assert_one_error(result, "the weights of step 6 are on no disk, the newest checkpoint is of step 3")
 
@@ -140,6 +141,7 @@ def test_a_refused_summary_says_what_to_do(data: Path, tmp_path: Path, monkeypat
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_atomically", refuse)
+        patch.setattr(files, "write_atomically", refuse)
         result = call("train_nvae", *flags(data, run))
     running.assert_one_error(result, "summary.json", "make room", "--resume auto")
     assert call("train_nvae", *flags(data, run, "--resume", "auto")).code == 0
@@ -159,6 +161,7 @@ def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, mon
 
     run = tmp_path / "run"
     monkeypatch.setattr(checkpoint, "write_atomically", refuse)
+    monkeypatch.setattr(files, "write_atomically", refuse)
     result = call("train_nvae", *flags(data, run, "--checkpoint-every", "5", "--stop-at-step", "9"))
     assert result.code == errors.EXIT_PREEMPTED, result.err
     assert "No space left on device" in result.err

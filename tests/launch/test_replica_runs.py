@@ -302,6 +302,15 @@ def test_a_kill_between_two_checkpoints(batched: Path, data: Path, tmp_path: Pat
     assert_same_runs(out, batched)
 
 
+def test_a_replica_that_is_added_later_wipes_nothing(batched: Path, data: Path, tmp_path: Path) -> None:
+    """The new one has no checkpoint, so there is no step from which all could go on; the finished ones stay as they are."""
+    out = Path(shutil.copytree(batched, tmp_path / "out"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = call(data, out, "--seed", "5", "--replicas", "3", "--resume", "auto")
+    running.assert_one_error(result, "seed5", "--run-dir")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_replica_goes_on_alone(data: Path, tmp_path: Path) -> None:
     out, single = tmp_path / "out", tmp_path / "single"
     assert call(data, out, "--replicas", "2", "--stop-at-step", "3").code == 0
