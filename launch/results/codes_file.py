@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import re
-import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import metrics
+from launch.machine import files
 from launch.results.scores import Floats
 from metrics.factors import Factors, as_table
 
@@ -57,25 +56,21 @@ def read_codes(path: Path) -> CodesFile:
             raise ValueError(
                 f"codes {checked.shape} and {name} {other.shape} of {path} differ in their rows; save both alike"
             )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = files.sha256(path)
     return CodesFile(checked, table, None if variances is None else metrics.arrays.as_codes(variances), digest)
 
 
 def _from_npz(path: Path) -> tuple[Any, Any, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(getattr(file, "files", ()))
-            if "codes" not in names:
-                raise ValueError(f"{path} has the keys {names}; {_SAVE}")
-            arrays = {name: file[name] for name in ("codes", "factors", "variances", "factor_names") if name in names}
-    except (zipfile.BadZipFile, EOFError, OSError, TypeError) as error:
-        raise ValueError(f"{path} is no readable npz ({str(error)[:80]}); {_SAVE}") from error
+        arrays = files.read_npz(path, remedy=_SAVE)
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
         raise ValueError(
             f"{path} holds pickled objects, which are never loaded; save plain numeric arrays with np.savez"
         ) from error
+    if "codes" not in arrays:
+        raise ValueError(f"{path} has the keys {sorted(arrays)}; {_SAVE}")
     factors, given = arrays.get("factors"), arrays.get("factor_names")
     if factors is None or given is None or factors.ndim != 2 or given.shape != factors.shape[1:]:
         return arrays["codes"], factors, arrays.get("variances")

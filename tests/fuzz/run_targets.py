@@ -20,7 +20,7 @@ from flat_vae import FlatVAE, FlatVAEConfig
 from launch import compare
 from launch.machine import files
 from launch.report import data as report_data
-from launch.results import bits_back, container, encoding, published, scoring
+from launch.results import bits_back, codes_file, container, encoding, published
 from launch.training import jobs, planning, records
 from metrics import inception
 from nvae import official
@@ -79,7 +79,7 @@ def codes(home: Path) -> Target:
     """Codes of another framework."""
     drawn = np.random.default_rng(0)
     arrays = {"codes": drawn.normal(size=(20, 3)), "factors": np.arange(40).reshape(20, 2) % 4}
-    return _arrays_target(home / "codes.npz", arrays, lambda path: not refused(lambda: scoring.read_codes(path)))
+    return _arrays_target(home / "codes.npz", arrays, lambda path: not refused(lambda: codes_file.read_codes(path)))
 
 
 def encoded(home: Path) -> Target:
@@ -321,6 +321,18 @@ def run_scores(home: Path) -> Target:
     return one
 
 
+def codes_table(home: Path) -> Target:
+    """Codes and factors as a csv."""
+    text = "z0,z1,shape\n" + "".join(f"{i / 7},{-i},{i % 3}\n" for i in range(12))
+    path = home / "codes.csv"
+
+    def one(chance: random.Random) -> bool:
+        path.write_bytes(mutate.damage_text(text, chance))
+        return not refused(lambda: codes_file.read_codes(path))
+
+    return one
+
+
 def label_tables(home: Path) -> Target:
     """A table of factors."""
     text = "image,shape,size\n" + "".join(f"{i}.png,{i % 2},{i / 4}\n" for i in range(9))
@@ -364,7 +376,7 @@ def links_and_pipes(home: Path) -> Target:
         lambda: files.read_npz(path, remedy="x"),
         lambda: files.read_tensors(path, remedy="x"),
         lambda: files.sha256(path),
-        lambda: scoring.read_codes(path),
+        lambda: codes_file.read_codes(path),
         lambda: published.read(path),
     ]
 
@@ -390,6 +402,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "script-log": script_log,
     "run-scores": run_scores,
     "label-tables": label_tables,
+    "codes-table": codes_table,
     "inception-weights": inception_weights,
     "links-and-pipes": links_and_pipes,
 }

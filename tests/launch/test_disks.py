@@ -38,7 +38,7 @@ def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 0, words + rest
-    assert "(File too large); training goes on" in words + rest
+    assert "(File too large)" in words + rest
     assert "TensorBoard's events could not be written" in words + rest
     assert "Traceback" not in words + rest, "TensorBoard's own thread"
     assert not list(run.rglob("*.tmp"))
@@ -80,9 +80,7 @@ def test_a_run_whose_last_weights_are_on_no_disk_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         result = call("train_nvae", *flags(data, run))
-    running.assert_one_error(
-        result, "the weights of step 16 are on no disk, the newest checkpoint is of step 12", "make room"
-    )
+    running.assert_one_error(result, "step 16", "step 12", "make room")
     assert not (run / "summary.json").exists(), "a run without its weights is not complete"
     again = call("train_nvae", *flags(data, run, "--resume", "auto"))
     assert again.code == 0
@@ -109,7 +107,7 @@ def test_room_that_comes_back_by_the_end_is_used(
     monkeypatch.setattr(files, "write_atomically", refuse_once)
     result = call("train_nvae", *flags(data, run, *more))
     assert result.code == 0, result.err
-    assert "could not be written (No space left on device); training goes on" in result.err
+    assert "could not be written (No space left on device)" in result.err
     assert checkpoint.find(run / "checkpoints")[0].name == name
     assert tries == 2
 
@@ -127,7 +125,7 @@ def test_a_stop_whose_checkpoint_is_refused_is_an_error(
     monkeypatch.setattr(checkpoint, "write_atomically", refuse)
     monkeypatch.setattr(files, "write_atomically", refuse)
     result = call("train_nvae", *flags(data, tmp_path / "run", "--stop-at-step", "6"))
-    running.assert_one_error(result, "the weights of step 6 are on no disk, the newest checkpoint is of step 3")
+    running.assert_one_error(result, "step 6", "step 3")
 
 
 def test_a_refused_summary_says_what_to_do(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
