@@ -51,7 +51,8 @@ def _odd_arrays(arrays: dict[str, Any], chance: random.Random) -> dict[str, Any]
             case 1:
                 odd[mutate.word(chance).replace("/", "") or "x"] = value
             case 2:
-                odd[name] = value.astype(chance.choice(["float16", "int8", "complex64", "U3", "bool", "uint64", "S2"]))
+                kept = value if value.dtype.kind in "iufb" else np.zeros(3)
+                odd[name] = kept.astype(chance.choice(["float16", "int8", "complex64", "U3", "bool", "uint64", "S2"]))
             case 3:
                 odd[name] = value.reshape(-1)[: chance.randrange(4)].reshape(
                     chance.choice([(-1,), (1, -1), (-1, 1, 1)])
