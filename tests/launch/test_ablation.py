@@ -72,7 +72,9 @@ def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch:
             held_out = {key: record(-40.0)[key] for key in ("elbo", "rate", "distortion", "kl_group", "active_units")}
             summary = {key: record(-40.0)[key] for key in ("step", "images_seen", "seconds", "skipped_steps")}
             (run.folder / "summary.json").write_text(json.dumps({**summary, "num_parameters": 5, "valid": held_out}))
-            (run.folder / "metrics.jsonl").write_text('{"optim/grad_norm": 2.0}\n{"optim/grad_norm": 4.0}\n')
+            (run.folder / "metrics.jsonl").write_text(
+                '{"step": 1, "optim/grad_norm": 2.0}\n{"step": 2, "optim/grad_norm": 4.0}\n'
+            )
         return []
 
     monkeypatch.setattr(jobs, "train_all", train)
