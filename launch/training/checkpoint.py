@@ -190,7 +190,7 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[Pa
             yield path, content
 
 
-def check_weights(own: dict[str, torch.Tensor], state: Any, where: str) -> None:
+def check_weights(own: dict[str, Any], state: Any, where: str) -> None:
     """Refuse weights that are not those of this model, before anything is copied.
 
     Raises:
@@ -201,7 +201,8 @@ def check_weights(own: dict[str, torch.Tensor], state: Any, where: str) -> None:
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     common = sorted(own.keys() & state.keys())
     other_kind = [key for key in common if not _is_like(state[key], own[key])]
-    shapes = [key for key in common if key not in other_kind and own[key].shape != state[key].shape]
+    tensors = [key for key in common if key not in other_kind and isinstance(own[key], torch.Tensor)]
+    shapes = [key for key in tensors if own[key].shape != state[key].shape]
     named = [
         f"{len(keys)} {what} (e.g. {keys[0]})"
         for what, keys in (
@@ -216,8 +217,10 @@ def check_weights(own: dict[str, torch.Tensor], state: Any, where: str) -> None:
         )
 
 
-def _is_like(value: Any, own: torch.Tensor) -> bool:
+def _is_like(value: Any, own: Any) -> bool:
     """Whether ``value`` is a dense tensor with bytes behind it that holds the same kind of numbers as ``own``."""
+    if not isinstance(own, torch.Tensor):  # extra state of a module, which checks it when it takes it
+        return type(value) is type(own)
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided

@@ -14,7 +14,7 @@ from metrics.elbo import Group, VAEOutput, terms
 from metrics.likelihoods import ImageSpec
 from metrics.model import VAE, Features
 from metrics.normal import Normal, at_least_float32
-from metrics.objective import Loss
+from metrics.objective import Loss, Objective
 from metrics.pixel_head import PixelHead
 
 
@@ -95,15 +95,12 @@ class ObjectiveConfig:
     """Weight of the rate in nats."""
 
 
-class LadderObjective(nn.Module):
+class LadderObjective(Objective):
     """distortion + beta * rate."""
 
     def __init__(self, config: ObjectiveConfig, model: Ladder) -> None:
         super().__init__()
         self.beta, self.noise_shapes = config.beta, model.group_shapes
-
-    def after_step(self, skipped: bool | Tensor) -> None:
-        """Nothing here is trained beside the model."""
 
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` in [0, 1]."""

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,10 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._OPENERS, "dsprites", open_few_dsprites)
     monkeypatch.setattr(registry, "default_root", lambda name: tmp_path / "data" / name)
     make_celeba(tmp_path / "data" / "celeba", num=40)
+    shutil.copytree(ROOT / "zoo", tmp_path / "zoo")
     source = np.random.default_rng(0)
-    np.savez("codes.npz", codes=source.normal(size=(40, 3)), factors=source.integers(0, 3, (40, 2)))
+    table = np.hstack([source.normal(size=(40, 3)), source.integers(0, 3, (40, 2))])
+    np.savetxt("mine.csv", table, delimiter=",", header="z0,z1,z2,shape,size", comments="")
     save_as_published(tmp_path / "checkpoint.pt", published_form(randomised(ARGS)), dict(ARGS))
     dsprites = ["--dataset", "dsprites", "--dsprites-source", "rendered"]
     first = running.call("train_nvae", *dsprites, *SHORT_NVAE)  # a run that README reads
