@@ -56,12 +56,18 @@ class Run:
     stop: errors.StopRequest
     score: Score | None = None
     saved_step: int = 0
-    is_lost: bool = field(default=False, init=False)
+    lost_at: int | None = field(default=None, init=False)
+    """Step at which the run diverged."""
 
     @property
     def state(self) -> TrainState:
         """The training state."""
         return self.trainer.state
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the run diverged."""
+        return self.lost_at is not None
 
     @property
     def end(self) -> int:
@@ -258,7 +264,7 @@ class Run:
             self.monitor.say(f"warning: {text}")
         if self.is_lost or self.state.num_bad_in_a_row < self.config.run.max_bad_steps:
             return
-        self.is_lost = True
+        self.lost_at = report.step + 1
         rows = self.ranks.gather({"indices": batch.indices.tolist(), "loss": float(report.terms["loss"])})
         if not self.ranks.is_main:
             return
@@ -277,7 +283,7 @@ class Run:
     def says_diverged(self) -> str:
         """Message of a run that diverged."""
         return (
-            f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.state.step}; see "
+            f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.lost_at}; see "
             f"{self.folder.path / 'diverged.json'}, then continue with --resume auto and a lower --lr, or --grad-clip, or "
             "--precision fp32"
         )

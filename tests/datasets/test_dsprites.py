@@ -119,7 +119,7 @@ def test_images_and_factors_belong_together(dsprites_root: Path) -> None:
     assert factors.dtype == torch.int64
     np.testing.assert_array_equal(images[:, 0], render(factors))
     np.testing.assert_array_equal(np.unpackbits(data.grid[data.rows[some]], axis=1), images.flatten(1))
-    np.testing.assert_array_equal(np.ravel_multi_index(tuple(factors.T), FACTOR_SIZES), data.rows[some])
+    np.testing.assert_array_equal(np.ravel_multi_index(tuple(factors.numpy().T), FACTOR_SIZES), data.rows[some])
     assert data.factor_names == ("shape", "scale", "orientation", "posX", "posY")
     assert data.spec.num_bits == 1
 

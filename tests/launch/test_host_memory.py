@@ -13,7 +13,7 @@ from launch.machine import host_memory
 
 PAGE_FAULTS = """
 import resource, torch
-from launch import host_memory
+from launch.machine import host_memory
 {call}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
