@@ -228,7 +228,7 @@ def evaluate(
     measured = _Measurement(model, seed, importance_draws, both_edges)
     parts: list[Part] = []
     channels: list[Tensor] = []
-    shown = ranks.is_main and sys.stderr.isatty()
+    shown = ranks.rank == 0 and sys.stderr.isatty()
     with tqdm(total=len(chosen), unit="img", desc="evaluating", disable=not shown, leave=False) as bar:
         for number, positions in blocks(len(chosen), ranks, batch_size):
             if should_stop():

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from launch.console import errors
+from launch.machine import children as child_processes
 from launch.training import checkpoint
 from tests.conftest import ROOT
 
@@ -71,6 +72,7 @@ def call(script: str, *arguments: object) -> Result:
             with pytest.raises(SystemExit) as left:
                 errors.main(module.main)
         finally:
+            child_processes._stopping.clear()  # a script that was stopped starts no more children in its process
             for number, handler in before.items():
                 signal.signal(number, handler)
     return Result(int(left.value.code or 0), said.getvalue(), warned.getvalue())

@@ -172,7 +172,7 @@ def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
     lines = sweep_report.table("beta", results).splitlines()
     assert "MIG" not in lines[0]
     assert "11.0 ± 1.4" in lines[2]
-    assert "| 20.0 " in lines[3]
+    assert " 20.0 |" in lines[3]
 
 
 @pytest.mark.parametrize("values", [("1", "10", "100"), ("burgess", "conv"), ("0", "1")])
