@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +14,15 @@ from tests.launch import toy
 from tests.launch.running import assert_one_error, call
 
 
-def run_in_this_process(command: list[str], **_: Any) -> SimpleNamespace:
+def run_in_this_process(command: list[str], **_: Any) -> int:
     result = call(Path(command[1]).stem, *command[2:])
     assert result.code == 0, result.err
-    return SimpleNamespace(returncode=result.code)
+    return result.code
 
 
 def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(registry._OPENERS, "dsprites", toy.open_toy)
-    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=run_in_this_process))
+    monkeypatch.setattr(quickstart.children, "run", run_in_this_process)
     short = ["--steps", "3", "--flat-steps", "4", "--images", "24"]
     result = call("quickstart", "--out", tmp_path / "first", *short)
     assert result.code == 0, result.err
@@ -39,6 +38,6 @@ def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_command_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=lambda *_, **__: SimpleNamespace(returncode=75)))
+    monkeypatch.setattr(quickstart.children, "run", lambda *_, **__: 75)
     assert call("quickstart", "--out", tmp_path).code == 75
     assert_one_error(call("quickstart", "--steps", "0"), "--steps")
