@@ -193,8 +193,10 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     data = run.data(config.protocol.open_split())
     if config.full_grid:
         _check_grid(data)
+    with torch.device("meta"):  # its shape is enough to refuse; the weights are read afterwards
+        shape = run.new_model()
+    names, skipped = scores.choose(config.metrics, _available(data, config, shape))
     model = run.model
-    names, skipped = scores.choose(config.metrics, _available(data, config, model))
     digest = checkpoint.recorded_sha256(run.checkpoint)
     started = time.monotonic()
     encoded = _encoded(model, data, run, config, ranks, f"{digest} {config.weights}")
