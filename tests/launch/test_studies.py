@@ -192,7 +192,7 @@ def test_samples_span_the_aggregate_posterior_where_beta_is_small() -> None:
     torch.manual_seed(0)
     spec = datasets.ImageSpec(channels=1, height=28, width=20)
     model = FlatVAE(FlatVAEConfig(network="frey", latent_dim=2, likelihood="bernoulli"), spec).eval()
-    far = frey_runs.latent_figures.Codes(torch.full((50, 2), 8.0), torch.full((50, 2), 0.1), torch.zeros(50, 2))
+    far = frey_runs.flat_figures.Codes(torch.full((50, 2), 8.0), torch.full((50, 2), 0.1), torch.zeros(50, 2))
     pictures = []
     for beta in (1e-4, 1e-3):
         job = frey_runs.Job(Path(), None, "all", 2, beta, 0, 1, "glorot")
@@ -327,7 +327,7 @@ def test_measure_scores_the_posterior_means_of_fixed_images() -> None:
     config = FlatVAEConfig(network="burgess", latent_dim=6, likelihood="bernoulli")
     model = FlatVAE(config, Sprites.spec).eval()
     numbers = grouped_runs.measure(model, Sprites(), Ranks(0, 1, torch.device("cpu")), 300)
-    rows = np.random.default_rng(0).permutation(700)[:300]
+    rows = datasets.choose_rows(700, 300, seed=0)  # the rule by which all scores choose some of the images
     with torch.no_grad():
         codes = model.encode(Sprites().images(rows).float())[0]
     assert numbers["mig"] == pytest.approx(mig(codes, Sprites().factors(rows)).score, abs=1e-3)
