@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up_does_not_end_the_training(
     result = running.call("train_nvae", *running.flags(data, run))
     assert result.code == errors.EXIT_BAD_INPUT
     assert "checkpoint of step 6 could not be written (No space left on device)" in result.err
-    assert "error: the weights of step 16 are on no disk, the newest checkpoint is of step 3\n  fix: " in result.err
+    assert "error: the weights of step 16 are not on disk, the newest checkpoint is of step 3\n  fix: " in result.err
     assert [p.name for p in checkpoint.find(run / "checkpoints")] == ["step-000000003.pt"]
     assert running.records(run)[-1]["step"] == running.STEPS, "trained and evaluated to the end"
     assert not (run / "summary.json").exists()
