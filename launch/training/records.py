@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,7 @@ class Monitor:
         self._recorded: set[str] = set()  # names of the values recorded at ``resume_step``
         if not active:
             return
+        _silence_threads_of_tensorboard()
         self._path = folder / NAME
         self._first_step, self._total_steps = resume_step, total_steps
         self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
@@ -255,6 +257,19 @@ class Monitor:
 
 def _write(file: IO[bytes], content: bytes) -> None:
     file.write(content)
+
+
+def _silence_threads_of_tensorboard() -> None:
+    """Print no traceback of a thread that writes events: its writer raises the same error where it is used next."""
+    before = threading.excepthook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
 
 
 def _add_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:

@@ -22,6 +22,14 @@ from launch.training.records import read as read_records
 from launch.training.step import TrainState
 
 
+def _refuse_half(content: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that lacks a part, or has something else in its place."""
+    parts = {"config": dict, "global_batch": int, "num_images": int, "model": dict}
+    for name, kind in parts.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{path} has no valid {name}; remove it to use an older one")
+
+
 def _refuse_another_run(
     content: dict[str, Any],
     folder: RunFolder,
@@ -32,16 +40,11 @@ def _refuse_another_run(
     data: datasets.Dataset,
 ) -> list[str]:
     """Refuse a checkpoint of other settings or data; return the settings that differ and may, as 'key: old -> new'."""
-    if not content.get("global_batch"):  # imported from elsewhere, or made small enough to share
+    if content["global_batch"] == 0:  # imported from elsewhere, or made small enough to share
         raise ValueError(
             f"{folder.path} holds weights without an optimiser's state, so training cannot go on from them; "
             "evaluate, sample and score read it as it is; choose another --run-dir to train"
         )
-    for name, kind in (("global_batch", int), ("num_images", int), ("config", dict)):
-        if not isinstance(content.get(name), kind):
-            raise ValueError(
-                f"the newest checkpoint of {folder.path} has no valid {name}; remove it to use an older one"
-            )
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
     # config.json has these as they are now where a run that had diverged went on before, and has saved nothing since
@@ -113,6 +116,7 @@ def resume(
         if until is None and folder.diverged and content.get("num_bad_in_a_row"):
             warn(f"skipped: {path} was saved between steps that were not finite")
             continue
+        _refuse_half(content, path)
         changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
         _load(state, content, path)
         if ranks.is_main:
@@ -146,7 +150,9 @@ def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
     """
     parts = {"model": state.model, "objective": state.objective} | ({"ema": state.ema.model} if state.ema else {})
     for name, own in parts.items():
-        checkpoint.check_weights(own.state_dict(), content.get(name), f"{name} of {path}")
+        if name not in content:
+            raise ValueError(f"{path} has no {name}; remove it to use an older one")
+        checkpoint.check_weights(own.state_dict(), content[name], f"{name} of {path}")
     try:
         state.load_state_dict(content)
         _check_optimizer(state.optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
@@ -16,9 +17,9 @@ from launch.training import step as stepping
 real = stepping.Trainer._accumulate
 
 
-def accumulate(self: stepping.Trainer, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def accumulate(self: stepping.Trainer, *drawn: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The gradients are averaged and finite everywhere, so that only the ranks' agreement stops rank 0."""
-    terms, kl, total = real(self, x)
+    terms, kl, total = real(self, *drawn)
     return terms, kl, total * float("nan") if self.ranks.rank == 1 and self.state.step >= 5 else total
 
 

@@ -33,7 +33,7 @@ PARENT = """
 import sys
 sys.path.insert(0, {root!r})
 from launch.console import errors
-from launch.studies import jobs
+from launch.training import jobs
 from launch.machine import children
 def work(name):
     code = children.run([sys.executable, *{child!r}])

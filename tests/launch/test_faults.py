@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from launch.console import errors
@@ -206,10 +205,10 @@ def test_sigterm_in_the_first_step(data: Path, trained: Path, tmp_path: Path, mo
     """Where kernels are chosen and models are compiled, which takes long: the step is done, then all is saved."""
     real = stepping.Trainer._accumulate
 
-    def accumulate(self: stepping.Trainer, x: torch.Tensor) -> Any:
+    def accumulate(self: stepping.Trainer, *drawn: Any) -> Any:
         if self.state.step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, x)
+        return real(self, *drawn)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

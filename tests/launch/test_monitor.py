@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALA
 from launch.machine.files import plain
 from launch.training import records
 from launch.training.records import Monitor
+from tests.conftest import ROOT
 from tests.launch import running
 
 TRAIN = ["loss", "elbo", "rate", "distortion", "bits_per_dim"]
@@ -245,6 +248,27 @@ def test_a_kill_after_the_final_evaluation_leaves_one_point(tmp_path: Path) -> N
     read = events(tmp_path)
     assert [(p.step, p.value) for p in read.Scalars("val/elbo")] == [(2, -2.0), (4, -4.0), (6, -6.5)]
     assert [p.step for p in read.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_thread_of_tensorboard_that_fails_prints_no_traceback(tmp_path: Path) -> None:
+    """It did where a folder had been renamed or the disk was full; in a process of its own, because pytest catches it."""
+    program = """
+import pathlib, sys, threading
+from launch.training.records import Monitor
+run = pathlib.Path(sys.argv[1]); run.mkdir()
+with Monitor(run, active=True, total_steps=6) as monitor:
+    monitor.scalars(1, {"a": 1.0})
+    run.rename(run.with_name("elsewhere"))
+    monitor.scalars(2, {"a": 2.0})
+for thread in threading.enumerate()[1:]:
+    thread.join(1.0)
+def fail(): raise RuntimeError("ours")
+ours = threading.Thread(target=fail); ours.start(); ours.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.count("could not be written") >= 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert "ours" in done.stderr
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
