@@ -36,9 +36,9 @@ from datasets import ImageSpec
 from launch.console.config import OptimConfig, RunConfig
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
-from launch.machine import numerics
-from launch.machine.captured import WARM_UP
-from launch.training.planning import image_spec
+from launch.machine import execution
+from launch.machine.execution import WARM_UP
+from launch.training.memory import image_spec
 from launch.training.step import Trainer
 from nvae.batch_norm import BatchNorm
 
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--rank", type=int, help="internal: be one of two processes")
     options = parser.parse_args()
-    numerics.full_float32()
+    execution.full_float32()
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     if options.rank is not None:
         one_rank(options.rank, device)

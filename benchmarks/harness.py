@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from launch.machine import host_memory
+from launch.machine import process
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
@@ -54,7 +54,7 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         gc.collect()
-        host_memory.give_back()
+        process.give_back()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:

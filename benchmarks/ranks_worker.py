@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, steps
 from benchmarks.scaling import BASE, BATCH
-from launch.machine import distributed, host_memory
+from launch.machine import distributed, process
 
 STEPS = 10
 
@@ -22,7 +22,7 @@ def main(precision: str, device: str, *options: str) -> None:
     """Warm up, then time steps that all ranks take together."""
     torch.set_num_threads(1)
     if "--default-allocator" not in options:
-        host_memory.keep_freed()
+        process.keep_freed()
     with distributed.joined(device) as ranks:  # type: ignore[arg-type]
         config = steps.nvae_config(BASE, BATCH, precision)
         trainer = steps.trainer_of(config, steps.CELEBA64, ranks.device, ranks=ranks)

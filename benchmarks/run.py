@@ -20,7 +20,7 @@ import torch
 from benchmarks import curves, flat, harness, pipeline, scaling, steps
 from benchmarks.harness import Row
 from launch.families.nvae import NVAE_PRESETS
-from launch.machine import host_memory
+from launch.machine import process
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, torch.device], list[Row]], str]] = {
     "nvae-step": (steps.nvae_step, "training steps of NVAE; --baseline plain: beside a straightforward port"),
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = _parser().parse_args()
     if not options.default_allocator:
-        host_memory.keep_freed()  # as every script does
+        process.keep_freed()  # as every script does
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     device = torch.device("cuda" if cuda else "cpu")

@@ -19,7 +19,7 @@ from launch.console.config import OptimConfig, RunConfig
 from launch.families import family_of
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine.distributed import Ranks
-from launch.training.planning import image_spec
+from launch.training.memory import image_spec
 from launch.training.step import Trainer, new_state, resolve_precision
 from metrics.elbo import terms
 from nvae import NVAE, NVAEConfig

@@ -21,7 +21,7 @@ from launch.console import errors
 from launch.console.flags import parse
 from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
-from launch.training import memory, planning
+from launch.training import memory
 from launch.training.memory import GIB
 
 
@@ -50,8 +50,8 @@ class PlanConfig:
 def plan(options: PlanConfig) -> Iterator[str]:
     """Yield the answer line by line."""
     config = nvae.FAMILY.preset(options.preset)
-    spec = planning.image_spec(config)
-    gflop = planning.gflop_per_image(config, spec)
+    spec = memory.image_spec(config)
+    gflop = memory.gflop_per_image(config, spec)
     yield f"preset {config.preset}: images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
     yield from _memory(options, config, spec)
     yield f"work   {gflop:,.1f} GFLOP an image, forward and backward"
@@ -67,7 +67,7 @@ def _memory(options: PlanConfig, config: NVAETrainConfig, spec: datasets.ImageSp
     )
     recomputed = memory.count(memory.with_checkpointing(config), spec)
     for name, counted in (("without checkpointing", needs), ("with checkpointing", recomputed)):
-        batch = planning.largest_batch(counted, options.gpu_memory_gib)
+        batch = memory.largest_batch(counted, options.gpu_memory_gib)
         yield (
             f"memory {name}: {counted.activation_bytes_per_image / 2**20:.0f} MiB an image in fp32; at most "
             f"{batch} images a card of {options.gpu_memory_gib:g} GiB, {batch * options.gpus} on {options.gpus}"
@@ -76,7 +76,7 @@ def _memory(options: PlanConfig, config: NVAETrainConfig, spec: datasets.ImageSp
 
 def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterator[str]:
     """Yield the hours of an epoch and of the run."""
-    num_images = options.num_images or planning.num_training_images(config)
+    num_images = options.num_images or memory.num_training_images(config)
     if options.throughput is None:
         yield (
             "time   unknown without a measurement; give --throughput FILE, which this writes on such a card: "
@@ -86,7 +86,7 @@ def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterato
     if not num_images:
         yield "time   unknown; give --num-images, the training images of an epoch"
         return
-    speed = planning.throughput(options.throughput, config.preset, gflop)
+    speed = memory.throughput(options.throughput, config.preset, gflop)
     hours = num_images / (speed.images_per_s * options.gpus) / 3600.0
     yield (
         f"time   {hours:,.2f} hours an epoch of {num_images:,} images, {hours * config.run.epochs:,.0f} for "

@@ -15,7 +15,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
 from launch.console.flags import parse
-from launch.machine import children
+from launch.machine import process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     errors.stop_with_children()
     for number, (why, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {why}\n$ python {shlex.join(command)}", flush=True)
-        code = children.run([sys.executable, *command], cwd=errors.ROOT)
+        code = process.run([sys.executable, *command], cwd=errors.ROOT)
         if code:
             return code
     print(f"""

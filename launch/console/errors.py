@@ -20,7 +20,7 @@ import datasets
 import metrics
 from launch.console import flags, terminal
 from launch.console.terminal import one_line
-from launch.machine import children, distributed, host_memory
+from launch.machine import distributed, process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def stop_with_children() -> None:
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        children.ask_to_stop()
+        process.ask_to_stop()
         raise Preempted("stopped on request, and what it had started too; the same command goes on")
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -150,14 +150,14 @@ def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False
     debug = abandon = False
     try:
         debug, arguments = flags.take_switch("debug", sys.argv[1:])
-        children.end_with_parent()
+        process.end_with_parent()
         refuse_foreign_packages()
-        host_memory.keep_freed()
+        process.keep_freed()
         code = body(arguments) or 0
     except BaseException as error:
         code, abandon = _end(error, debug=debug)
     try:
-        children.stop()
+        process.stop()
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     lost = terminal.finish()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from launch.machine import numerics
+from launch.machine import execution
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
         ValueError: a variable of torchrun that is no number,
             ``device="cuda"`` without a GPU, more processes than GPUs, or some that do not come in time.
     """
-    numerics.full_float32()
+    execution.full_float32()
     world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0

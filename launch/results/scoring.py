@@ -20,10 +20,10 @@ import metrics
 from launch.console.config import check_timeout
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.results import encoding, sample_scores, scores
+from launch.results import encoding, image_scores, scores
 from launch.results.codes_file import CodesFile, grid_of, read_codes
 from launch.results.encoding import Encoded, Int64, Protocol
-from launch.results.image_folders import score_folders
+from launch.results.image_scores import score_folders
 from launch.results.run import SavedRun, open_run
 from launch.results.scores import Scored
 from launch.training import checkpoint, evaluation
@@ -229,7 +229,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "kl_of_units": encoded.kl_of_units,
         "active_units": encoded.active_latents,
         "held_out": None if held_out is None else held_out.summary(),
-        "samples": sample_scores.score_samples(run, data, num=config.samples, seed=config.seed)
+        "samples": image_scores.score_samples(run, data, num=config.samples, seed=config.seed)
         if config.samples
         else None,
         "scores": scores.compute(names, scored, _say),

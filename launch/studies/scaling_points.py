@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.console.config import SharedConfig
 from launch.report.data import ScoredRun, read_run
-from launch.training import memory, planning
+from launch.training import memory
 
 WARM_UP = 0.3  # of a run: before that the KL has not its full weight, and running statistics lag
 
@@ -66,7 +66,7 @@ class Measured:
 @cache
 def _counted(config: SharedConfig, spec: Any) -> tuple[float, float]:
     """GFLOP of training on an image, and MiB of its activations."""
-    gflop = planning.gflop_per_image(config, spec)
+    gflop = memory.gflop_per_image(config, spec)
     return gflop, memory.count(config, spec).activation_bytes_per_image / 2**20
 
 

@@ -16,7 +16,7 @@ from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
 from launch.studies.scaling_fit import PowerLaw
 from launch.studies.scaling_points import Measured, all_measured
-from launch.training import memory, planning
+from launch.training import memory
 
 TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64"}
 PUBLISHED = "celeba64"  # the recipe
@@ -182,10 +182,10 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
 def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
     """Prediction of the laws for the published CelebA 64 recipe, beside its published value."""
     recipe = NVAE_PRESETS[PUBLISHED].build()
-    spec = planning.image_spec(recipe)
-    images = recipe.run.epochs * planning.num_training_images(recipe)
+    spec = memory.image_spec(recipe)
+    images = recipe.run.epochs * memory.num_training_images(recipe)
     size = {
-        "compute": planning.gflop_per_image(recipe, spec) * images,
+        "compute": memory.gflop_per_image(recipe, spec) * images,
         "parameters": float(memory.count(recipe, spec).num_parameters),
     }
     nvaes = [run for run in runs if not run.is_flat]

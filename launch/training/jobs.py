@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import joblib
 import torch
 
-from launch.machine import children, files
+from launch.machine import files, process
 
 LAUNCH = Path(__file__).resolve().parents[1]
 J = TypeVar("J")
@@ -133,7 +133,7 @@ class Devices:
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log.open("w") as said:
-                return children.run(command, env=environment, output=said)
+                return process.run(command, env=environment, output=said)
         finally:
             if gpu is not None:
                 self._free.put(gpu)

@@ -13,7 +13,7 @@ from torch import Tensor
 import datasets
 from datasets.views import Int64
 from launch.console import errors
-from launch.machine import compiling
+from launch.machine import execution
 from launch.training import evaluation, feeding
 from launch.training.run import Run
 from launch.training.step import StepReport
@@ -144,7 +144,7 @@ class Loop:
         try:
             reports = self.take_step(batch.on(first.ranks.device), first.stop.asked)
         except RuntimeError as error:
-            if not compiling.failed(error):
+            if not execution.failed(error):
                 raise
             if first.stop.asked:
                 for run in self.runs:

@@ -1,15 +1,20 @@
-"""Memory of a training step, counted on torch's meta device without computing anything."""
+"""Memory of a training step, and what fits on a GPU."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
+from launch.console.config import SharedConfig
 from launch.families import family_of
+from launch.machine import files
 from metrics.elbo import terms
 
 GIB = 2.0**30
@@ -89,3 +94,108 @@ def without_checkpointing(config: Any) -> Any:
     if not hasattr(config.model, "checkpointing"):
         return config
     return replace(config, model=replace(config.model, checkpointing=False))
+
+
+HEADROOM = 0.9  # of a card's memory: work space of the convolutions and fragmentation take the rest
+# data set: channels, height, width, bits, training images of the published recipe
+PUBLISHED: dict[str, tuple[int, int, int, int, int]] = {
+    "celeba": (3, 64, 64, 8, 162_770),
+    "mnist": (1, 28, 28, 1, 60_000),
+    "cifar10": (3, 32, 32, 8, 50_000),
+    "frey": (1, 28, 20, 8, 1_415),
+    "dsprites": (1, 64, 64, 1, 663_552),
+    "folder": (3, 64, 64, 8, 0),
+}
+FOLDER_IMAGES = {"imagenet32": 1_281_147, "celebahq256": 27_000, "ffhq256": 63_000}
+
+
+def image_spec(config: SharedConfig) -> datasets.ImageSpec:
+    """Return the shape and bit depth of the images that a recipe is for, without opening its data."""
+    channels, height, width, num_bits, _ = PUBLISHED[config.data.dataset]
+    if config.data.image_size is not None:
+        height, width = config.data.image_size[0], config.data.image_size[-1]
+    return datasets.ImageSpec(channels=channels, height=height, width=width, num_bits=config.data.num_bits or num_bits)
+
+
+def num_training_images(config: SharedConfig) -> int:
+    """Return the number of training images of the published recipe; 0 where none was published."""
+    recipe = config.preset.removesuffix("-1gpu")
+    return FOLDER_IMAGES.get(recipe, PUBLISHED[config.data.dataset][-1])
+
+
+def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
+    """Count the GFLOP of a forward and a backward pass on PyTorch's meta device; recomputation is left out.
+
+    The figure is three times that of the forward pass: PyTorch's counter takes the weight gradient of a depthwise
+    convolution for a dense one.
+    """
+    with torch.device("meta"):
+        model = family_of(config).build_model(without_checkpointing(config), spec).train()
+        with FlopCounterMode(display=False) as counter:
+            x = torch.rand(2, spec.channels, spec.height, spec.width)
+            model(x)
+    return 3.0 * float(counter.get_total_flops()) / 2 / 1e9
+
+
+def largest_batch(needs: StepMemory, memory_gib: float) -> int:
+    """Return how many images of a step fit into a card, with a tenth of its memory left free; 0 if none does."""
+    free = HEADROOM * memory_gib * GIB - needs.state_bytes
+    return max(0, int(free // needs.activation_bytes_per_image))
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second of one process, and how the figure was obtained."""
+
+    images_per_s: float
+    source: str
+
+
+def throughput(path: Path, preset: str, gflop: float) -> Throughput:
+    """Read a measured throughput from the JSON lines of ``benchmarks/run.py nvae-step``.
+
+    The fastest variant of the same recipe counts; without one, the best FLOP rate of any recipe is divided by this
+    recipe's work.
+
+    Args:
+        path: file that the benchmark wrote with ``--out``.
+        preset: recipe that is planned.
+        gflop: work of one image, as :func:`gflop_per_image` counts it.
+
+    Raises:
+        ValueError: there is no such file, or it holds no training steps of NVAE.
+    """
+    command = f"measure: python benchmarks/run.py nvae-step --preset {preset} --out {path}"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; {command}")
+    rows = files.read(path, _steps, remedy=command, limit=files.LARGEST_RECORD)
+    if not rows:
+        raise ValueError(f"{path} holds no training steps of NVAE; {command}")
+    same = max((row for row in rows if row.get("preset") == preset), key=_images_per_s, default=None)
+    if same is not None:
+        source = f"measured: {same['variant']}, batch {same['batch_size']}, {same['hardware']}"
+        return Throughput(_images_per_s(same), source)
+    best = max(rows, key=_gflop_per_s)
+    rate, shape = _gflop_per_s(best), best.get("preset") or "another shape"
+    source = f"estimated from {rate:,.0f} GFLOP/s of {shape}, {best['variant']}, {best['hardware']}"
+    return Throughput(rate / gflop, source)
+
+
+def _steps(file: IO[bytes]) -> list[dict[str, Any]]:
+    """The training steps of NVAE among a benchmark's lines, with every value that is used."""
+    rows = [json.loads(line) for line in file if line.strip()]
+    chosen = [r for r in rows if r.get("benchmark") == "nvae-step" and "gflop" in r and r["variant"] != "plain"]
+    for row in chosen:
+        if not (
+            _gflop_per_s(row) > 0.0 and _images_per_s(row) > 0.0 and {"variant", "hardware", "batch_size"} <= row.keys()
+        ):
+            raise ValueError("a line makes no sense")
+    return chosen
+
+
+def _gflop_per_s(row: dict[str, Any]) -> float:
+    return float(row["gflop"]) / float(row["median_s"])
+
+
+def _images_per_s(row: dict[str, Any]) -> float:
+    return float(row["images_per_s"])

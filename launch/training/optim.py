@@ -1,15 +1,16 @@
-"""Optimisers by name, and the learning rate as a function of the step."""
+"""What moves the weights: the optimiser, its learning rate, the verdict on a step, and the average that is evaluated."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from launch.console.config import OptimConfig
 
@@ -83,3 +84,73 @@ def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
     here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}
     groups = [{**group, **here} for group in saved["param_groups"]]
     optimizer.load_state_dict({**saved, "param_groups": groups})
+
+
+class Findings(NamedTuple):
+    """What was found in a step on some rank."""
+
+    bad_loss: bool
+    bad_gradient: bool
+    too_long: bool
+    """A finite gradient longer than what was allowed."""
+    stop: bool
+    """Somebody asked for the run to stop; no reason to skip."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether the weights must not move."""
+        return self.bad_loss or self.bad_gradient or self.too_long
+
+
+class Verdict:
+    """Findings of a step as a tensor on the device, and a copy of them for the host.
+
+    Args:
+        flags: 0 or 1 for each of :class:`Findings`, in their order, the same on all ranks; float32 [4].
+    """
+
+    def __init__(self, flags: Tensor) -> None:
+        self.flags = flags
+        self._copy, self._copied = flags, None
+        if flags.is_cuda:  # leaves for pinned memory behind the work that is queued; nobody waits
+            self._copy = torch.empty(flags.shape, pin_memory=True).copy_(flags, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(flags.device))  # the current device may be another one
+
+    @property
+    def skips(self) -> Tensor:
+        """Whether the weights must not move: a bool on the device."""
+        return self.flags[:3].any()
+
+    def read(self) -> Findings:
+        """The findings on the host; waits only if the device is not that far yet."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return Findings(*(value > 0.0 for value in self._copy.tolist()))
+
+
+class ExponentialMovingAverage:
+    """A copy of ``model`` whose parameters trail it.
+
+    The decay is shorter at the start, min(decay, (1 + step) / (10 + step)), so that a run of a few hundred steps is
+    averaged over its last tenth and not over its beginning. Buffers (batch-norm statistics) are taken as they are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def weight(self, step: int) -> float:
+        """How far the average moves towards the weights after optimiser step ``step``, from 0 to 1."""
+        return 1.0 - min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards ``model`` after optimiser step ``step``."""
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), self.weight(step))
+
+    @torch.no_grad()
+    def copy_buffers(self, model: nn.Module) -> None:
+        """Take over ``model``'s batch-norm statistics; call before using the average."""
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets import to_float
 from launch.training import optim
-from launch.training.guard import Verdict
+from launch.training.optim import Verdict
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics.objective import Loss
 

@@ -15,7 +15,7 @@ import datasets
 from launch.console import errors
 from launch.console.config import SharedConfig, differences
 from launch.families import family_of
-from launch.machine import compiling, distributed
+from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint, feeding, memory
 from launch.training.folder import RunFolder
@@ -334,6 +334,6 @@ def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, tota
     objective = family.build_objective(config, model, total_steps, len(data))
     objective.to(ranks.device)
     if config.run.compile:
-        compiling.compile_parts(model, ranks.device)
+        execution.compile_parts(model, ranks.device)
     state = new_state(model, objective, config, ranks.device)
     return Trainer(state, config, ranks, total_steps)

@@ -15,12 +15,11 @@ from torch import Tensor
 from datasets import to_float
 from launch.console.config import SharedConfig
 from launch.machine import noise
-from launch.machine.captured import Captured
 from launch.machine.distributed import Ranks
+from launch.machine.execution import Captured
 from launch.training import optim
-from launch.training.ema import ExponentialMovingAverage
 from launch.training.flat import FlatState
-from launch.training.guard import Verdict
+from launch.training.optim import ExponentialMovingAverage, Verdict
 from metrics.model import VAE
 from metrics.objective import Objective
 

@@ -31,7 +31,7 @@ import torch
 
 from launch import quickstart
 from launch.console import errors
-from launch.machine import children
+from launch.machine import process
 from launch.training import checkpoint
 from tests.launch import running, toy
 
@@ -351,7 +351,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         toy.register(patch)
-        patch.setattr(children, "run", _run_child)
+        patch.setattr(process, "run", _run_child)
         patch.setattr(quickstart, "commands", _toy_commands)
         made = make_runs()
         for command in options.commands:

@@ -21,7 +21,7 @@ from launch import compare
 from launch.machine import files
 from launch.report import data as report_data
 from launch.results import bits_back, codes_file, container, encoding, published
-from launch.training import jobs, planning, records
+from launch.training import jobs, memory, records
 from metrics import inception
 from nvae import official
 from tests.conftest import ROOT
@@ -278,7 +278,7 @@ def throughput(home: Path) -> Target:
             path.write_bytes(mutate.damage_text(text, chance))
         else:
             path.write_text(json.dumps(mutate.damage_tree(row, chance)), errors="surrogatepass")
-        return not refused(lambda: planning.throughput(path, "tiny", 1.0))
+        return not refused(lambda: memory.throughput(path, "tiny", 1.0))
 
     return one
 

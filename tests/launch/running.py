@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from launch.console import errors
-from launch.machine import children as child_processes
+from launch.machine import process as child_processes
 from launch.training import checkpoint
 from tests.conftest import ROOT
 

@@ -12,7 +12,7 @@ from benchmarks.steps import random_images, trainer_of
 from datasets import ImageSpec
 from launch.console.config import OptimConfig, RunConfig
 from launch.families.nvae import NVAETrainConfig
-from launch.machine.captured import WARM_UP, Captured
+from launch.machine.execution import WARM_UP, Captured
 from launch.training.step import Trainer
 from nvae import NVAEConfig, NVAEObjective, ObjectiveConfig
 from tests.launch.replay import EmulatedGraph

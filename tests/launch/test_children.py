@@ -34,9 +34,9 @@ import sys
 sys.path.insert(0, {root!r})
 from launch.console import errors
 from launch.training import jobs
-from launch.machine import children
+from launch.machine import process
 def work(name):
-    code = children.run([sys.executable, *{child!r}])
+    code = process.run([sys.executable, *{child!r}])
     return f"exit code {{code}}" if code else None
 def main(arguments):
     errors.stop_with_children()

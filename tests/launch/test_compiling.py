@@ -9,14 +9,14 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from launch.console import errors
-from launch.machine import compiling
+from launch.machine import execution
 from launch.training import step as stepping
 from nvae import NVAE
 from tests.launch import running
 
 
 def test_a_machine_without_a_compiler_is_told_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(execution.shutil, "which", lambda name: None)
     result = running.call("train_nvae", *running.flags(data, tmp_path / "run", "--compile"))
     running.assert_one_error(result, "--compile needs a C++ compiler", "apt install g++")
     assert not (tmp_path / "run").exists()

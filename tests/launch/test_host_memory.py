@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from launch.console import errors
-from launch.machine import host_memory
+from launch.machine import process
 
 PAGE_FAULTS = """
 import resource, torch
-from launch.machine import host_memory
+from launch.machine import process
 {call}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,11 +37,9 @@ def page_faults(call: str, **variables: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
 def test_freed_memory_serves_the_next_tensor() -> None:
-    assert page_faults("host_memory.keep_freed()") < 100
+    assert page_faults("process.keep_freed()") < 100
     as_glibc_does = page_faults("")
-    assert page_faults("host_memory.keep_freed()", MALLOC_ARENA_MAX="4") >= as_glibc_does // 2, (
-        "the user's tuning counts"
-    )
+    assert page_faults("process.keep_freed()", MALLOC_ARENA_MAX="4") >= as_glibc_does // 2, "the user's tuning counts"
 
 
 @pytest.mark.parametrize(("most", "kept"), [(2**31 - 1, 2**31 - 1), (2**25, 2**25), (0, None)])
@@ -51,7 +49,7 @@ def test_an_older_glibc_gets_what_it_takes(most: int, kept: int | None, monkeypa
 
     class Libc:
         def mallopt(self, option: int, value: int) -> int:
-            if option == host_memory._MMAP_THRESHOLD and value > most:
+            if option == process._MMAP_THRESHOLD and value > most:
                 return 0
             took[option] = value
             return 1
@@ -60,6 +58,6 @@ def test_an_older_glibc_gets_what_it_takes(most: int, kept: int | None, monkeypa
         monkeypatch.delenv(name)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())
-    host_memory.keep_freed()
-    assert took.get(host_memory._MMAP_THRESHOLD) == kept
-    assert (host_memory._TRIM_THRESHOLD in took) == (kept is not None)
+    process.keep_freed()
+    assert took.get(process._MMAP_THRESHOLD) == kept
+    assert (process._TRIM_THRESHOLD in took) == (kept is not None)

@@ -11,7 +11,7 @@ from benchmarks.counting import count_work
 from launch import plan
 from launch.families.nvae import NVAE_PRESETS
 from launch.plan import PlanConfig
-from launch.training import memory, planning
+from launch.training import memory
 from launch.training.memory import GIB, StepMemory
 
 
@@ -47,7 +47,7 @@ def test_throughput_of_another_recipe_is_scaled_by_its_work(tmp_path: Path) -> N
         "median_s": 2.0,
     }
     file = lines_of(tmp_path / "speed.jsonl", row)
-    estimated = planning.throughput(file, "tiny", gflop=5.0)
+    estimated = memory.throughput(file, "tiny", gflop=5.0)
     assert estimated.images_per_s == pytest.approx(10.0)  # 50 GFLOP/s over 5 GFLOP an image
     assert "estimated from 50 GFLOP/s" in estimated.source
 
@@ -55,33 +55,33 @@ def test_throughput_of_another_recipe_is_scaled_by_its_work(tmp_path: Path) -> N
 def test_without_a_measurement_it_says_how_to_make_one(tmp_path: Path) -> None:
     assert "benchmarks/run.py nvae-step --preset tiny" in list(plan.plan(PlanConfig(preset="tiny")))[-1]
     with pytest.raises(ValueError, match=r"there is no .*; measure: python benchmarks/run.py nvae-step --preset tiny"):
-        planning.throughput(tmp_path / "none.jsonl", "tiny", 1.0)
+        memory.throughput(tmp_path / "none.jsonl", "tiny", 1.0)
     other = lines_of(tmp_path / "other.jsonl", {"benchmark": "data", "variant": "cache"})
     with pytest.raises(ValueError, match="holds no training steps of NVAE"):
-        planning.throughput(other, "tiny", 1.0)
+        memory.throughput(other, "tiny", 1.0)
     with pytest.raises(ValueError, match="give at least 1"):
         PlanConfig(gpus=0)
 
 
 def test_work_grows_with_the_batch_but_operations_do_not() -> None:
     config = NVAE_PRESETS["tiny"].build()
-    one, two = (count_work(config, planning.image_spec(config), batch) for batch in (2, 4))
+    one, two = (count_work(config, memory.image_spec(config), batch) for batch in (2, 4))
     assert one.operations == two.operations > 500
     assert two.gflop == pytest.approx(2 * one.gflop)
     assert one.gb_touched < two.gb_touched < 2 * one.gb_touched  # weights are touched once
-    assert one.gflop / 2 == pytest.approx(planning.gflop_per_image(config, planning.image_spec(config)))
+    assert one.gflop / 2 == pytest.approx(memory.gflop_per_image(config, memory.image_spec(config)))
 
 
 def test_largest_batch_leaves_a_tenth_free() -> None:
     needs = StepMemory(num_parameters=1, state_bytes=int(4 * GIB), activation_bytes_per_image=int(GIB // 2))
-    assert planning.largest_batch(needs, 10.0) == 10  # (9 - 4) GiB of halves
-    assert planning.largest_batch(needs, 4.0) == 0
+    assert memory.largest_batch(needs, 10.0) == 10  # (9 - 4) GiB of halves
+    assert memory.largest_batch(needs, 4.0) == 0
 
 
 def test_checkpointing_keeps_at_most_15_percent() -> None:
     """Of the recipe's own activations; a plain port keeps a third more than those."""
     config = NVAE_PRESETS["small"].build()
-    spec = planning.image_spec(config)
+    spec = memory.image_spec(config)
     without, within = (
         memory.count(chosen(config), spec) for chosen in (memory.without_checkpointing, memory.with_checkpointing)
     )
@@ -91,13 +91,13 @@ def test_checkpointing_keeps_at_most_15_percent() -> None:
 
 def test_images_of_the_published_recipes() -> None:
     faces = NVAE_PRESETS["celebahq256"].build()
-    assert (planning.image_spec(faces).height, planning.image_spec(faces).num_bits) == (256, 5)
-    assert planning.num_training_images(faces) == 27_000
-    assert planning.num_training_images(NVAE_PRESETS["celebahq256-1gpu"].build()) == 27_000
-    assert planning.num_training_images(NVAE_PRESETS["celeba64"].build()) == 162_770
+    assert (memory.image_spec(faces).height, memory.image_spec(faces).num_bits) == (256, 5)
+    assert memory.num_training_images(faces) == 27_000
+    assert memory.num_training_images(NVAE_PRESETS["celebahq256-1gpu"].build()) == 27_000
+    assert memory.num_training_images(NVAE_PRESETS["celeba64"].build()) == 162_770
 
 
 def test_work_of_the_celeba_recipe() -> None:
     """85.6 GFLOP forward were computed for the published model by hand; doubling behind the expansion saves a little."""
     config = NVAE_PRESETS["celeba64"].build()
-    assert planning.gflop_per_image(config, planning.image_spec(config)) / 3.0 == pytest.approx(85.6, rel=0.02)
+    assert memory.gflop_per_image(config, memory.image_spec(config)) / 3.0 == pytest.approx(85.6, rel=0.02)

@@ -12,7 +12,7 @@ from torch import nn
 
 from launch.console.config import OptimConfig
 from launch.training import optim
-from launch.training.ema import ExponentialMovingAverage
+from launch.training.optim import ExponentialMovingAverage
 
 
 def test_learning_rate_has_known_values() -> None:
