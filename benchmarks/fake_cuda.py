@@ -320,6 +320,7 @@ def fake_cuda() -> Iterator[Recorder]:
         mock.patch.object(torch._C, "_current_graph_task_id", side_effect=lambda: engine.num_runs),
         mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _layout_of_cudnn),
         mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
         mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False),
     ]
     with contextlib.ExitStack() as stack:

@@ -71,13 +71,15 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
             mock.patch.object(Verdict, "read", return_value=findings),
             mock.patch.object(Vector, "become"),  # of fake tensors only shapes and layouts count
             mock.patch.object(FlatState, "holds", True),
-            mock.patch.object(dist, "broadcast"),  # once a run; it asks for the device's properties
         ):
             trainer = trainer_of(config, spec, world_size)
             count = config.run.batch_size * config.optim.accumulation
             shape = (count, spec.channels, spec.height, spec.width)
             images = torch.empty(shape, dtype=torch.uint8, device=fake_cuda.DEVICE)
-            trainer.train_step(images)  # makes the optimiser's state
+            with recorder:
+                trainer.train_step(images)  # makes the optimiser's state
+            for noted in (recorder.launches, recorder.layouts, recorder.waits):
+                noted.clear()
             if watch:
                 recorder.watch(trainer.state.model)
             with recorder:

@@ -77,10 +77,10 @@ class _LogRatio(torch.autograd.Function):
         grad = grads[0]
         q_shift, q_std, p_shift, p_std = ctx.saved_tensors
         q_part, p_part = grad / q_std, grad / p_std
-        to_base, to_p_mean = -q_part * q_shift, -p_part * p_shift
-        to_q_std = torch.addcmul(-q_part, to_base, q_shift, value=-1.0)
-        to_p_std = torch.addcmul(p_part, to_p_mean, p_shift)
-        return to_base, -to_base, to_q_std, -to_p_mean, to_p_mean, to_p_std
+        q_moved, p_moved = q_part * q_shift, p_part * p_shift
+        to_q_std = (q_moved * q_shift).sub_(q_part)
+        to_p_std = torch.addcmul(p_part, p_moved, p_shift, value=-1.0)
+        return -q_moved, q_moved, to_q_std, p_moved, -p_moved, to_p_std
 
 
 def log_ratio(q: Normal, base: Tensor, p: Normal, z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from launch.training import optim
 from launch.training.flat import FlatState
 from launch.training.optim import ExponentialMovingAverage, Verdict
 from metrics.model import VAE
-from metrics.objective import Objective
+from metrics.objective import Loss, Objective
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -116,6 +116,15 @@ class Outcome(NamedTuple):
         return Outcome(dict(zip(names, values, strict=True)), *rest)
 
 
+def _mean(losses: list[Loss]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Mean terms, KL per group and loss of the batches of a step."""
+    if len(losses) == 1:
+        return losses[0].terms, losses[0].kl_per_group, losses[0].total.detach()
+    terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms}
+    kl = torch.stack([loss.kl_per_group for loss in losses]).mean(0)
+    return terms, kl, torch.stack([loss.total.detach() for loss in losses]).mean(0)
+
+
 class Trainer:
     """Takes optimiser steps on one rank.
 
@@ -183,8 +192,7 @@ class Trainer:
     def _accumulate(self, x: Tensor, all_noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Bring the gradient of the step's batches into its vector; mean of their terms, KL per group, and loss."""
         count, size = self.config.optim.accumulation, self.config.run.batch_size
-        sums: dict[str, Tensor] = {}
-        kl, total = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        losses: list[Loss] = []
         with self.state.objective.one_step(count):
             for i in range(count):
                 rows = slice(i * size, (i + 1) * size)
@@ -195,11 +203,9 @@ class Trainer:
                 self.state.scaler.scale(loss.total / count).backward()
                 if i < count - 1:
                     self.flat.collect(first=i == 0)
-                for name, value in loss.terms.items():
-                    sums[name] = sums.get(name, 0.0) + value / count
-                kl, total = kl + loss.kl_per_group / count, total + loss.total.detach() / count
+                losses.append(loss)
         self.flat.collect(first=count == 1)
-        return sums, kl, total
+        return _mean(losses)
 
     def train_step(self, images: Tensor, *, stop: bool = False) -> StepReport:
         """One optimiser step on this rank's uint8 images [accumulation * batch, C, H, W], or a skipped one.
