@@ -1,6 +1,6 @@
-"""Everything that runs. The scripts in this folder read from top to bottom; the rooms below hold what they are made of.
+"""Everything that runs: the scripts of this folder, and the rooms that hold their parts.
 
-From the top down; a room imports only from those below it:
+The rooms from the top down; each imports only from those below it:
 
 * scripts: parse, call, print. No script imports another.
 * `studies/`: experiments of many runs.
@@ -9,7 +9,7 @@ From the top down; a room imports only from those below it:
 * `training/`: from a configuration to a run folder: start, loop, step, checkpoints, records.
 * `families/`: the model families, each in one module; the only room that names a model.
 * `console/`: what a person types and sees: flags, configuration, errors, pictures.
-* `machine/`: what the hardware asks for: ranks, noise, files, compiled parts.
+* `machine/`: code that exists because of the hardware: ranks, noise, files, compiled parts.
 
 docs/architecture.md draws the rooms and says where ten common changes belong.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def _refuse_foreign_packages() -> None:
-    """Refuse to go on with packages of other projects that have the names of ours, such as Hugging Face's ``datasets``.
+    """Refuse to run beside another project's package of the same name, such as Hugging Face's ``datasets``.
 
     Raises:
         ImportError: one of them is already imported.

@@ -1,4 +1,4 @@
-"""Compare runs of either family on one data set: tables, figures and what they allow to be said, as report.html and report.md.
+"""Compare runs of any family on one data set: tables, figures and conclusions, as report.html and report.md.
 
 Examples:
   python launch/compare.py --runs runs/nvae-seed* runs/flat-seed* --out runs/comparison
@@ -31,26 +31,26 @@ from launch.results.scoring import ScoreConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What to compare, and where the report goes."""
+    """Settings of a comparison."""
 
     runs: tuple[Path, ...]
-    """Run folders of either family."""
+    """Run folders, of any family."""
     out: Path
     """Folder of the report."""
     score_missing: bool = True
-    """Score runs that have no scores, or those of an older checkpoint."""
+    """Score the runs that have no scores, or only scores of an older checkpoint."""
     split: str | None = None
-    """Split of that scoring: train, valid or test; default that of the first scored run, else test."""
+    """Split for --score-missing: train, valid or test; default that of the first scored run, else test."""
     images: int | None = None
-    """Images of that scoring; default as many as the first scored run has, else 10,000."""
+    """Number of images for --score-missing; default that of the first scored run, else 10,000."""
     untrained: bool = True
-    """In that scoring, also score untrained weights."""
+    """With --score-missing, also score untrained weights."""
     pictures: int = 4
-    """Of at most so many configurations show samples, reconstructions, top groups and traversals; 0 for none."""
+    """Show samples, reconstructions, top groups and traversals of at most this many configurations; 0 shows none."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
 
@@ -60,7 +60,7 @@ class CompareConfig:
 
 
 def _scoring(config: CompareConfig) -> ScoreConfig:
-    """How runs without scores are scored: as the first that has scores was."""
+    """Scoring of the runs that have no scores: that of the first run that has them."""
     chosen: dict[str, Any] = {"untrained": config.untrained, "data_root": config.data_root, "device": config.device}
     chosen["other_data"] = config.other_data
     for path in config.runs:
@@ -69,7 +69,7 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
             chosen |= {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
             break
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # read_runs says what is wrong with it
+            continue  # read_runs reports what is wrong with it
     if config.split is not None:
         chosen["split"] = config.split
     if config.images is not None:
@@ -78,7 +78,7 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, score what has no scores, and write the report."""
+    """Parse, score the runs that have no scores, and write the report."""
     config = parse(CompareConfig, None, arguments, prog="compare.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
     if ranks.world_size > 1:

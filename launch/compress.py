@@ -1,4 +1,4 @@
-"""Compress images losslessly with a trained VAE, and see that its bits per dimension are real.
+"""Compress images losslessly with a trained VAE, and compare the file's size with the ELBO.
 
 Examples:
   python launch/compress.py --run runs/celeba-nvae-tiny-seed0 --split test --images 500 --out celeba.strata
@@ -37,7 +37,7 @@ PREVIEWED = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
-    """What to compress or to decompress."""
+    """Settings of a compression or decompression."""
 
     run: Path
     """Run folder."""
@@ -48,15 +48,15 @@ class CompressConfig:
     split: str = "test"
     """train, valid or test."""
     images: int | None = None
-    """Only so many images, evenly spread over the split; default all of it."""
+    """Number of images, evenly spread over the split; default all."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     seed: int = 0
-    """Of the initial bits and of the reported ELBO's draws."""
+    """Seed of the initial bits and of the reported ELBO's draws."""
 
     def __post_init__(self) -> None:
         if (self.images is not None and self.images < 1) or self.seed < 0:

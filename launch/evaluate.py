@@ -27,32 +27,32 @@ from launch.training import evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What to evaluate."""
+    """Settings of an evaluation."""
 
     run: Path
     """Run folder."""
     split: str = "test"
     """train, valid or test."""
     images: int | None = None
-    """Only so many images, evenly spread over the split; default all of it."""
+    """Number of images, evenly spread over the split; default all."""
     iw_samples: int = 10
     """Draws of the importance-weighted bound; 0 leaves it out. Published figures use 1,000."""
     batch_size: int = 64
-    """Images at once and per process."""
+    """Images per batch and process."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     baseline: bool = True
     """Fit and show the no-latents baseline."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     seed: int = 0
-    """Of the latent draws."""
+    """Seed of the latent draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
     timeout_minutes: float = 30.0
-    """How long a rank waits for another before it is named and all end."""
+    """Minutes to wait for another rank before all ranks stop and the missing one is named."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.iw_samples < 0 or (self.images is not None and self.images < 1):
@@ -61,7 +61,7 @@ class EvaluateConfig:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, evaluate, print, and leave evaluation-<split>.json in the run folder."""
+    """Parse, evaluate, print, and write evaluation-<split>.json to the run folder."""
     config = parse(EvaluateConfig, None, arguments, prog="evaluate.py", description=__doc__ or "")
     with distributed.joined(config.device, config.timeout_minutes) as ranks:
         _evaluate(config, ranks)
@@ -93,7 +93,7 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
 
 
 def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, result: dict[str, Any]) -> None:
-    """Print the evaluation and leave it in the run folder."""
+    """Print the evaluation and write it to the run folder."""
     train = run.data("train") if config.baseline else None
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
     print(

@@ -21,10 +21,10 @@ from launch.results.run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to share, and where to."""
+    """Settings of an export."""
 
     run: Path
-    """Run folder of either family."""
+    """Run folder, of any family."""
     out: Path
     """New folder."""
     weights: Literal["auto", "raw"] = "auto"
@@ -32,7 +32,7 @@ class ExportConfig:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, copy, and say how large the copy is."""
+    """Parse, copy, and print the size of the copy."""
     config = parse(ExportConfig, None, arguments, prog="export.py", description=__doc__ or "")
     folder = export(open_run(config.run, weights=config.weights), config.out)
     size = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())

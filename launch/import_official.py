@@ -26,24 +26,25 @@ from metrics.likelihoods import Edges
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What to import."""
+    """Settings of an import."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """File that the published code saved."""
+    """Checkpoint file that the published code saved."""
     out: Path
-    """Run folder to make."""
+    """Run folder to create."""
     edges: Edges = "exact"
-    """Of mixture likelihoods: exact is a probability, legacy the published rule, in pixel sampling too; evaluate shows both."""
+    """Edge bins of a mixture likelihood: exact gives a probability, legacy is the published rule; evaluate shows
+    both."""
     data_root: Path | None = None
-    """Where the data set is; default data/<name>."""
+    """Folder of the data set; default data/<name>."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, import, and say what came."""
+    """Parse, import, and print what was ignored."""
     config = parse(ImportConfig, None, arguments, prog="import_official.py", description=__doc__ or "")
     unknown = published.import_checkpoint(config.checkpoint, config.out, edges=config.edges, data_root=config.data_root)
     if unknown:
-        print(f"warning: arguments that mean nothing here, ignored: {', '.join(unknown)}", file=sys.stderr)
+        print(f"warning: ignored arguments that have no meaning here: {', '.join(unknown)}", file=sys.stderr)
     print(f"{config.out}: try it with python launch/sample.py --run {config.out} --temperature 0.7")
 
 

@@ -1,6 +1,6 @@
-"""Say what a run will need before it starts: parameters, memory, the largest batch of a card, hours.
+"""Predict what a run will need: parameters, memory, the largest batch per GPU, hours.
 
-Nothing is trained; the model is counted on PyTorch's meta device. Hours need a measured throughput.
+Nothing is trained: the model is built on PyTorch's meta device. Hours need a measured throughput.
 
 Examples:
   python launch/plan.py --preset celebahq256 --gpus 8 --gpu-memory-gib 80
@@ -27,18 +27,18 @@ from launch.training.memory import GIB
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What is planned."""
+    """Settings of a plan."""
 
     preset: str = "celeba64"
     """Recipe, see train_nvae.py --help."""
     gpus: int = 1
-    """Processes, one a card."""
+    """Number of processes, one per GPU."""
     gpu_memory_gib: float = 80.0
-    """Memory of a card."""
+    """Memory of a GPU in GiB."""
     num_images: int | None = None
     """Training images of an epoch; default the published number."""
     throughput: Path | None = None
-    """JSON lines that benchmarks/run.py nvae-step --out wrote on such a card."""
+    """JSON lines that benchmarks/run.py nvae-step --out wrote on such a GPU."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or not self.gpu_memory_gib > 0:
@@ -96,7 +96,7 @@ def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterato
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, count, print."""
+    """Parse, count and print."""
     for line in plan(parse(PlanConfig, None, arguments, prog="plan.py", description=__doc__ or "")):
         print(line)
 

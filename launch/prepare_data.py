@@ -1,4 +1,4 @@
-"""Decode a data set once, ahead of training, and check it.
+"""Decode and check a data set before training.
 
 Examples:
   python launch/prepare_data.py --dataset celeba --data-root data/celeba
@@ -19,7 +19,7 @@ from launch.console.flags import parse
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, build or verify the cache, and say what there is."""
+    """Parse, build or verify the cache, and list the splits."""
     config = parse(DataConfig, DataConfig(), arguments, prog="prepare_data.py", description=__doc__ or "")
     for split, data in datasets.prepare(config.dataset, config.data_root, **config.options()).items():
         spec = data.spec

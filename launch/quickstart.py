@@ -20,14 +20,14 @@ from launch.machine import process
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """How long, and where to."""
+    """Settings of the quickstart."""
 
     out: Path = Path("runs/quickstart")
-    """Folder of everything that this makes."""
+    """Folder of the runs and of the report."""
     steps: int = 250
-    """Training steps of the NVAE, of 16 images."""
+    """Training steps of the NVAE, 16 images each."""
     flat_steps: int = 600
-    """Training steps of the flat VAE, of 32 images."""
+    """Training steps of the flat VAE, 32 images each."""
     images: int = 1000
     """Images that the scores are computed from."""
 
@@ -37,7 +37,7 @@ class QuickstartConfig:
 
 
 def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
-    """What a person would type, with a line that says why."""
+    """Commands as a user would type them, each with its purpose."""
     nvae, flat = str(config.out / "nvae"), str(config.out / "flat")
     data = ["--dataset", "dsprites", "--dsprites-source", "rendered", "--preset", "tiny", "--resume", "auto"]
     quick = ["--final-eval-images", "256", "--iw-samples", "5"]
@@ -64,7 +64,7 @@ def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
 
 
 def _length(steps: int) -> list[str]:
-    """So many steps, evaluated half way and at the end."""
+    """Flags for a run of ``steps`` steps, evaluated halfway and at the end."""
     return ["--max-steps", str(steps), "--eval-every", str(max(1, -(-steps // 2)))]
 
 

@@ -26,28 +26,30 @@ from metrics.model import VAE
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """What to draw."""
+    """Settings of sampling."""
 
     run: Path
     """Run folder."""
     num: int = 16
-    """Images."""
+    """Number of images."""
     temperature: tuple[float, ...] = (1.0,)
-    """Factor on the priors' standard deviations, below 1 for cleaner images: one number, or one per group, top first."""
+    """Factor on the priors' standard deviations, below 1 for cleaner images: one number, or one per group, top
+    first."""
     pixel_temperature: float = 1.0
-    """With --pixels sample: lower means less noise."""
+    """Temperature of --pixels sample; lower means less noise."""
     readjust_bn: int = 0
-    """Batches of samples that batch-norm statistics are estimated from anew for this temperature; 0 keeps those of training."""
+    """Number of batches of samples to re-estimate batch-norm statistics from at this temperature; 0 keeps those of
+    training."""
     pixels: Literal["mean", "sample"] = "mean"
-    """The likelihood's mean, or a draw from it."""
+    """Pixels from the likelihood: its mean, or a draw."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     out: Path | None = None
     """PNG file of the grid; default <run>/figures/samples_t<temperature>_seed<seed>.png."""
     files: Path | None = None
-    """Instead of a grid, a folder with each image as a PNG file of its own, such as score.py --images reads."""
+    """Folder for one PNG file per image instead of a grid; score.py --images reads it."""
     batch_size: int = 64
-    """Images at once."""
+    """Images per batch."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -79,13 +81,13 @@ def temperature_of(model: VAE, typed: tuple[float, ...]) -> float | tuple[float,
 
 
 def readjust(model: VAE, config: SampleConfig, source: torch.Generator) -> None:
-    """Give the model the batch-norm statistics of samples at the temperature that was asked for."""
+    """Give the model the batch-norm statistics of samples at the requested temperature."""
     temperature = temperature_of(model, config.temperature)
     model.readjust_batch_norm(config.readjust_bn, config.batch_size, temperature, source)
 
 
 def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
-    """Draw the images that were asked for, [N, C, H, W] in [0, 1].
+    """Draw the requested images, [N, C, H, W] in [0, 1].
 
     Raises:
         ValueError: a temperature of 0 or below, or not one per group.
@@ -117,7 +119,7 @@ def _save_each(images: Tensor, folder: Path) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, draw, save, and say where."""
+    """Parse, draw, save, and print the path."""
     config = parse(SampleConfig, None, arguments, prog="sample.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
     run = open_run(config.run, device=ranks.device, weights=config.weights)

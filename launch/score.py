@@ -1,4 +1,4 @@
-"""Scores of a run's representation, or of codes from anywhere: encoded once, printed as tables, kept as scores.json.
+"""Score a run's representation, or codes from elsewhere: encode once, print tables, write scores.json.
 
 Examples:
   python launch/score.py --run runs/dsprites-flat-vae-burgess-vae-seed0
@@ -24,7 +24,7 @@ from launch.results.scoring import ScoreConfig
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, score, print, and leave the JSON."""
+    """Parse, score, print, and write the JSON record."""
     config = parse(ScoreConfig, None, arguments, prog="score.py", description=__doc__ or "")
     if [config.run, config.codes, config.reference].count(None) != 2:
         raise ValueError(

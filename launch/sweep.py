@@ -1,7 +1,8 @@
-"""Sweep: any flag of a training script over a list of values and seeds, one table, one plot, one recommended value.
+"""Sweep any flag of a training script over values and seeds; write one table, one plot and one recommended value.
 
-Every run is the training script itself with a run folder of its own. Finished runs are skipped and stopped ones resumed,
-so the same command goes on, with more values or seeds too. What follows -- goes to the training script.
+Every run is a call of the training script with its own run folder. Repeat the command to continue a sweep or to extend
+it by values and seeds: finished runs are skipped, stopped ones are resumed. Arguments after -- go to the training
+script.
 
 Examples:
   python launch/sweep.py --values 1 2 4 8 -- --dataset dsprites --preset burgess --objective beta --max-steps 20000
@@ -33,26 +34,26 @@ OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the s
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What varies, and where to."""
+    """Settings of a sweep."""
 
     values: tuple[str, ...]
     """Values of the flag; several numbers for one value are joined by commas (latent-groups: 3,3 2,4)."""
     flag: str = "beta"
     """Flag of the training script, without its dashes."""
     by: str | None = None
-    """A second flag, each of whose values gets a curve of its own: latent-dim, say."""
+    """A second flag, with one curve for each of its values, such as latent-dim."""
     by_values: tuple[str, ...] = ()
-    """Its values."""
+    """Values of the second flag."""
     seeds: int = 3
-    """Seeds 0, 1, ... of each value."""
+    """Number of seeds per value: 0, 1, ..."""
     out: Path = Path("runs/sweep")
     """Folder of the runs, their logs, and the report: table.md, sweep.png, results.json."""
     script: Script = "train_flat_vae"
     """Training script."""
     workers: int | None = None
-    """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
+    """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     images: int = 10_000
-    """Test images that MIG and covariance distance are measured on: those that score.py takes with as many."""
+    """Number of test images for MIG and covariance distance: the same images as score.py --images takes."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.images < 8:
@@ -69,17 +70,17 @@ class SweepConfig:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What varies."""
+        """Flags that vary."""
         return (self.flag,) if self.by is None else (self.flag, self.by)
 
     @property
     def settings(self) -> list[tuple[str, ...]]:
-        """Values of those flags, every combination."""
+        """Every combination of values of these flags."""
         return list(itertools.product(self.values, *([self.by_values] if self.by else [])))
 
 
 def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...], seed: int) -> ScriptRun:
-    """The run of one setting and seed; what all share comes first."""
+    """The run of one setting and seed; its shared arguments come first."""
     named = list(zip(sweep.flags, setting, strict=True))
     own = [word for flag, value in named for word in (f"--{flag}", *value.split(","))]
     name = "-".join(word for pair in named for word in pair)
@@ -87,7 +88,7 @@ def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...],
 
 
 def _defaults(script: str, typed: list[str]) -> SharedConfig:
-    """The preset that the training script would take for what is typed."""
+    """The preset that the training script would choose for these arguments."""
     defaults: SharedConfig = FAMILIES[script.removeprefix("train_")].recipe(typed)[1]
     return defaults
 
@@ -104,7 +105,7 @@ def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Train what is missing, measure, write the report."""
+    """Train the missing runs, measure them, and write the report."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, shared = arguments[:end], arguments[end + 1 :]
     sweep = flags.parse(SweepConfig, None, own, prog="sweep.py", description=__doc__ or "")
@@ -126,7 +127,7 @@ def main(arguments: list[str]) -> None:
         print("\n" + sweep_report.write(sweep.out, sweep.flag, series))
     if faults:
         raise ValueError(
-            f"{len(faults)} of {len(runs)} runs failed ({faults[0]}); mend it and give the same command again"
+            f"{len(faults)} of {len(runs)} runs failed ({faults[0]}); correct the cause and repeat the command"
         )
 
 

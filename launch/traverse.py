@@ -1,4 +1,4 @@
-"""Look into a model's latents: traverse, interpolate, swap groups, reconstruct from the top groups; PNG grids and GIFs.
+"""Explore a model's latents: traverse, interpolate, swap groups, reconstruct from the top groups; PNG grids and GIFs.
 
 Examples:
   python launch/traverse.py --run runs/celeba-nvae-tiny-seed0 --group 1 --by axis
@@ -30,7 +30,7 @@ from metrics import edits
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, decode, save, and say where."""
+    """Parse, decode, save, and print the paths."""
     config = parse(TraverseConfig, None, arguments, prog="traverse.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
     run = open_run(

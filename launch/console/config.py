@@ -1,7 +1,7 @@
 """A run's configuration: frozen dataclasses that become flags (tyro), JSON (pydantic) and back.
 
-Precedence: defaults < preset < flags typed by the user. A model's and an objective's part stands beside the class that
-it builds; the parts that both models share stand here.
+Precedence: defaults < preset < flags typed by the user. The configuration of a model or an objective stands beside the
+class that it builds; the parts that all models share stand here.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images."""
+    """The images."""
 
     dataset: str = "celeba"
     """celeba, frey, dsprites, mnist, cifar10, or folder for your own images."""
     data_root: Path | None = None
     """Folder of the data set; default data/<dataset>."""
     image_size: tuple[int, ...] | None = None
-    """Pixels, one number or height and width (celeba, folder); default the data set's."""
+    """Image size in pixels: one number, or height and width (celeba, folder); default the data set's."""
     num_bits: int | None = None
     """Bits per pixel and channel, 1 to 8; default the data set's (celeba, folder)."""
     channels: Literal[1, 3] | None = None
-    """1 reads images in grey, 3 in RGB (folder); default grey where nearly all of them are."""
+    """1 reads images in grey, 3 in RGB (folder); default grey if nearly all images are."""
     hflip: bool | None = None
     """Flip half of the training images left to right (celeba, cifar10, folder)."""
     binarise: bool | None = None
     """Draw each pixel anew as 0 or 1 in each epoch, as published models do (mnist); default yes."""
     num_valid: int | None = None
-    """Hold out the last so many training images as the valid split (mnist, cifar10); default none."""
+    """Number of training images, from the end, held out as the valid split (mnist, cifar10); default none."""
     split_by: Literal["auto", "folders", "content", "path"] | None = None
-    """How images are split (folder): by sub-folders train, valid, test; by a hash of their content; auto: by sub-folders
-    where there are any. path is the rule of older runs."""
+    """Rule that splits the images (folder): by sub-folders train, valid, test; by a hash of their content; auto: by
+    sub-folders if there are any. path is the rule of older runs."""
     labels: Path | None = None
     """CSV file with a row of factors for each image (folder); its first column names the images."""
     dsprites_source: Literal["auto", "official", "rendered"] | None = None
-    """The official npz, or drawn by rule in seconds; auto takes the official one where it is (dsprites)."""
+    """The official npz, or images rendered in seconds; auto takes the official file if it is there (dsprites)."""
     cache_dir: Path | None = None
-    """Where decoded images are kept; default beside the data."""
+    """Folder for decoded images; default beside the data."""
     skip_bad: bool = False
-    """Leave out unreadable and missing images and record which, instead of stopping."""
+    """Skip unreadable and missing images and record which, instead of stopping."""
     download: bool = False
-    """Try to fetch the data set if it is not there."""
+    """Download the data set if it is missing."""
 
     def options(self) -> dict[str, Any]:
-        """What was chosen, as options of ``datasets.open_dataset``.
+        """Chosen settings as options of ``datasets.open_dataset``.
 
         Raises:
-            ValueError: something was chosen that the data set does not have.
+            ValueError: the data set does not have a chosen option.
         """
         size: Any = self.image_size
         if size is not None and len(size) == 1:
@@ -89,10 +89,10 @@ class DataConfig:
 
         Args:
             split: train, valid or test.
-            seed: of what is drawn anew in each epoch of training: flips and binarised pixels. Held-out images are
-                drawn with seed 0 in every run, so that runs of several seeds compare on the same images.
-            recorded: the recipe of a run, whose rules for splits are kept.
-            spec: the shape that images of any size and colour get (folder).
+            seed: seed of the flips and binarised pixels, which are drawn anew in each epoch of training. Held-out
+                images use seed 0 in every run, so that runs of several seeds compare on the same images.
+            recorded: recipe of a run; its rules for splits are kept.
+            spec: target shape for images of any size and colour (folder).
         """
         taken = datasets.option_names(self.dataset)
         options = self.options()
@@ -105,7 +105,7 @@ class DataConfig:
         return datasets.open_dataset(self.dataset, self.data_root, split, **options)
 
     def open_held_out(self, *, recorded: Mapping[str, Any] | None = None) -> datasets.Dataset:
-        """Open the images for evaluations during training: split valid, or test where the data has no valid split."""
+        """Open the images for evaluations during training: split valid, or test if the data have no valid split."""
         try:
             return self.open("valid", recorded=recorded)
         except datasets.NoSuchSplit as error:
@@ -116,32 +116,33 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How weights move."""
+    """The optimiser, its learning rate, and the averaged weights."""
 
     optimizer: Literal["adamax", "adam", "adamw", "rmsprop", "fused_adam", "fused_lamb"] = "adamax"
-    """adamax is NVAE's; fused_* need NVIDIA's apex, built from its repository."""
+    """NVAE uses adamax; fused_* need NVIDIA's apex, built from its repository."""
     lr: float = 1e-2
     """Learning rate after the warm-up."""
     lr_min: float = 1e-4
     """Learning rate at the end of the cosine."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     lr_warmup: float = 0.05
-    """Part of the run over which the learning rate rises linearly from 0."""
+    """Fraction of the run over which the learning rate rises linearly from 0."""
     weight_decay: float = 3e-4
     """L2 penalty on all parameters (decoupled for adamw)."""
     optimizer_eps: float = 1e-3
-    """The optimiser's epsilon: 1e-3 inside Adamax' infinity norm is NVAE's."""
+    """The optimiser's epsilon; NVAE uses 1e-3, inside Adamax' infinity norm."""
     rmsprop_decay: float = 0.99
-    """Of RMSprop's mean of squared gradients: torch's .99, Keras' .9. Its first steps are lr / sqrt(1 - decay) long."""
+    """Decay of RMSprop's mean of squared gradients; torch uses .99, Keras .9. First steps are lr / sqrt(1 - decay)
+    long."""
     grad_clip: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest norm of the gradient; 0 turns clipping off."""
     grad_skip: float = 0.0
-    """Steps whose gradient norm exceeds this are skipped and counted; 0 never."""
+    """Skip and count steps whose gradient norm exceeds this; 0 skips none."""
     accumulation: int = 1
-    """Batches whose gradients are averaged into one step."""
+    """Number of batches whose gradients are averaged into one step."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights that are evaluated and sampled; shorter at the start of a run; 0 for none."""
+    """Decay of the averaged weights, which are evaluated and sampled; shorter at the start of a run; 0 turns it off."""
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
@@ -149,7 +150,7 @@ class OptimConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"--ema-decay {self.ema_decay}; give a number in [0, 1)")
         if not 0.0 <= self.lr_warmup <= 1.0:
-            raise ValueError(f"--lr-warmup {self.lr_warmup}; it is a part of the run, in [0, 1]")
+            raise ValueError(f"--lr-warmup {self.lr_warmup}; give a fraction of the run, in [0, 1]")
         for name in ("lr", "optimizer_eps"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give a positive number")
@@ -159,49 +160,49 @@ class OptimConfig:
 
 
 def check_timeout(minutes: float) -> None:
-    """Refuse a time that nothing can be waited for: 0 and less, NaN, and what no clock counts."""
+    """Refuse a time-out that is not positive, is NaN, or exceeds what a clock can count."""
     if not 0.0 < minutes <= 1e6:
         raise ValueError(f"--timeout-minutes {minutes}; give a positive number, up to 1e6")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, where, on what."""
+    """Length, place and hardware of a run."""
 
     run_dir: Path | None = None
     """Folder of this run; default runs/<dataset>-<preset>-seed<seed>."""
     resume: Literal["never", "auto"] = "never"
-    """auto goes on from the newest valid checkpoint, or starts where there is none."""
+    """auto continues from the newest valid checkpoint, or starts a new run if there is none."""
     init_from: Path | None = None
     """Start from the weights of this run (its averages, if it has them), with other data or settings."""
     seed: int = 0
-    """Of weights, order of images, and noise."""
+    """Seed of the weights, of the order of images, and of the noise."""
     epochs: int = 90
     """Passes over the training images."""
     max_steps: int | None = None
-    """Length of the run in optimiser steps instead of epochs; all schedules fit themselves into it."""
+    """Length of the run in optimiser steps instead of epochs; all schedules scale with it."""
     stop_at_step: int | None = None
-    """Save and stop here without changing the schedules; --resume auto goes on."""
+    """Save and stop at this step without changing the schedules; --resume auto continues."""
     batch_size: int = 16
     """Images per process and forward pass; the global batch is this x processes x accumulation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of convolutions: auto is bf16 on GPUs that have it and fp32 on CPUs. Likelihoods and statistics are always fp32."""
+    """Precision of convolutions; auto is bf16 on GPUs that have it, else fp32. Likelihoods and statistics stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes GPUs where there are any."""
+    """auto takes GPUs if there are any."""
     data_on_device: Literal["auto", "yes", "no"] = "auto"
-    """Keep the training images on the device and gather batches there; auto does on a GPU where they take a tenth of it."""
+    """Keep the training images on the device; auto does so on a GPU if they take at most a tenth of its memory."""
     compile: bool = False
-    """torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
+    """Use torch.compile, once for each kind of cell; needs a C++ compiler. Losses differ by rounding."""
     cuda_graph: Literal["auto", "always", "never"] = "auto"
-    """Record a training step of NVAE on a GPU once and replay it, which spares launching its kernels one by one."""
+    """Capture NVAE's training step on a GPU once and replay it, which saves launching its kernels one by one."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default a twentieth of the run, at most 1,000."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of the newest checkpoints to keep."""
     max_bad_steps: int = 20
-    """Steps in a row that may be not finite before the run stops with a diagnostic."""
+    """Consecutive non-finite steps after which the run stops with a diagnosis."""
     timeout_minutes: float = 30.0
-    """How long a rank waits for another before the run ends."""
+    """Minutes that a rank waits for another before the run ends."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "keep_checkpoints", "max_bad_steps"):
@@ -216,30 +217,30 @@ class RunConfig:
             raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Length of the run in optimiser steps, which the schedules fit themselves into."""
+        """Length of the run in optimiser steps; the schedules scale with it."""
         return self.max_steps or self.epochs * steps_per_epoch
 
     def save_every(self, total_steps: int) -> int:
-        """Steps between checkpoints of a run of so many steps; the last step is saved in any case."""
+        """Steps between checkpoints of a run of ``total_steps``; the last step is always saved."""
         return self.checkpoint_every or max(1, min(1000, total_steps // 20))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is measured on the way."""
+    """Measurements during training."""
 
     log_every: int = 50
     """Steps between scalars."""
     eval_every: int | None = None
     """Steps between evaluations on the valid split; default a tenth of the run."""
     eval_images: int = 1024
-    """Images of an evaluation on the way."""
+    """Number of images of an evaluation during training."""
     final_eval_images: int | None = None
-    """Images of the evaluation at the end; default all of the split."""
+    """Number of images of the final evaluation; default all of the split."""
     eval_batch_size: int = 64
     """Images per evaluation batch and process."""
     iw_samples: int = 10
-    """Draws of the importance-weighted bound in the evaluation at the end."""
+    """Draws of the importance-weighted bound in the final evaluation."""
     score_every: int | None = None
     """Steps between cheap scores of the code (MIG at d = 10, active latents) on the valid split; default never."""
     figure_images: int = 16
@@ -257,10 +258,10 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedConfig:
-    """The parts that every run has; each model's TrainConfig adds ``model`` and ``objective``."""
+    """Settings that every run has; each family's configuration adds ``model`` and ``objective``."""
 
     preset: str = ""
-    """Name of the recipe that the defaults came from."""
+    """Name of the preset that the defaults came from."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -278,19 +279,19 @@ def from_json(kind: type[C], data: Any, where: str) -> C:
     """A configuration from plain data.
 
     Raises:
-        ValueError: naming every field that is missing, unknown or of the wrong type; ``where`` says in which file.
+        ValueError: fields are missing, unknown or of the wrong type; the message names them and the file ``where``.
     """
     try:
         return TypeAdapter(_strict(kind)).validate_python(data)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]]
         raise ValueError(
-            f"{where} is no {kind.__name__} ({', '.join(faults)}); restore it or start a new run"
+            f"{where} holds no valid {kind.__name__} ({', '.join(faults)}); restore it or start a new run"
         ) from error
 
 
 def _strict(kind: type[C]) -> type[C]:
-    """Ask pydantic to refuse unknown fields, in this dataclass and those inside it."""
+    """Tell pydantic to refuse unknown fields, in this dataclass and in nested ones."""
     for f in fields(kind):  # type: ignore[arg-type]
         if is_dataclass(f.default_factory):
             _strict(f.default_factory)

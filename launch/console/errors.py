@@ -1,4 +1,4 @@
-"""What every script shares: errors in one line, exit codes, and a refusal of foreign packages with our names."""
+"""The frame around every script: one-line errors, exit codes, and a refusal of foreign packages with our names."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 class Preempted(BaseException):
     """The run was asked to stop (SIGTERM), has saved a checkpoint, and may be resumed.
 
-    No Exception, for a signal's handler raises it anywhere, also where a library (tqdm) catches and drops Exceptions.
+    Not an Exception: a signal handler may raise it inside a library (tqdm) that catches and drops Exceptions.
     """
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT; the loop asks at every step and all ranks stop together.
+    """A record of SIGTERM and SIGINT; the loop checks it at every step, and all ranks stop together.
 
-    Until ``deferred`` is set nothing is worth saving, and a signal ends the process at once.
+    Until ``deferred`` is set there is nothing to save, and a signal ends the process at once.
 
-    A worker gets the signal twice, from the group and from torchrun, so only a SIGINT that comes seconds later means
-    that a person does not want to wait.
+    A worker gets each signal twice, from its process group and from torchrun. Therefore only a SIGINT that comes
+    seconds later is taken as the user's wish to stop without saving.
     """
 
     def __init__(self) -> None:
@@ -69,22 +69,24 @@ class StopRequest:
 
 
 def stop_with_children() -> None:
-    """Answer SIGTERM and SIGINT in a script that starts others: they are asked to stop, and it ends with them.
+    """On SIGTERM or SIGINT, ask the child processes to stop and end with them.
 
-    Another SIGINT means that a person does not want to wait.
+    A second SIGINT ends them without waiting.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         process.ask_to_stop()
-        raise Preempted("stopped on request, and what it had started too; the same command goes on")
+        raise Preempted(
+            "stopped on request, together with the processes that it had started; repeat the command to continue"
+        )
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
 
 
 def refuse_foreign_packages() -> None:
-    """Other projects ship packages of the same names (Hugging Face's ``datasets``); ours must be the ones imported."""
+    """Refuse packages of other projects that have the names of ours (Hugging Face's ``datasets``)."""
     ours: tuple[ModuleType, ...] = (datasets, metrics)
     for module in ours:
         where = Path(str(module.__file__)).resolve()
@@ -95,7 +97,7 @@ def refuse_foreign_packages() -> None:
 
 
 def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | None = None) -> None:
-    """One line what is wrong, one what to do, from rank 0 or from the rank that ``speaks`` says.
+    """Print one line that says what is wrong and one that says what to do, on rank 0 or where ``speaks`` is true.
 
     Messages are written as "what is wrong; what to do".
     """
@@ -110,23 +112,23 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
 
 
 def _remedy(error: Exception) -> str:
-    """What to do where a message does not say it."""
+    """Remedy for a message that names none."""
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         return "make room there or let it be written, then run this again; training goes on with --resume auto"
     return "run again with --debug to see where it was raised"
 
 
 def _note_end_of_thread(ended: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread that writes hands a full disk's refusal to whoever writes next, who says it in one line."""
+    """Keep TensorBoard's writer thread silent about a full disk: the next write raises and reports the same error."""
     if not type(ended.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(ended)
 
 
 def _let_rank_0_speak_first() -> None:
-    """Wait on the other ranks: torchrun ends all processes when the first one leaves, perhaps before rank 0 has spoken.
+    """Delay the exit of other ranks: torchrun ends all processes when the first one exits, even before rank 0 prints.
 
-    Rank 0 mostly meets the same error, and its end is then the end of this wait. A rank that outlives it met the error
-    alone and says so itself.
+    Rank 0 usually meets the same error, and its exit ends this wait. A rank that outlasts the wait met the error alone
+    and prints it itself.
     """
     if os.environ.get("RANK", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -134,16 +136,17 @@ def _let_rank_0_speak_first() -> None:
 
 
 def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False) -> None:
-    """Run a script's ``body(arguments)`` and leave with its exit code.
+    """Run a script's ``body(arguments)`` and exit with its exit code.
 
-    Exit codes: 0 done, 2 bad input or a disk that refuses, 3 not finite (diverged), 4 out of memory, 5 another rank
-    hangs or died, 75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind a message.
+    Exit codes: 0 done, 2 bad input or a failed disk operation, 3 not finite (diverged), 4 out of memory, 5 another rank
+    hangs or died, 75 preempted (resume with ``--resume auto``), 130 interrupted. ``--debug`` shows the traceback behind
+    a message.
 
-    Nothing that is printed ends a script: where a reader of the output leaves or a log is on a full disk, the work goes on.
+    Printing never ends a script: if the reader of the output has gone or the log's disk is full, the work continues.
 
     Args:
         body: the script; None counts as 0.
-        prints_result: what the script prints is all that it makes, so it fails where that can't be written.
+        prints_result: the output is the script's only result, so the script fails if it can't be written.
     """
     terminal.protect()
     threading.excepthook = _note_end_of_thread
@@ -162,18 +165,16 @@ def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False
         code = EXIT_INTERRUPTED
     lost = terminal.finish()
     if lost is not None and not code:
-        _report(
-            OSError(f"what this printed is lost ({lost.strerror}); send it where there is room"), speaks=prints_result
-        )
+        _report(OSError(f"the output was lost ({lost.strerror}); send it to a place with room"), speaks=prints_result)
         code = EXIT_BAD_INPUT if prints_result else code
     distributed.leave(code, abandon=abandon)
 
 
 def _end(error: BaseException, *, debug: bool) -> tuple[int, bool]:
-    """Say what ended the script: its exit code, and whether to leave without a good-bye to the other ranks.
+    """Report the error that ended the script; return its exit code, and whether to abandon the other ranks.
 
     Raises:
-        BaseException: ``error``, where it is no end that a script may have: a fault of ours.
+        BaseException: ``error`` itself, if it is a bug of ours.
     """
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, False
@@ -201,7 +202,7 @@ def _end(error: BaseException, *, debug: bool) -> tuple[int, bool]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, torch's allocator on the host, NumPy, Python or the system ran out of memory."""
+    """True if a GPU, torch's allocator on the host, NumPy, Python or the system ran out of memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (

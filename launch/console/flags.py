@@ -1,4 +1,4 @@
-"""Command-line flags: a configuration class becomes flags (tyro), and a slip becomes one line that says what to type."""
+"""Command-line flags: a configuration class becomes flags (tyro), a typing error becomes one line with a remedy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ C = TypeVar("C")
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean X?)' for a slip of the pen, else ''."""
+    """' (did you mean X?)' for a likely typing error, else ''."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def take_switch(name: str, arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether ``--name``, which takes no value, is typed before any ``--``, and the arguments without it."""
+    """True if ``--name``, which takes no value, is typed before any ``--``; and the arguments without it."""
     own, shared = _before_dashes(arguments)
     parser = _Early(allow_abbrev=False, add_help=False)
     parser.add_argument(f"--{name}", action="store_true", dest="typed")
@@ -32,25 +32,25 @@ def take_switch(name: str, arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def typed_value(flag: str, arguments: Sequence[str]) -> str | None:
-    """The last value typed for ``--flag`` before any ``--``, before anything else is parsed; None where there is none."""
+    """The last value typed for ``--flag`` before any ``--``, found before the full parse; None if there is none."""
     parser = _Early(allow_abbrev=False, add_help=False)
     parser.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", dest="typed")
     try:
         value: str | None = parser.parse_known_args(_before_dashes(arguments)[0])[0].typed
     except ValueError:
-        return None  # the whole command line is parsed next, and says what is wrong
+        return None  # the full parse comes next and reports the error
     return value
 
 
 class _Early(argparse.ArgumentParser):
-    """argparse for one flag of many, which raises instead of ending the program."""
+    """An argparse parser for one of many flags; it raises instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
 
 
 def _before_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments before ``--``, and the rest with it."""
+    """Arguments before ``--``, and the rest including it."""
     typed = list(arguments)
     end = typed.index("--") if "--" in typed else len(typed)
     return typed[:end], typed[end:]
@@ -64,11 +64,11 @@ class Typed:
     dataset: str | None
     dry_run: bool
     others: list[str]
-    """All arguments but --dry-run, as :func:`parse` takes them."""
+    """All arguments except --dry-run, for :func:`parse`."""
 
 
 def typed(arguments: Sequence[str]) -> Typed:
-    """Read the flags that come first."""
+    """Read the flags that choose the defaults."""
     dry_run, others = take_switch("dry-run", arguments)
     return Typed(typed_value("preset", others), typed_value("dataset", others), dry_run, others)
 
@@ -83,10 +83,10 @@ def describe_presets(description: str, presets: Mapping[str, Any]) -> str:
 
 
 def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, description: str) -> C:
-    """The configuration that ``arguments`` make of ``default``; ``--help`` ends the program.
+    """The configuration ``default`` with ``arguments`` applied; ``--help`` ends the program.
 
     Raises:
-        ValueError: an unknown flag (the nearest is offered) or a value that makes no sense, in one line.
+        ValueError: an unknown flag (the message offers the nearest) or an invalid value, in one line.
     """
     known: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
@@ -103,7 +103,7 @@ def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, 
 
 
 def _slip(box: str, prog: str) -> str:
-    """What tyro says in a box of many lines, drawn in ASCII or not, as our "what is wrong; what to do"."""
+    """Convert tyro's boxed error message, in ASCII or Unicode, to our "what is wrong; what to do"."""
     lines = [line.strip(" │|╭╮╰╯├┤") for line in box.strip().splitlines()]
     is_rule = [re.search(r"[-─]{4}$", line) is not None for line in lines]
     if lines and not is_rule[0]:  # in ASCII the title is a line of its own
@@ -112,7 +112,7 @@ def _slip(box: str, prog: str) -> str:
         "\n".join("\0" if rule else line for line, rule in zip(lines, is_rule, strict=True)).strip("\0\n").split("\0")
     )
     wrong = " ".join(parts[0].split())
-    wrong = re.sub(r"^Error parsing \w+: (?=.*; )", "", wrong)  # our own, which names its flag and its remedy
+    wrong = re.sub(r"^Error parsing \w+: (?=.*; )", "", wrong)  # one of ours, which names its flag and remedy
     wrong = re.sub(r"^Missing from [\w.]+: (--[\w-]+).*", r"\1 is missing", wrong)
     near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(parts[1:]))
     if "; " in wrong:

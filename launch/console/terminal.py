@@ -1,4 +1,4 @@
-"""The terminal: streams that never end a program, and text that never controls a terminal."""
+"""The terminal: output that never ends a program, and text that never controls the terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import re
 import sys
 from typing import IO, Any
 
-_CURSOR_UP = re.compile(r"\n*(\x1b\[A)+")  # tqdm's, between bars, written on its own
+_CURSOR_UP = re.compile(r"\n*(\x1b\[A)+")  # tqdm writes it between bars
 
 
 def one_line(text: object) -> str:
-    """``text`` with line ends, control characters and whatever else no terminal shows as Python writes them in a string.
+    """``text`` with line ends, control characters and all else that is not printable escaped as in a Python string.
 
-    Names out of files that others made are printed through this: a line end in one could forge a line of ours.
+    Names from files of unknown origin are printed through this: a line end in one could forge a line of ours.
     """
     return "".join(map(_shown, str(text)))
 
@@ -25,27 +25,27 @@ def _shown(character: str) -> str:
 
 
 class Stream(io.TextIOBase):
-    """Standard output or error: what it can't write is lost, and the program goes on.
+    """Standard output or error that drops what it can't write and lets the program continue.
 
-    A reader that has gone (``| head``), a full disk and a closed descriptor raise nothing. Characters that the encoding
-    lacks, and all that control a terminal, are written escaped; so no message and no name needs care of its own.
+    A closed pipe (``| head``), a full disk and a closed descriptor raise nothing. Characters that the encoding lacks
+    and characters that control a terminal are escaped, so callers need not escape anything.
 
     Args:
-        target: the stream as Python opened it; None where the descriptor was closed.
+        target: the stream as Python opened it; None if the descriptor was closed.
     """
 
     def __init__(self, target: IO[str] | None) -> None:
         self._target = target
         self.failure: OSError | None = None
-        """Why the newest text that was lost was lost, other than by a reader that left."""
+        """Error by which text was last lost; a closed pipe does not count."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the target."""
+        """Encoding of the target."""
         return getattr(self._target, "encoding", None) or "utf-8"
 
     def write(self, text: str, /) -> int:
-        """Write ``text`` as far as it can be; its length."""
+        """Write as much of ``text`` as possible; return its length."""
         if self._target is not None:
             safe = text
             if not (text.isprintable() or _CURSOR_UP.fullmatch(text)):
@@ -55,26 +55,26 @@ class Stream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Bring what was written to where it goes."""
+        """Flush the target."""
         if self._target is not None:
             self._try(self._target.flush)
 
     def isatty(self) -> bool:
-        """Whether a person sees it at once."""
+        """True if the target is a terminal."""
         return self._target is not None and self._target.isatty()
 
     def fileno(self) -> int:
-        """Of the target."""
+        """File descriptor of the target."""
         if self._target is None:
             raise io.UnsupportedOperation("the stream is closed")
         return self._target.fileno()
 
     def writable(self) -> bool:
-        """It takes text, if only to lose it."""
+        """True: every text is accepted, even if it is lost."""
         return True
 
     def abandon(self) -> None:
-        """Let the interpreter's own last flush succeed: what is still unwritten goes to nowhere."""
+        """Discard what is still unwritten, so that the interpreter's own last flush succeeds."""
         self.flush()
         if self.failure is not None and self._target is not None:
             _point_at_nothing(self._target)
@@ -102,7 +102,7 @@ def _point_at_nothing(target: IO[str]) -> None:
 
 
 def protect() -> None:
-    """Make the standard streams safe; descriptors that were closed lead to nowhere, before a file of ours gets their number."""
+    """Make the standard streams safe; point closed descriptors at the null device, before a file takes their number."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -114,7 +114,7 @@ def protect() -> None:
 
 
 def finish() -> OSError | None:
-    """Write out the standard streams for the last time; why something that was said on standard output is lost, if it is."""
+    """Flush the standard streams for the last time; return the error by which standard output lost text, or None."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Stream):
             stream.abandon()
