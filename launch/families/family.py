@@ -1,4 +1,4 @@
-"""A model family: all that the rest of launch needs to know of one, and its recipes by name."""
+"""A model family: everything that the rest of launch needs to know about one, and its recipes by name."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Family(Generic[C]):
         name: name in the records of runs, and of the training script: ``launch/train_<name>.py``.
         title: name of the family in legends and sentences.
         config: class of a training run's configuration.
-        presets: recipes by name. The first is that of a command line without a preset and a data set.
-        preset_of: names of the recipes of certain data sets; all others take preset "small", or the first.
+        presets: recipes by name. The first applies to a command line with neither a preset nor a data set.
+        preset_of: preset by data set; data sets not listed take preset "small", or the first.
         build_model: model from (configuration, image spec).
         build_objective: objective from (configuration, bare model, steps of the run, number of training images).
-        make_room: a preset without the settings that contradict the arguments of a command line.
-        setting: what a configuration adds to family and preset in a report, such as its objective.
+        make_room: drops the settings of a preset that contradict the arguments of a command line.
+        setting: addition of a configuration to family and preset in a report, such as its objective.
         describe: lines about (configuration, image spec), printed before training.
         numbers: figures that follow from (configuration, image spec), by name, to plot results over.
-        figures: pictures by name of (model in evaluation mode, held-out images [N, C, H, W], seed).
-        batch: several models, with their objectives, trained as one; None if the family does not offer it.
+        figures: pictures by name from (model in evaluation mode, held-out images [N, C, H, W], seed).
+        batch: combines several models and their objectives to be trained as one; None if the family does not offer it.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Family(Generic[C]):
         """The configuration of preset ``name`` on a data set, or the recipe of the data set if no name is given.
 
         Raises:
-            ValueError: unknown name; the nearest is offered.
+            ValueError: unknown name; the message offers the nearest.
         """
         if name is None:
             first = next(iter(self.presets))
@@ -83,9 +83,9 @@ class Family(Generic[C]):
         return replace(config, data=DataConfig(dataset=dataset))
 
     def recipe(self, arguments: Sequence[str]) -> tuple[C, C]:
-        """The preset that a command line names by --preset or --dataset, and the defaults of its other flags.
+        """The preset that a command line chooses by --preset or --dataset, and the defaults of its other flags.
 
-        The defaults are the preset without the settings that contradict what was typed.
+        The defaults are the preset without the settings that contradict the typed flags.
         """
         config = self.preset(typed_value("preset", arguments), typed_value("dataset", arguments))
         return config, self.make_room(config, arguments)

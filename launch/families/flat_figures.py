@@ -56,7 +56,7 @@ def _decode(model: VAE, z: Tensor) -> Tensor:
 
 
 def traversal(model: VAE, codes: Codes, image: int = 0) -> Picture:
-    """Rows: latents by KL, highest first; each moved through the prior's range with the others at the image's means."""
+    """A row per latent, highest KL first: it moves through the prior's range, the others stay at the image's means."""
     latents = codes.order[:MOST_TRAVERSED]
     values = torch.linspace(*TRAVERSED, STEPS)
     z = codes.mean[image].repeat(len(latents), STEPS, 1)
@@ -89,7 +89,7 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
         down: values of z1, [rows], likewise.
 
     Raises:
-        ValueError: the model has not two latents.
+        ValueError: the model does not have two latents.
     """
     num_latents = model.group_shapes[0][0]
     if num_latents != 2:
@@ -104,9 +104,9 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
 
 
 def aggregate_posterior(codes: Codes, source: torch.Generator) -> Picture:
-    """Draws from the aggregate posterior beside as many from the prior, in the two latents with the highest KL.
+    """Plot draws from the aggregate posterior and the prior in the two latents with the highest KL.
 
-    With one latent: histograms.
+    A model with one latent gets histograms.
     """
     drawn = codes.draw(SCATTERED, source)
     prior = torch.randn(drawn.shape, generator=source)

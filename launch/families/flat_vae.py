@@ -1,4 +1,4 @@
-"""The flat family and its recipes: those of the papers and of the two studies, and a tiny one for two CPU cores.
+"""The flat family and its recipes: those of the papers, of the two studies, and a tiny one for two CPU cores.
 
 Sources: Burgess et al. 2018, Kim & Mnih 2018, Chen et al. 2018 with the settings (lr 5e-4, batch 64, 30 epochs) of the
 trained models that we compare with; Locatello et al. 2019; the Grouped-VAE report; the thesis on Frey Faces.
@@ -51,7 +51,7 @@ class ReplicatedTrainConfig(FlatTrainConfig):
     """Values of --beta trained at once in the same way, each with every seed."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be batched."""
+        """Refuse settings that cannot be batched."""
         if self.replicas < 1:
             raise ValueError(f"--replicas {self.replicas}; give 1 or more")
         names = [f"{beta:g}" for beta in self.replica_betas]
@@ -60,7 +60,8 @@ class ReplicatedTrainConfig(FlatTrainConfig):
         if not self.is_batched:
             return
         cannot = {
-            "--objective factor, whose discriminator is trained beside it": self.objective.objective == "factor",
+            "--objective factor, because its discriminator has an optimiser of its own": self.objective.objective
+            == "factor",
             f"--optimizer {self.optim.optimizer}, whose steps are counted for all": "fused_" in self.optim.optimizer,
             "--precision fp16, whose loss scale is one for all": self.run.precision == "fp16",
             "--keep-checkpoints 1, which a kill can leave at different steps": self.run.keep_checkpoints == 1,
@@ -71,12 +72,12 @@ class ReplicatedTrainConfig(FlatTrainConfig):
 
     @property
     def is_batched(self) -> bool:
-        """True if this is more than a single run."""
+        """True if this configures more than one run."""
         return self.replicas > 1 or bool(self.replica_betas)
 
     @property
     def single(self) -> FlatTrainConfig:
-        """Configuration that all replicas share, as that of one run."""
+        """Configuration that all replicas share, as a single run's."""
         return FlatTrainConfig(**{f.name: getattr(self, f.name) for f in fields(FlatTrainConfig)})
 
     @property
@@ -88,13 +89,13 @@ class ReplicatedTrainConfig(FlatTrainConfig):
         """Configurations of the single runs by name, as launch/sweep.py names them; None for one run.
 
         Raises:
-            ValueError: ``arguments`` type a form of beta beside --replica-betas.
+            ValueError: ``arguments`` give another form of beta beside --replica-betas.
         """
         if not self.is_batched:
             return None
         for flag in [form.replace("_", "-") for form in BETA_FORMS]:
             if self.replica_betas and typed_value(flag, arguments) is not None:
-                raise ValueError(f"--{flag} and --replica-betas are forms of one weight; give one of them")
+                raise ValueError(f"--{flag} and --replica-betas both set beta; give one of them")
         return {name: resolved(run) for name, run in self.runs().items()}
 
     def runs(self) -> dict[str, FlatTrainConfig]:
@@ -112,7 +113,7 @@ class ReplicatedTrainConfig(FlatTrainConfig):
 
 
 def resolved(config: C) -> C:
-    """The same configuration with every weight of its objective filled in, so that the record of a run is complete."""
+    """Fill in every weight of the objective, so that the record of a run is complete."""
     return replace(config, objective=config.objective.resolved())
 
 
@@ -131,7 +132,7 @@ def _burgess(name: str, **objective: Any) -> FlatTrainConfig:
 
 
 def _mlp(name: str, **objective: Any) -> FlatTrainConfig:
-    """The epochs of the Grouped-VAE report are not stated; 30 are ours."""
+    """The Grouped-VAE report does not state its number of epochs; 30 is our choice."""
     return replace(
         _burgess(name, **objective),
         model=FlatVAEConfig(network="mlp", latent_dim=6, likelihood="bernoulli"),
@@ -149,7 +150,7 @@ def _locatello() -> FlatTrainConfig:
 
 
 def _frey() -> FlatTrainConfig:
-    """Grey pixels under a Bernoulli: a cross entropy, as in the thesis, whose optimiser's settings are assumed.
+    """Grey pixels under a Bernoulli: a cross entropy, as in the thesis. The optimiser's settings are our assumption.
 
     Weights and RMSprop are Keras' defaults: with torch's, runs on 1,415 frames can stick at the mean face. Keras' epsilon
     of 1e-7 belongs to a loss averaged over 560 pixels; ours is their sum.
@@ -203,7 +204,7 @@ FLAT_PRESETS: dict[str, Preset[FlatTrainConfig]] = {
 
 
 def _room_for_typed(config: FlatTrainConfig, arguments: Sequence[str]) -> FlatTrainConfig:
-    """The preset without the weights of another objective than the one typed, and without other forms of a typed beta."""
+    """Drop the preset's weights of other objectives than the typed one, and other forms of a typed beta."""
     objective = config.objective
     name = typed_value("objective", arguments)
     if name is not None and name != objective.objective:
@@ -220,7 +221,7 @@ def _setting(config: FlatTrainConfig) -> str:
 
 
 def _numbers(config: FlatTrainConfig, spec: ImageSpec) -> dict[str, float]:
-    """The normalised beta of Higgins et al. 2017, of an objective with a beta."""
+    """The normalised beta of Higgins et al. 2017, if the objective has a beta."""
     if not config.objective.has_beta:
         return {}
     return {"beta_norm": betas(config.objective, spec, config.model.latent_dim).beta_norm}

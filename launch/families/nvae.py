@@ -78,7 +78,7 @@ def _faces256(name: str, *, epochs: int, lr: float, spectral: float) -> NVAETrai
 
 
 def _one_gpu(build: Callable[[], NVAETrainConfig], *, batch_size: int, accumulation: int) -> NVAETrainConfig:
-    """The same model and global batch on one card: more images at once by recomputing cells, the rest accumulated."""
+    """The same model and global batch on one GPU, by recomputing cells and accumulating gradients."""
     config = build()
     return replace(
         config,
@@ -122,7 +122,7 @@ def _dsprites() -> NVAETrainConfig:
     - Residual cells of 3x3 convolutions: depthwise 5x5 ones are slow on a CPU.
     - Batches of 32: below it a step is mostly overhead, above it an image teaches less.
     - A spectral weight of 0.01 with one power iteration: the model is shallow, and the penalty took a sixth of a step with four.
-    - A long warm-up of the KL: balancing, which spreads information over the groups, works only during it.
+    - A long warm-up of the KL: balancing spreads information over the groups, but acts only during the warm-up.
     """
     return NVAETrainConfig(
         preset="dsprites",

@@ -25,7 +25,7 @@ _NETWORK_WORDS = ("gloo", "nccl", "timed out", "timeout", "connection", "broken 
 
 
 class LostRank(Exception):
-    """Another process hangs, died, or cannot be reached; ``speaks`` is set on the one rank that should say so."""
+    """Another process hangs, died, or cannot be reached; ``speaks`` is set on the one rank that reports it."""
 
     def __init__(self, text: str, *, speaks: bool) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class LostRank(Exception):
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:
-    """Whether a collective ended with this: gloo raises plain RuntimeErrors."""
+    """True if ``error`` is that of a failed collective: gloo raises plain RuntimeErrors."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _NETWORK_WORDS)
@@ -41,35 +41,35 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is: ``rank`` of ``world_size``, and the device it computes on."""
+    """The place of this process among all: ``rank`` of ``world_size``, and its device."""
 
     rank: int
     world_size: int
     device: torch.device
     meeting: Any = field(default=None, repr=False, compare=False)
-    """The store that the ranks met at."""
+    """The store through which the ranks met."""
     patience: float = ROLL_CALL_SECONDS
-    """Seconds that a rank waits for the answer of others after something went wrong."""
+    """Seconds that a rank waits for the others' answers after a failure."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks: prints, logs, writes files."""
+        """True for the process that prints, logs and writes files."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has arrived."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block while the others wait; they follow also when it failed."""
+        """Run the block on rank 0 first, then on the others, even if it failed there."""
         if not self.is_main:
             self.barrier()
         try:
             yield
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # the others may have been stopped before they came here
+            with contextlib.suppress(RuntimeError):  # the others may have been stopped before they arrived
                 if self.is_main:
                     self.barrier()
             raise
@@ -77,7 +77,7 @@ class Ranks:
             self.barrier()
 
     def maximum(self, *values: float) -> list[float]:
-        """The largest of each value over all ranks: how ranks agree on a stop or a fault."""
+        """The largest of each value over all ranks, by which ranks agree on a stop or a fault."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -102,7 +102,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def naming_the_lost(self, remedy: str) -> Iterator[None]:
-        """Turn a collective's time-out or broken connection into a LostRank that names who is missing."""
+        """Turn a collective's time-out or broken connection into a LostRank that names the missing ranks."""
         try:
             yield
         except RuntimeError as error:
@@ -111,7 +111,7 @@ class Ranks:
             raise self._roll_call(error, remedy) from error
 
     def _roll_call(self, error: RuntimeError, remedy: str) -> LostRank:
-        """Every rank that still runs its own code comes here, for all of them wait in the same collectives."""
+        """Find which ranks still run. Every live rank arrives here, because all wait in the same collectives."""
         absent = set(range(self.world_size)) - {self.rank}
         deadline = time.monotonic() + self.patience
         with contextlib.suppress(RuntimeError):  # the store dies with the rank that keeps it
@@ -133,11 +133,11 @@ class Ranks:
 
 
 def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: float = 30.0) -> Ranks:
-    """Join the other processes of this ``torchrun``, or be alone under plain ``python``.
+    """Join the other processes of this ``torchrun``; under plain ``python`` there is only one.
 
     Raises:
-        ValueError: a variable of torchrun that is no number,
-            ``device="cuda"`` without a GPU, more processes than GPUs, or some that do not come in time.
+        ValueError: a variable of torchrun is not a number, ``device="cuda"`` has no GPU, there are more processes than
+            GPUs, or some processes do not arrive in time.
     """
     execution.full_float32()
     world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
@@ -173,14 +173,14 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
         )
     except dist.DistError as error:
         raise ValueError(
-            f"rank {rank}: the {world_size} processes did not all come within {timeout_minutes:g} minutes "
+            f"rank {rank}: the {world_size} processes did not all arrive within {timeout_minutes:g} minutes "
             f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
         ) from error
     return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
 
 
 def _number(variable: str, otherwise: int) -> int:
-    """What torchrun says in the environment."""
+    """A number that torchrun set in the environment."""
     typed = os.environ.get(variable, str(otherwise))
     if not (typed.isascii() and typed.isdigit()):
         raise ValueError(f"the environment says {variable}={typed!r}, which is no number; unset it or start torchrun")
@@ -191,12 +191,12 @@ def _number(variable: str, otherwise: int) -> int:
 def joined(
     device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: float = 30.0, *, remedy: str = "start it again"
 ) -> Iterator[Ranks]:
-    """`start`, and whoever is lost in the block is named.
+    """Call :func:`start`, and name the ranks that are lost in the block.
 
     Args:
-        device: where to compute.
+        device: auto, cpu or cuda.
         timeout_minutes: how long a rank waits for another, here and in every collective.
-        remedy: what to do once the lost one has been looked at.
+        remedy: what the user should do after looking at the lost rank.
 
     Raises:
         LostRank: another rank hangs or died.
@@ -207,11 +207,10 @@ def joined(
 
 
 def _store(rank: int, world_size: int, local_size: int, timeout: datetime.timedelta) -> Any:
-    """Where the processes find each other, apart from what an earlier attempt left there.
+    """The store through which the processes meet, separate from that of an earlier attempt.
 
-    After a crash torchrun (2.15) restarts its workers on the same store, and a rank that reads the address of another
-    from the attempt before waits for a port that nobody listens on. Only on one machine do all ranks know the number
-    of the attempt.
+    After a crash torchrun (2.15) restarts its workers on the same store. A rank that reads another's address from the
+    previous attempt would wait on a dead port. Ranks know the number of the attempt only on a single machine.
     """
     store, _, _ = next(rendezvous("env://", rank, world_size, timeout=timeout))
     if local_size < world_size:
@@ -226,10 +225,10 @@ def finish() -> None:
 
 
 def leave(code: int, *, abandon: bool = False) -> None:
-    """End this process with ``code``; ``abandon`` does not say good-bye to the other ranks, for one of them is gone.
+    """End this process with ``code``; ``abandon`` skips the farewell to the other ranks, because one of them is gone.
 
-    Several processes end without the interpreter's clean-up: gloo's threads sometimes abort in it after all work is
-    done, and torchrun would report that as a failure.
+    Ranks exit without the interpreter's clean-up: gloo's threads sometimes abort in it after all work is done, and
+    torchrun would report a failure.
     """
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     if not abandon:

@@ -1,4 +1,4 @@
-"""How work reaches the device: in full float32, compiled, or recorded once and replayed."""
+"""Execution on the device: full float32, compiled parts, and steps captured once and replayed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from metrics.model import VAE
 def full_float32() -> None:
     """Let float32 mean float32 on GPUs too.
 
-    By default PyTorch convolves float32 in TF32, which has the 10 bits of half precision: results then differ from those
-    of a CPU by 1e-3, in training, evaluation and encoding. Who wants speed takes bf16.
+    By default PyTorch convolves float32 in TF32, whose mantissa has only the 10 bits of half precision. Results of
+    training, evaluation and encoding then differ by 1e-3 from a CPU's. For speed, use bf16.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -29,7 +29,7 @@ def compile_parts(model: VAE, device: torch.device) -> None:
     """Compile a model's parts in place; the compiling itself happens in the first steps.
 
     Raises:
-        ValueError: what is missing on this machine.
+        ValueError: the compiler or triton is missing.
     """
     compilers = [os.environ.get("CXX", "g++"), "clang++", "c++"]
     if not any(shutil.which(name) for name in compilers):
@@ -43,28 +43,28 @@ def compile_parts(model: VAE, device: torch.device) -> None:
 
 
 def failed(error: RuntimeError) -> bool:
-    """Whether the compiler, and not what was compiled, raised this."""
+    """True if the compiler itself raised this, not the compiled code."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and isinstance(error, dynamo.exc.TorchDynamoException)
 
 
 T = TypeVar("T")
 
-WARM_UP = 3  # calls before the recording: libraries choose their algorithms, optimisers make their state
+WARM_UP = 3  # calls before the recording, in which libraries choose algorithms and optimisers create their state
 
 
 class Graph(Protocol):
     """A recording of work on a device."""
 
     def record(self, work: Callable[[], Any]) -> Any:
-        """Run ``work``, or only record it; its result, whose tensors every replay fills anew."""
+        """Run ``work``, or only record it; return its result, whose tensors every replay overwrites."""
 
     def replay(self) -> None:
-        """Run it again on the same memory."""
+        """Run the recording again on the same memory."""
 
 
 class CudaGraph:
-    """A recording by CUDA."""
+    """A recording as a CUDA graph."""
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
@@ -79,15 +79,15 @@ class CudaGraph:
         return result
 
     def replay(self) -> None:
-        """Launch all of its kernels."""
+        """Launch all recorded kernels."""
         self._graph.replay()
 
 
 class Captured(Generic[T]):
-    """Runs work as it is a few times, then records it, then replays the recording.
+    """Work that runs eagerly a few times, is then recorded, and from then on is replayed.
 
-    The work may read nothing that changes but tensors at fixed addresses, and none of its host code runs in a replay.
-    What it does may take several paths, each with a recording of its own.
+    Changing inputs must be tensors at fixed addresses, because no host code runs in a replay. The work may take several
+    paths, each with its own recording.
 
     Args:
         graph: makes an empty recording.
@@ -114,7 +114,7 @@ class Captured(Generic[T]):
 
     @staticmethod
     def _beside(work: Callable[[], T]) -> T:
-        """Run on a stream of its own, as a recording does, on a GPU."""
+        """On a GPU, run on a side stream, as a recording does."""
         if not torch.cuda.is_available():
             return work()
         side = torch.cuda.Stream()
@@ -125,6 +125,6 @@ class Captured(Generic[T]):
         return result
 
     def forget(self) -> None:
-        """Record anew, because memory has moved."""
+        """Drop the recordings, because memory has moved."""
         self._calls.clear()
         self._recorded.clear()

@@ -1,4 +1,4 @@
-"""Files that survive a kill or a power cut, and a reader that trusts no file: whole or not at all, in both directions."""
+"""Files: writes that survive a kill or a power cut, and a reader that trusts no file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Let ``write(file)`` make ``path``: the old content or the whole new one, never a part, also after a power cut.
+    """Write ``path`` by ``write(file)``: it holds the old content or all of the new, even after a power cut.
 
-    The bytes go to a new file of a random name, so a link that somebody planted is replaced and never followed.
+    The bytes go to a new file with a random name, so a planted link is replaced and never followed.
 
     Raises:
         OSError: from the file system; the old file is untouched and nothing else is left behind.
@@ -54,7 +54,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically write a small text file; a name in it that is no UTF-8 is written escaped."""
+    """Write a small text file atomically; characters that UTF-8 cannot encode are escaped."""
 
     def write(file: IO[bytes]) -> None:
         file.write(text.encode(errors="backslashreplace"))
@@ -63,31 +63,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Atomically write a record, numbers that are not finite as null; the folder is made if it is missing."""
+    """Write a record atomically, with null for numbers that are not finite; create the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(plain(content), indent=1) + "\n")
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove what ``write_atomically`` left in these folders when its process was killed, and nothing else."""
+    """Remove the temporary files that a killed ``write_atomically`` left in these folders, and nothing else."""
     for folder in folders:
         for leftover in folder.glob(f".*{TEMPORARY}"):
             leftover.unlink(missing_ok=True)
 
 
 def read(path: Path, parse: Callable[[IO[bytes]], T], *, remedy: str, limit: int = MOST_BYTES) -> T:
-    """Read a file that anybody may have written or damaged.
+    """Read a file of unknown origin.
 
     Args:
         path: the file.
-        parse: makes the result of the open file. Whatever it raises means that the file is damaged: readers of formats
-            end with anything (zlib.error, struct.error, EOFError, MemoryError, RecursionError, ...).
-        remedy: what a person does about a file that is damaged.
+        parse: turns the open file into the result. Any exception from it means that the file is damaged, because
+            parsers raise all kinds (zlib.error, struct.error, EOFError, MemoryError, RecursionError, ...).
+        remedy: what to do if the file is damaged.
         limit: bytes that such a file may have.
 
     Raises:
-        ValueError: "what is wrong; what to do", naming the file and the reason, whatever went wrong. A pipe or a device
-            is refused at once and never waited for.
+        ValueError: anything went wrong; the message names file, reason and remedy. A pipe or a device is refused at
+            once instead of being waited for.
     """
     with open_regular(path, limit) as file:
         try:
@@ -97,7 +97,7 @@ def read(path: Path, parse: Callable[[IO[bytes]], T], *, remedy: str, limit: int
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, short, without a second half that looks like our own remedy."""
+    """The first line of an exception's message, shortened, without a part that looks like one of our remedies."""
     said = error.strerror if isinstance(error, OSError) else str(error)
     return ((said or type(error).__name__).splitlines() or [""])[0][:120].replace("; ", ", ")
 
@@ -105,7 +105,7 @@ def reason(error: BaseException) -> str:
 def read_json(
     path: Path, *, remedy: str = "delete it and run the same command again", limit: int = LARGEST_RECORD
 ) -> dict[str, Any]:
-    """Read a record, a JSON object; errors as in :func:`read`."""
+    """Read a record (a JSON object); errors as in :func:`read`."""
 
     def parse(file: IO[bytes]) -> dict[str, Any]:
         record = json.loads(file.read(limit + 1))
@@ -117,7 +117,7 @@ def read_json(
 
 
 def read_npz(path: Path, *, remedy: str = "make it again", limit: int = MOST_ARRAYS) -> dict[str, np.ndarray[Any, Any]]:
-    """Read all arrays of an npz, which may unpack to ``limit`` bytes; nothing is unpickled; errors as in :func:`read`."""
+    """Read the arrays of an npz of at most ``limit`` unpacked bytes, without unpickling; errors as in :func:`read`."""
 
     def parse(file: IO[bytes]) -> dict[str, np.ndarray[Any, Any]]:
         with zipfile.ZipFile(file) as archive:
@@ -135,9 +135,9 @@ def read_npz(path: Path, *, remedy: str = "make it again", limit: int = MOST_ARR
 
 
 def read_tensors(path: Path, *, remedy: str, limit: int = MOST_BYTES) -> Any:
-    """Read what ``torch.save`` wrote, tensors and plain data only; nothing is unpickled; errors as in :func:`read`.
+    """Read tensors and plain data that ``torch.save`` wrote; nothing is unpickled; errors as in :func:`read`.
 
-    torch never packs what it saves, so a file whose parts are packed is refused: a small one may unpack to anything.
+    torch never compresses, so a file with compressed parts is refused: a small one may unpack to any size.
     """
     return read(path, load_tensors, remedy=remedy, limit=limit)
 
@@ -167,7 +167,7 @@ def sha256(path: Path) -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN or infinity: they become null, in any depth of a record."""
+    """Replace NaN and infinity, which JSON lacks, by null at any depth of a record."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

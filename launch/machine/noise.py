@@ -1,7 +1,7 @@
-"""Noise as a function of (seed, step): no generator's state has to be saved, and any number of ranks sees the same draw.
+"""Noise as a function of (seed, step): no generator state is saved, and any number of ranks sees the same draw.
 
 Every rank draws the noise of the whole global batch, group by group, and keeps its slice. So a step on two processes
-equals the step on one to rounding, and a resumed run goes on exactly, also on another number of processes.
+equals the step on one up to rounding, and a resumed run continues exactly, even on another number of processes.
 """
 
 from __future__ import annotations

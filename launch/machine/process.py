@@ -1,4 +1,4 @@
-"""Processes and their memory: children that end with us, and what the C library does with freed pages."""
+"""Processes and their memory: children that end with their parent, and the C library's handling of freed pages."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import IO
 _PR_SET_PDEATHSIG = 1
 _PARENT = "STRATA_PARENT"
 PATIENCE_SECONDS = 60.0
-"""How long a child that is asked to stop may take: it saves a checkpoint."""
+"""Seconds that a child may take to stop after it was asked, because it saves a checkpoint."""
 
 ASKED = 75
 """Exit code of a process that was asked to stop and may be started again."""
 
 _living: set[subprocess.Popen[bytes]] = set()
-_lock = threading.RLock()  # a signal's handler may come while this thread holds it
+_lock = threading.RLock()  # reentrant: a signal handler may run while this thread holds it
 _stopping = threading.Event()
 
 
@@ -35,13 +35,13 @@ def run(
     cwd: Path | None = None,
     output: IO[str] | None = None,
 ) -> int:
-    """Run a script of ours and wait for it; its exit code, 75 where nothing is started any more.
+    """Run one of our scripts and return its exit code, or 75 if no more children may start.
 
     Args:
-        command: the program and its arguments; its script calls :func:`end_with_parent`.
-        env: default this process's.
-        cwd: where it runs.
-        output: for all that it says; default this process's streams.
+        command: the program and its arguments; the script must call :func:`end_with_parent`.
+        env: environment; default this process's.
+        cwd: working directory.
+        output: destination of stdout and stderr; default this process's streams.
     """
     environment = {**(os.environ if env is None else env), _PARENT: str(os.getpid())}
     with _lock:
@@ -57,7 +57,7 @@ def run(
 
 
 def ask_to_stop() -> None:
-    """Send SIGTERM to every child, and start no other."""
+    """Send SIGTERM to every child, and start no more."""
     with _lock:
         _stopping.set()
         for child in _living:
@@ -65,7 +65,7 @@ def ask_to_stop() -> None:
 
 
 def stop() -> None:
-    """End every child: asked first, killed where it does not listen or whoever waits does not want to."""
+    """End every child: ask it to stop, and kill it if it does not, or if the user interrupts the wait."""
     ask_to_stop()
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
@@ -80,9 +80,9 @@ def stop() -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when the one that started it ends, be it by kill -9.
+    """Have the kernel send SIGTERM to this process when its parent ends, even by kill -9.
 
-    So for children of :func:`run` and workers of torchrun; a process that a person started is on its own.
+    This holds for children of :func:`run` and workers of torchrun, not for a process that a user started.
     """
     _stopping.clear()
     parent = os.environ.pop(_PARENT, None)
@@ -91,24 +91,24 @@ def end_with_parent() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if parent is not None and os.getppid() != int(parent):
-        raise SystemExit(ASKED)  # it ended before the kernel knew
+        raise SystemExit(ASKED)  # the parent ended before the request
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_THRESHOLDS = (2**31 - 1, 2**25)  # before 2.35 glibc takes no more than half a heap, 32 MiB
+_THRESHOLDS = (2**31 - 1, 2**25)  # glibc before 2.35 accepts at most half a heap, 32 MiB
 
 
 def give_back() -> None:
-    """Give freed memory back once, so that what is measured from here on is what is asked for from here on."""
+    """Return freed memory to the system once, so that later measurements of memory count only later allocations."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed() -> None:
-    """Keep freed memory for the next tensor; a step of Burgess' network on a CPU takes an eighth less time (docs/benchmarks).
+    """Keep freed memory for the next tensor: a CPU step of Burgess' network takes 1/8 less time (docs/benchmarks).
 
-    The process holds what it needed at most until it ends. Where the user tunes glibc by its variables, or there is
-    another C library, nothing changes.
+    The process holds its peak memory until it ends. Nothing changes if the user tunes glibc by its environment
+    variables, or with another C library.
     """
     tuned = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if tuned or platform.libc_ver()[0] != "glibc":
@@ -116,5 +116,7 @@ def keep_freed() -> None:
     libc = ctypes.CDLL(None)
     for threshold in _THRESHOLDS:
         if libc.mallopt(_MMAP_THRESHOLD, threshold):
-            libc.mallopt(_TRIM_THRESHOLD, _THRESHOLDS[0])  # by itself it would end glibc's own learning, and harm
+            libc.mallopt(
+                _TRIM_THRESHOLD, _THRESHOLDS[0]
+            )  # set alone, it would switch off glibc's own adaptation and do harm
             return

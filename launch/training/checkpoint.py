@@ -1,4 +1,4 @@
-"""Checkpoints that survive: one file, written whole or not at all, checksummed, loaded without unpickling code.
+"""Checkpoints: one file each, written atomically, checksummed, and loaded without unpickling code.
 
 A checkpoint ``step-000000300.pt`` holds tensors and plain data; beside it ``step-000000300.pt.sha256`` in the format
 of ``sha256sum -c``, because ``torch.load`` does not notice a flipped bit. The checksum is on disk before the file gets
@@ -28,7 +28,7 @@ def _checksum_path(path: Path) -> Path:
 
 
 class _HashingFile:
-    """A binary file that hashes what is written through it, so that the checksum is of what we meant to write."""
+    """A binary file that hashes what is written through it: the checksum is that of the intended bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hash = file, hashlib.sha256()
@@ -38,7 +38,7 @@ class _HashingFile:
         self.hash.update(data)
         try:
             return self.file.write(data)
-        except OSError as error:  # torch's zip writer makes a RuntimeError of it that does not say why
+        except OSError as error:  # torch's zip writer turns it into a RuntimeError without the reason
             self.failure = error
             raise
 
@@ -52,26 +52,27 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int | None:
-    """The optimiser step that a checkpoint's name says; None where it is no name of a checkpoint."""
+    """Optimiser step in a checkpoint's name; None if the name is not a checkpoint's."""
     named = NAME.fullmatch(path.name)
     return int(named[1]) if named else None
 
 
 def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, protect: int | None = None) -> Path:
-    """Write the checkpoint of ``step`` and drop all but the newest ``keep`` up to it.
+    """Write the checkpoint of ``step``, and of those up to it delete all but the newest ``keep``.
 
-    Checkpoints of later steps are not counted: a run that goes on from an earlier one has found them damaged, and they
-    must not push out good ones.
+    Checkpoints of later steps do not count: a run that continues from an earlier step found them damaged, and they must
+    not displace good ones.
 
     Args:
-        folder: made if missing, in a run folder that is there: one that was deleted or renamed is not made again.
+        folder: created if missing, but only inside an existing run folder: a deleted or renamed one is not created
+            again.
         step: optimiser steps done.
-        content: tensors and plain data only; anything else could not be loaded again.
-        keep: how many checkpoints stay.
-        protect: step of one that stays in any case, such as the last one before losses that were not finite.
+        content: tensors and plain data; anything else could not be loaded again.
+        keep: number of checkpoints to keep.
+        protect: step of a checkpoint that is always kept, such as the last one before the loss became non-finite.
 
     Raises:
-        OSError: disk full, quota, read-only, the run folder is gone; every earlier checkpoint is still there.
+        OSError: disk full, quota, read-only, or the run folder is gone; every earlier checkpoint remains.
     """
     folder.mkdir(exist_ok=True)
     path = path_of(folder, step)
@@ -92,12 +93,12 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, pro
             old.unlink()
             _checksum_path(old).unlink(missing_ok=True)
         except OSError:
-            break  # the new checkpoint is safe; an old one too many does no harm
+            break  # the new checkpoint is safe; a surplus old one does no harm
     return path
 
 
 def find(folder: Path) -> list[Path]:
-    """Checkpoints by name, newest step first, whether valid or not; none where the folder can't be listed."""
+    """All checkpoints, valid or not, newest step first; none if the folder can't be listed."""
     try:
         names = [path for path in folder.iterdir() if step_of(path) is not None]
     except OSError:
@@ -106,15 +107,15 @@ def find(folder: Path) -> list[Path]:
 
 
 def trace(folder: Path, *, beyond: int, weights: bool) -> str | None:
-    """Say what in ``folder`` shows that checkpoints were written there, whether they are valid or not.
+    """Find evidence in ``folder`` that checkpoints were written there, valid or not.
 
     Args:
-        folder: of checkpoints.
-        beyond: files of later steps count; of this one and before there may be what a kill left of the first write.
-        weights: a checkpoint itself counts at any step, for it has its name only when it is whole.
+        folder: folder of the checkpoints.
+        beyond: only files of later steps count; a kill during the first write may leave files up to this step.
+        weights: a checkpoint file itself counts at any step, because it gets its name only when complete.
 
     Returns:
-        A phrase that names it, or None.
+        A phrase that names the evidence, or None.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -125,15 +126,15 @@ def trace(folder: Path, *, beyond: int, weights: bool) -> str | None:
     for name in reversed(names):
         step = step_of(Path(name.removesuffix(".sha256")))
         if step is not None and (step > beyond or (weights and name.endswith(".pt"))):
-            return f"{name} is no valid checkpoint" if weights else f"{name} is there"
+            return f"{name} is not a valid checkpoint" if weights else f"{name} is there"
     return None
 
 
 def recorded_sha256(path: Path) -> str:
-    """The checksum that was written beside a checkpoint: what names its content without reading it.
+    """The checksum recorded beside a checkpoint, which identifies its content without reading it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no checksum file.
     """
     checksum = _checksum_path(path)
     if not checksum.exists():
@@ -146,8 +147,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read one checkpoint onto the CPU.
 
     Raises:
-        ValueError: it is missing or can't be read, its checksum is missing or another, it holds more than tensors and
-            plain data, or its format is not one that this program reads.
+        ValueError: it is missing or unreadable, its checksum is missing or does not match, it holds more than tensors
+            and plain data, or this version does not read its format.
     """
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}; see which exist in {path.parent}")
@@ -160,7 +161,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, its bytes do not match {_checksum_path(path).name}; {ANOTHER}")
     content = read_tensors(path, remedy=ANOTHER)
     if not isinstance(content, dict) or not _is_count(content.get("format")) or not _is_count(content.get("step")):
-        raise ValueError(f"{path} is no checkpoint of this project; {ANOTHER}")
+        raise ValueError(f"{path} is not a checkpoint of this project; {ANOTHER}")
     if not 1 <= content["format"] <= FORMAT:
         raise ValueError(
             f"{path} has format {content['format']}, this program reads 1 to {FORMAT}; {ANOTHER} or update Strata"
@@ -173,9 +174,9 @@ def _is_count(value: Any) -> bool:
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield valid checkpoints, newest first; each that can't be used is named through ``warn`` and passed over.
+    """Yield valid checkpoints, newest first; skip invalid ones and report each through ``warn``.
 
-    A run that goes on meanwhile may remove the ones that were listed, so new ones are looked for until none appears.
+    A run in progress may remove listed checkpoints, so the folder is listed again until no new one appears.
     """
     seen: set[Path] = set()
     while fresh := [path for path in find(folder) if path not in seen]:
@@ -191,10 +192,10 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Iterator[tuple[Pa
 
 
 def check_weights(own: dict[str, Any], state: Any, where: str) -> None:
-    """Refuse weights that are not those of this model, before anything is copied.
+    """Refuse weights of another model, before anything is copied.
 
     Raises:
-        ValueError: naming missing and unexpected keys and what is no dense tensor of the right shape and kind.
+        ValueError: keys are missing or unexpected, or values are not dense tensors of the right shape and kind.
     """
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"{where} holds no weights by name; {ANOTHER}")
@@ -218,8 +219,8 @@ def check_weights(own: dict[str, Any], state: Any, where: str) -> None:
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Whether ``value`` is a dense tensor with bytes behind it that holds the same kind of numbers as ``own``."""
-    if not isinstance(own, torch.Tensor):  # extra state of a module, which checks it when it takes it
+    """True if ``value`` is a dense tensor with storage that holds the same kind of numbers as ``own``."""
+    if not isinstance(own, torch.Tensor):  # extra state of a module, which the module checks itself
         return type(value) is type(own)
     return (
         isinstance(value, torch.Tensor)

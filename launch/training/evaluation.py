@@ -25,11 +25,11 @@ BASELINE_IMAGES = 50_000  # training images that the no-latents baseline is fitt
 DRAWS_PER_PASS = {
     "cuda": 128,
     "cpu": 16,
-}  # images; on a CPU larger batches are slower: fresh memory costs more than they save
+}  # images; on a CPU larger batches are slower, because fresh memory costs more than they save
 
 
 class ImageSet(Protocol):
-    """Part of a data set that an evaluation needs."""
+    """The part of a data set's interface that an evaluation needs."""
 
     @property
     def spec(self) -> datasets.ImageSpec:
@@ -207,7 +207,7 @@ def evaluate(
     both_edges: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate a model on a data set; the work is shared among the ranks, and each rank returns the whole result.
+    """Evaluate a model on a data set; the ranks share the work, and each returns the whole result.
 
     Args:
         model: in eval mode.
@@ -219,7 +219,7 @@ def evaluate(
         importance_draws: posterior draws per image for the importance-weighted bound; 0 leaves the bound out. The ELBO
             takes one draw.
         both_edges: also score the same draws under a discretised mixture's other edge rule.
-        should_stop: asked before each block.
+        should_stop: called before each block.
 
     Raises:
         Stopped: ``should_stop`` returned True on some rank; raised on all ranks.
@@ -268,7 +268,7 @@ def _in_order(parts: list[Part]) -> dict[str, Tensor]:
 
 
 def require_finite(result: Mapping[str, Any]) -> None:
-    """Refuse an evaluation whose numbers mean nothing.
+    """Refuse an evaluation that is not finite.
 
     Raises:
         FloatingPointError: its ELBO is NaN or infinite.

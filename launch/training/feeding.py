@@ -9,7 +9,7 @@ from datasets import resident
 from datasets.loader import Order
 from launch.console.config import RunConfig
 
-LARGEST_SHARE = 0.1  # of a GPU's memory, for images kept there without being asked to
+LARGEST_SHARE = 0.1  # of a GPU's memory, for images that --data-on-device auto keeps there
 
 
 def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:

@@ -1,7 +1,7 @@
-"""All that an optimiser step reads and writes, in one vector of each kind, so that a handful of operations takes the step.
+"""Flat storage for optimiser steps: one vector each for weights, gradients and moments makes few operations suffice.
 
-A model keeps its parameters, an optimiser its moments; here they become views of vectors. What they are called, what
-their checkpoints hold and who reads them do not change.
+A model's parameters and an optimiser's moments become views of these vectors. Their names, their checkpoints and their
+readers do not change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-CHUNK = 2**23  # numbers that ranks exchange at once: the order of their sums must not depend on the run's history
+CHUNK = (
+    2**23
+)  # numbers per exchange between ranks; fixed, so that the order of summation does not depend on the run's history
 MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adamax: ("exp_avg", "exp_inf"),
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
@@ -28,11 +30,11 @@ def memory_order(tensor: Tensor) -> Tensor:
 
 
 class Vector:
-    """One vector that tensors lie in, each with its own shape and layout.
+    """A vector that stores several tensors, each with its own shape and layout.
 
     Args:
-        tensors: dense, of one type; their values are taken over and they become views of the vector.
-        device: where they are, if there are any.
+        tensors: dense, of one type; they keep their values and become views of the vector.
+        device: device of the tensors, if there are any.
     """
 
     def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
@@ -47,7 +49,7 @@ class Vector:
 
     @staticmethod
     def become(tensor: Tensor, view: Tensor) -> None:
-        """Let a tensor, which others refer to, lie where ``view`` does."""
+        """Move a tensor, in place for all who refer to it, to the memory of ``view``."""
         tensor.data = view
 
     @staticmethod
@@ -55,13 +57,13 @@ class Vector:
         return part.as_strided(like.shape, like.stride())
 
     def like(self) -> list[Tensor]:
-        """Views of a new vector of zeros with the shapes and layouts of these tensors; the vector is their base."""
+        """Views of a new zero vector with the shapes and layouts of these tensors; the vector is their base."""
         other = torch.zeros_like(self.values).split([len(part) for part in self.parts])
         return [self._shaped(part, tensor) for part, tensor in zip(other, self.tensors, strict=True)]
 
     @property
     def holds(self) -> bool:
-        """Whether the tensors still lie in the vector: copies of a model and loaded optimisers do not."""
+        """True if the tensors still share the vector's memory; those of a copied model or a loaded optimiser do not."""
         home = self.values.untyped_storage()._cdata
         return all(t.untyped_storage()._cdata == home for t in (*self.tensors[:1], *self.tensors[-1:]))
 
@@ -70,8 +72,9 @@ class FlatState:
     """Weights, gradients, moments, averaged weights and statistics of a training run as vectors.
 
     Args:
-        model: its parameters and floating-point buffers become views.
-        optimizer: one of :data:`MOMENTS`' kinds; its state becomes views. Else it is called, on gradients that are views.
+        model: model whose parameters and floating-point buffers become views.
+        optimizer: of one of the kinds in :data:`MOMENTS`, its state becomes views. Any other is called itself, with
+            gradients that are views.
         average: the averaged model, or None.
         world_size: ranks; they start from rank 0's weights.
     """
@@ -93,12 +96,12 @@ class FlatState:
 
     @property
     def updates(self) -> bool:
-        """Whether the optimiser's rule is applied here, and not by an optimiser of somebody else's."""
+        """True if this class applies the update rule, rather than a foreign optimiser's ``step``."""
         return type(self.optimizer) in MOMENTS
 
     @property
     def holds(self) -> bool:
-        """Whether everything still lies in the vectors."""
+        """True if everything still lies in the vectors."""
         vectors = [self.weights, self.statistics, *([] if self.average is None else [self.average])]
         if not all(vector.holds for vector in vectors):
             return False
@@ -106,9 +109,9 @@ class FlatState:
         return isinstance(step, Tensor) and step.untyped_storage()._cdata == self.steps.untyped_storage()._cdata
 
     def _adopt_moments(self) -> dict[str, Tensor]:
-        """The optimiser's state by name; where it has none yet it starts at zero."""
+        """The optimiser's state by name; missing state starts at zero."""
         parameters = self.weights.tensors
-        # one counter for each parameter, as the optimiser has them, of which the first one is read
+        # one counter per parameter, as in the optimiser; only the first is read
         self.steps = torch.zeros(len(parameters), device=self.weights.values.device)
         if not self.updates:
             return {}
@@ -131,7 +134,7 @@ class FlatState:
 
     @torch.no_grad()
     def collect(self, *, first: bool) -> None:
-        """Move the parameters' gradients into the vector, or add them to it; a parameter without one has zeros."""
+        """Move the parameters' gradients into the vector, or add them to it; a missing gradient counts as zero."""
         pairs = [(p, part) for p, part in zip(self.weights.tensors, self._parts, strict=True) if p.grad is not None]
         grads = [self._in_layout_of(p) for p, _ in pairs]
         if first and len(pairs) == len(self._parts):
@@ -156,7 +159,7 @@ class FlatState:
 
     @torch.no_grad()
     def average_over_ranks(self) -> None:
-        """The mean of all ranks' gradients, in chunks that are the same in every step and after every resume."""
+        """Average the gradients of all ranks, in chunks that are the same in every step and after every resume."""
         if self.world_size > 1:
             for chunk in self.gradient.split(CHUNK):
                 dist.all_reduce(chunk)
@@ -164,12 +167,12 @@ class FlatState:
 
     @torch.no_grad()
     def move(self, lr: Tensor, takes: Tensor, ema_weight: Tensor | None) -> None:
-        """Take the optimiser's step with the gradient, and the average's; neither leaves a trace where ``takes`` is 0.
+        """Step the weights and their average; if ``takes`` is 0, neither changes.
 
         Args:
-            lr: learning rate, without dimensions.
-            takes: 1, or 0 for a step that is skipped, whose gradient may be anything.
-            ema_weight: how far the average moves towards the weights.
+            lr: learning rate, a 0-dimensional tensor.
+            takes: 1, or 0 for a skipped step, whose gradient may be anything.
+            ema_weight: weight of the new weights in the average.
         """
         kind = self.weights.values.dtype
         lr, takes = lr.to(kind), takes.to(kind)
@@ -182,7 +185,7 @@ class FlatState:
             self.average.values.lerp_(self.weights.values, ema_weight.to(kind) * takes)
 
     def move_by_optimizer(self, ema_weight: float | None) -> None:
-        """The same by the optimiser's own ``step``."""
+        """The same as :meth:`move`, by the optimiser's own ``step``."""
         for parameter, part in zip(self.weights.tensors, self._parts, strict=True):
             parameter.grad = part.as_strided(parameter.shape, parameter.stride())
         self.optimizer.step()
@@ -217,7 +220,7 @@ def _adamax(
     moments["exp_avg"].lerp_(gradient, (1.0 - beta1) * takes)
     largest = torch.maximum(moments["exp_inf"] * beta2, gradient.abs_().add_(group["eps"]))
     moments["exp_inf"].lerp_(largest, takes)
-    rate = -lr / (1.0 - beta1**steps).clamp_min(1.0 - beta1)  # a first step that is skipped divides by nothing
+    rate = -lr / (1.0 - beta1**steps).clamp_min(1.0 - beta1)  # a skipped first step would divide by zero
     weights.addcmul_(torch.div(moments["exp_avg"], largest, out=gradient), rate.to(weights.dtype))
 
 
@@ -252,7 +255,7 @@ def _rmsprop(
     takes: Tensor,
     steps: Tensor,
 ) -> None:
-    """RMSprop, epsilon outside of the root (Tieleman & Hinton 2012)."""
+    """RMSprop with epsilon outside the root (Tieleman & Hinton 2012)."""
     _decayed(weights, gradient, group)
     moments["square_avg"].lerp_(gradient.square(), (1.0 - group["alpha"]) * takes)
     weights.addcmul_(gradient.div_(moments["square_avg"].sqrt().add_(group["eps"])), -lr)

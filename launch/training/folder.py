@@ -25,7 +25,7 @@ GIT_SECONDS = 5.0
 
 
 def _commit() -> str | None:
-    """The commit of this checkout; None where git is missing, hangs, or knows of none."""
+    """The commit of this checkout; None if git is missing, hangs, or finds no repository."""
     command = ["git", "describe", "--always", "--dirty"]
     root = Path(__file__).resolve().parents[2]
     try:
@@ -38,7 +38,7 @@ def _commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Origin of a run: command, commit, versions, hardware. No paths of the machine beyond what was typed."""
+    """Origin of a run: command, commit, versions, hardware. It holds no paths beyond those typed."""
     cuda = torch.cuda.is_available()
     return {
         "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
@@ -55,7 +55,7 @@ def provenance() -> dict[str, Any]:
 
 
 class RunFolder:
-    """A run's folder, locked while a run writes into it (the lock dies with its process)."""
+    """A run's folder, locked while a run writes to it (the lock ends with its process)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,14 +68,14 @@ class RunFolder:
         return self.path / "config.json"
 
     def claim(self, *, resume: bool) -> None:
-        """Make the folder, or take an existing one to resume; refuse to mix two runs.
+        """Create the folder, or take over an existing one to resume; refuse to mix two runs.
 
         Raises:
-            ValueError: it holds a run and ``resume`` is off, or something else; another process works in it.
+            ValueError: it holds a run and ``resume`` is off, it holds something else, or another process works in it.
         """
         self._refuse_a_run(resume)
         if self.path.exists() and not self.config_path.exists():
-            # hidden: the lock, and what a kill during the first write left
+            # hidden files are the lock and leftovers of a kill during the first write
             visible = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
             foreign = visible if self.path.is_dir() else [self.path.name]
             if foreign:
@@ -96,7 +96,7 @@ class RunFolder:
             ) from error
         self._lock = lock
         try:
-            self._refuse_a_run(resume)  # again: another process may have come, and gone, in between
+            self._refuse_a_run(resume)  # again: another process may have come and gone in between
         except ValueError:
             self.release()
             raise
@@ -126,7 +126,7 @@ class RunFolder:
         return (self.path / "diverged.json").exists()
 
     def reopen(self, step: int) -> None:
-        """Put aside, under names with ``step``, what says that the run has ended, because it goes on from there."""
+        """Rename the records of the run's end with ``step`` in their names, because the run continues from there."""
         for name in ("diverged", "summary"):
             path = self.path / f"{name}.json"
             if path.exists():
@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """The recorded recipe of the training images; None where nothing readable is recorded."""
+        """The recorded recipe of the training images; None if there is no readable record."""
         try:
             record = self.read_json("config.json")
         except (ValueError, OSError):
@@ -150,7 +150,7 @@ class RunFolder:
         """Read ``name``, a JSON object.
 
         Raises:
-            ValueError: it is missing, damaged or something else.
+            ValueError: it is missing, damaged or not a JSON object.
         """
         path = self.path / name
         if not path.exists():
@@ -163,7 +163,7 @@ class RunFolder:
         return (self.path / "summary.json").exists()
 
     def begin(self, config: SharedConfig, dataset: datasets.Dataset, *, is_new: bool) -> None:
-        """Record everything that makes a new run; without its record a folder belongs to nobody."""
+        """Write a new run's record, by which the folder is recognised as a run."""
         if is_new or not self.config_path.exists():
             data = {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe}
             self.write_json("config.json", record_of(config, dataset.spec, data))

@@ -1,6 +1,6 @@
-"""Many trainings on one machine: scripts or functions in processes of their own, shared out over its GPUs or cores.
+"""Many trainings on one machine: scripts or functions in separate processes, distributed over its GPUs or cores.
 
-What is done already is not done again, so the same command goes on with a stopped sweep or study.
+Completed jobs are skipped, so repeating the command continues a stopped sweep or study.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def run_all(
     *,
     threads: bool = False,
 ) -> list[str]:
-    """Do every job that is not done, several at once, and print a line for each.
+    """Do every job that is not yet done, several at once, and print a line for each.
 
     Args:
         jobs: plain values that can be sent to another process; the most important first.
-        work: does a job and leaves a record that ``done`` looks for, or returns what went wrong; must be a function of a module
-            unless ``threads``.
-        done: tells whether a job's record is there and whole.
+        work: does a job and leaves the record that ``done`` looks for, or returns an error message. It must be a
+            module-level function unless ``threads`` is set.
+        done: True if a job's record is there and complete.
         workers: number of jobs at once.
         threads: use threads of this process, for work that starts processes itself.
 
     Returns:
-        What went wrong, a line for each job that failed.
+        One error message per failed job.
 
     Raises:
         ValueError: fewer than one worker.
@@ -76,7 +76,7 @@ def _reported(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]
 
 
 def _alone(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
-    """Do a job in a process of its own, in one thread."""
+    """Do a job in a separate process, with one thread."""
     torch.set_num_threads(1)
     return _reported(work, job)
 
@@ -100,21 +100,21 @@ class ScriptRun:
 
     @property
     def log(self) -> Path:
-        """File that the output of the script goes to."""
+        """File for the script's output."""
         return self.folder.parent / "logs" / f"{self}.txt"
 
     @property
     def all_arguments(self) -> tuple[str, ...]:
-        """The flags with the run folder; a stopped run is resumed."""
+        """The flags with the run folder and --resume."""
         return (*self.arguments, "--run-dir", str(self.folder), "--resume", "auto")
 
     def is_done(self) -> bool:
-        """Tell whether the training is complete."""
+        """True if the training is complete."""
         return (self.folder / "summary.json").exists()
 
 
 class Devices:
-    """Hands GPUs out to processes, the one that was free longest first; without GPUs each process gets one core."""
+    """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core."""
 
     def __init__(self, workers: int | None) -> None:
         typed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -127,7 +127,7 @@ class Devices:
         self._has_gpus = bool(names)
 
     def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command on the next free device, with its output in ``log``; returns the exit code."""
+        """Run a command on the next free device, with its output in ``log``; return the exit code."""
         gpu = self._free.get() if self._has_gpus else None
         environment = os.environ | ({"OMP_NUM_THREADS": "1"} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ class Devices:
 
 
 def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
-    """Train the runs that are not done, several at once; returns what went wrong, a line for each run.
+    """Train the runs that are not done, several at once; return one error message per failed run.
 
     Args:
         runs: the most important first.
-        workers: number of runs at once; None takes one per GPU, or without a GPU one per core, of one thread each.
+        workers: number of runs at once; None takes one per GPU, or without a GPU one single-threaded run per core.
     """
     devices = Devices(workers)
 
@@ -156,19 +156,19 @@ def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
 
 
 def fault(code: int, log: Path) -> str | None:
-    """Return the error that a process ended with, in one line; None if its exit code is 0."""
+    """The error that ended a process, in one line; None if its exit code is 0."""
     if code == 0:
         return None
     said = files.read(log, lambda file: file.read(), remedy="see the log").decode(errors="replace")
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (all of it: {log})"
+    return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (full output: {log})"
 
 
 def claim(folder: Path, name: str, record: dict[str, Any]) -> None:
-    """Record in ``folder / name`` what all runs of a folder share; refuse a folder whose runs share something else.
+    """Record in ``folder / name`` the settings that all its runs share; refuse a folder whose runs have others.
 
     Raises:
-        ValueError: the folder belongs to other runs; the message says what it was made with.
+        ValueError: the folder belongs to runs with other settings, which the message lists.
     """
     path = folder / name
     if not path.exists():
@@ -176,7 +176,7 @@ def claim(folder: Path, name: str, record: dict[str, Any]) -> None:
     elif (there := files.read_json(path)) != record:
         different = [key for key in there.keys() | record.keys() if there.get(key) != record.get(key)]
         said = ", ".join(f"{key} {_words(there.get(key))}" for key in sorted(different))
-        raise ValueError(f"{folder} was made with {said}; repeat that to go on with it, or choose another --out")
+        raise ValueError(f"{folder} was made with {said}; use the same to continue it, or choose another --out")
 
 
 def _words(value: Any) -> str:
