@@ -19,7 +19,7 @@ from launch.training.run import Run
 from launch.training.step import StepReport
 
 TakeStep = Callable[[Tensor, bool], Sequence[StepReport]]
-"""Takes an optimiser step of every run on uint8 images [N * B, C, H, W]; the flag asks all ranks to stop."""
+"""Takes one optimiser step of every run on uint8 images [N * B, C, H, W]; the flag asks all ranks to stop."""
 
 
 class Orders:
@@ -35,18 +35,18 @@ class Orders:
 
 
 class _Taken(NamedTuple):
-    """A step whose verdict may not be known yet."""
+    """A step that may not be settled yet."""
 
     batch: datasets.Batch
     reports: Sequence[StepReport]
 
 
 class Loop:
-    """Trains runs that are at the same step until they end, diverge, or are asked to stop.
+    """The loop that trains runs in step with each other until they end, diverge, or are asked to stop.
 
     Args:
-        runs: one, or several with the same data, batch size and intervals.
-        take_step: takes a step of all of them.
+        runs: one run, or several with the same data, batch size and intervals.
+        take_step: takes one step of all runs.
     """
 
     def __init__(self, runs: Sequence[Run], take_step: TakeStep) -> None:
@@ -110,7 +110,7 @@ class Loop:
         return first.logs_at(step) or first.saves_at(step) or first.evaluates_at(step) or first.scores_at(step)
 
     def _save(self) -> None:
-        """Save every run, except one whose latest steps were not finite: rotation must keep its last good weights."""
+        """Save every run, except one whose latest steps were not finite, so that its last good checkpoint is kept."""
         for run in self.runs:
             if run.state.num_bad_in_a_row == 0 or (run.state.step == run.end and not run.is_lost):
                 run.save()
@@ -126,7 +126,7 @@ class Loop:
         return evaluates or scores
 
     def _make_up(self, step: int) -> None:
-        """Evaluate and score a run that was stopped after ``step`` and before it was measured."""
+        """Make up for the evaluation and scores of ``step``, if the run was stopped just before them."""
         for run in self.runs:
             if run.evaluates_at(step) and not run.ranks.from_main(run.monitor.has_recorded("val/")):
                 run.evaluate()
@@ -137,7 +137,7 @@ class Loop:
         """Take a step on a batch.
 
         Raises:
-            Preempted: a stop signal ended the compiler too; that step is lost.
+            Preempted: a stop signal ended the compiler as well; that step is lost.
             ValueError: the compiler failed.
         """
         first = self.first
@@ -156,7 +156,7 @@ class Loop:
         return reports
 
     def _note_settled(self) -> bool:
-        """Note the steps whose verdict is known; True if one of them agreed on a stop."""
+        """Note the settled steps; True if the ranks agreed in one of them to stop."""
         stop = False
         while self._unread and all(report.settled for report in self._unread[0].reports):
             batch, reports = self._unread.popleft()

@@ -40,12 +40,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tuple[int, int]:
-    """(bytes saved for the backward pass that are no parameters, number of parameters) of one forward pass."""
+    """(bytes saved for the backward pass besides parameters, number of parameters) of one forward pass."""
     seen: dict[int, int] = {}
     with torch.device("meta"):
         model = family_of(config).build_model(config, spec).train()
         parameters = {_storage(p) for p in model.parameters()}
-        kept: list[Tensor] = []  # alive while counting, so that no storage's identity is used twice
+        kept: list[Tensor] = []  # kept alive while counting, so that no storage's identity is reused
 
         def save(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in parameters and _storage(tensor) not in seen:
@@ -68,10 +68,10 @@ def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
 
 
 def check_batch_norm(config: Any, spec: datasets.ImageSpec) -> None:
-    """Refuse a training batch of which a batch norm would see a single value, which has no variance.
+    """Refuse a training batch in which a batch norm would see a single value, which has no variance.
 
     Raises:
-        ValueError: one image, and a scale of one pixel.
+        ValueError: the batch has one image and the coarsest scale one pixel.
     """
     try:
         _saved_bytes(config, spec, 1)
@@ -85,18 +85,18 @@ def check_batch_norm(config: Any, spec: datasets.ImageSpec) -> None:
 
 
 def with_checkpointing(config: Any) -> Any:
-    """The same configuration, cells recomputed."""
+    """The same configuration, with cells recomputed in the backward pass."""
     return replace(config, model=replace(config.model, checkpointing=True))
 
 
 def without_checkpointing(config: Any) -> Any:
-    """The same configuration, all activations kept; flat models always keep theirs."""
+    """The same configuration, with all activations kept; flat models always keep theirs."""
     if not hasattr(config.model, "checkpointing"):
         return config
     return replace(config, model=replace(config.model, checkpointing=False))
 
 
-HEADROOM = 0.9  # of a card's memory: work space of the convolutions and fragmentation take the rest
+HEADROOM = 0.9  # usable share of a GPU's memory; work space of the convolutions and fragmentation take the rest
 # data set: channels, height, width, bits, training images of the published recipe
 PUBLISHED: dict[str, tuple[int, int, int, int, int]] = {
     "celeba": (3, 64, 64, 8, 162_770),
@@ -110,7 +110,7 @@ FOLDER_IMAGES = {"imagenet32": 1_281_147, "celebahq256": 27_000, "ffhq256": 63_0
 
 
 def image_spec(config: SharedConfig) -> datasets.ImageSpec:
-    """Return the shape and bit depth of the images that a recipe is for, without opening its data."""
+    """Return the shape and bit depth of a recipe's images, without opening its data."""
     channels, height, width, num_bits, _ = PUBLISHED[config.data.dataset]
     if config.data.image_size is not None:
         height, width = config.data.image_size[0], config.data.image_size[-1]
@@ -118,7 +118,7 @@ def image_spec(config: SharedConfig) -> datasets.ImageSpec:
 
 
 def num_training_images(config: SharedConfig) -> int:
-    """Return the number of training images of the published recipe; 0 where none was published."""
+    """Return the number of training images of the published recipe; 0 if none was published."""
     recipe = config.preset.removesuffix("-1gpu")
     return FOLDER_IMAGES.get(recipe, PUBLISHED[config.data.dataset][-1])
 
@@ -138,7 +138,7 @@ def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
 
 
 def largest_batch(needs: StepMemory, memory_gib: float) -> int:
-    """Return how many images of a step fit into a card, with a tenth of its memory left free; 0 if none does."""
+    """Return the largest batch that fits into a GPU with a tenth of its memory left free; 0 if none does."""
     free = HEADROOM * memory_gib * GIB - needs.state_bytes
     return max(0, int(free // needs.activation_bytes_per_image))
 
@@ -159,8 +159,8 @@ def throughput(path: Path, preset: str, gflop: float) -> Throughput:
 
     Args:
         path: file that the benchmark wrote with ``--out``.
-        preset: recipe that is planned.
-        gflop: work of one image, as :func:`gflop_per_image` counts it.
+        preset: recipe to plan for.
+        gflop: work of one image, from :func:`gflop_per_image`.
 
     Raises:
         ValueError: there is no such file, or it holds no training steps of NVAE.

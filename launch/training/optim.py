@@ -1,4 +1,4 @@
-"""What moves the weights: the optimiser, its learning rate, the verdict on a step, and the average that is evaluated."""
+"""The optimiser, its learning rate, the verdict on a step, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.console.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up from 0, then a cosine to ``lr_min`` by the step (the published NVAE steps it by the epoch)."""
+    """Linear warm-up from 0, then a cosine to ``lr_min`` by the step (the published NVAE updates it once per epoch)."""
     warmup = config.lr_warmup * total_steps
     if step < warmup:
         return config.lr * step / warmup
@@ -28,7 +28,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def _apex_optimizer(name: str, torch_name: str) -> Any:
-    """apex' fused optimiser; each of the three ways of not having it gets its own line."""
+    """apex' fused optimiser; the error tells a missing, a foreign and an incomplete apex apart."""
     instead = f"use --optimizer {torch_name}, torch's own"
     if importlib.util.find_spec("apex") is None:
         raise ModuleNotFoundError(
@@ -37,7 +37,7 @@ def _apex_optimizer(name: str, torch_name: str) -> Any:
         )
     try:
         theirs = importlib.util.find_spec("apex.optimizers") is not None
-    except ImportError:  # no package, or one that does not even import
+    except ImportError:  # no package, or one whose import fails
         theirs = False
     if not theirs:
         raise ModuleNotFoundError(f"the installed package apex is not NVIDIA's; {instead}, and uninstall that apex")
@@ -51,7 +51,7 @@ def _apex_optimizer(name: str, torch_name: str) -> Any:
 
 
 def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that ``config`` names.
+    """Build the optimiser that ``config`` names.
 
     ``torch.optim.Adamax`` is the published NVAE's rule: epsilon inside the infinity norm, L2 weight decay. On a GPU
     torch's optimisers count their steps there, so that a step can be undone without the host.
@@ -80,25 +80,25 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
 
 
 def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Go on from a state saved perhaps on another device: how the steps are computed stays as it was built here."""
+    """Load a state, perhaps saved on another device; the way steps are computed stays as built here."""
     here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}
     groups = [{**group, **here} for group in saved["param_groups"]]
     optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 class Findings(NamedTuple):
-    """What was found in a step on some rank."""
+    """Findings of a step on any rank."""
 
     bad_loss: bool
     bad_gradient: bool
     too_long: bool
-    """A finite gradient longer than what was allowed."""
+    """The gradient is finite but exceeds the largest allowed norm."""
     stop: bool
-    """Somebody asked for the run to stop; no reason to skip."""
+    """The run was asked to stop; this does not skip the step."""
 
     @property
     def skips(self) -> bool:
-        """Whether the weights must not move."""
+        """True if the weights must not move."""
         return self.bad_loss or self.bad_gradient or self.too_long
 
 
@@ -106,24 +106,24 @@ class Verdict:
     """Findings of a step as a tensor on the device, and a copy of them for the host.
 
     Args:
-        flags: 0 or 1 for each of :class:`Findings`, in their order, the same on all ranks; float32 [4].
+        flags: 0 or 1 for each field of :class:`Findings`, the same on all ranks; float32 [4].
     """
 
     def __init__(self, flags: Tensor) -> None:
         self.flags = flags
         self._copy, self._copied = flags, None
-        if flags.is_cuda:  # leaves for pinned memory behind the work that is queued; nobody waits
+        if flags.is_cuda:  # copied to pinned memory after the queued work; the host does not wait
             self._copy = torch.empty(flags.shape, pin_memory=True).copy_(flags, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(flags.device))  # the current device may be another one
 
     @property
     def skips(self) -> Tensor:
-        """Whether the weights must not move: a bool on the device."""
+        """True, on the device, if the weights must not move."""
         return self.flags[:3].any()
 
     def read(self) -> Findings:
-        """The findings on the host; waits only if the device is not that far yet."""
+        """The findings on the host; waits only if the device has not finished the step."""
         if self._copied is not None:
             self._copied.synchronize()
         return Findings(*(value > 0.0 for value in self._copy.tolist()))
@@ -132,8 +132,8 @@ class Verdict:
 class ExponentialMovingAverage:
     """A copy of ``model`` whose parameters trail it.
 
-    The decay is shorter at the start, min(decay, (1 + step) / (10 + step)), so that a run of a few hundred steps is
-    averaged over its last tenth and not over its beginning. Buffers (batch-norm statistics) are taken as they are.
+    The decay is smaller at the start, min(decay, (1 + step) / (10 + step)), so that a run of a few hundred steps is
+    averaged over its last tenth and not over its beginning. Buffers (batch-norm statistics) are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -141,16 +141,16 @@ class ExponentialMovingAverage:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def weight(self, step: int) -> float:
-        """How far the average moves towards the weights after optimiser step ``step``, from 0 to 1."""
+        """Weight of the new weights in the average after optimiser step ``step``, from 0 to 1."""
         return 1.0 - min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards ``model`` after optimiser step ``step``."""
+        """Move the average towards ``model`` after optimiser step ``step``."""
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), self.weight(step))
 
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
-        """Take over ``model``'s batch-norm statistics; call before using the average."""
+        """Copy ``model``'s batch-norm statistics; call before using the average."""
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)

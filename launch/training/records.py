@@ -1,4 +1,4 @@
-"""What a person watches: TensorBoard, JSON lines, and one progress bar or a line per interval, all from rank 0."""
+"""Records of a training run: TensorBoard, JSON lines, and a progress bar or a line per interval, all from rank 0."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ CURVES = {
 NAME = "metrics.jsonl"
 MOST_BYTES = 4 * files.GIB
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,15})\..+")
-MAY_FAIL = (OSError, ValueError, RuntimeError)  # of what a library that writes pictures or events raises
+MAY_FAIL = (OSError, ValueError, RuntimeError)  # errors of the libraries that write pictures and events
 
 
 def read(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """Read the lines of a ``metrics.jsonl``, each with its record, or None where it holds none with a step.
+    """Read the lines of a ``metrics.jsonl``, each with its record, or None if it holds no record with a step.
 
-    A file that is not there has no lines.
+    A missing file has no lines.
 
     Raises:
-        ValueError: it is no regular file, or can't be read.
+        ValueError: it is not a regular file, or can't be read.
     """
     if not path.exists():
         return []
-    remedy = "move it away, its run then goes on without its old records"
+    remedy = "move it away and the run continues without its old records"
     return files.read(path, lambda file: [(line, _record(line)) for line in file], remedy=remedy, limit=MOST_BYTES)
 
 
@@ -66,22 +66,22 @@ def held_out(folder: Path) -> list[str]:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # damaged, or cut short by a kill
+    except (ValueError, RecursionError):  # damaged, or truncated by a kill
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 class Monitor:
-    """Writes a run's records; on ranks other than 0 every method does nothing.
+    """The writer of a run's records; on ranks other than 0 every method does nothing.
 
-    Nothing here ends a run: what can't be written is said once, and the run goes on.
+    Nothing here ends a run: a record that can't be written is reported once, and the run continues.
 
     Args:
         folder: the run folder, which gets ``metrics.jsonl`` and TensorBoard's event files.
-        active: whether this is rank 0.
-        resume_step: records past this step belong to a future that was lost, and are dropped.
-        name: of a run among several in this process, put before what it says.
+        active: True on rank 0.
+        resume_step: step to continue from; records of later steps are dropped.
+        name: name of the run, put before its messages if the process trains several.
         shows_progress: several runs share one progress bar.
     """
 
@@ -96,26 +96,26 @@ class Monitor:
         shows_progress: bool = True,
     ) -> None:
         self.active = active
-        self._recorded: set[str] = set()  # names of the values recorded at ``resume_step``
+        self._recorded: set[str] = set()  # names of the values that were recorded at ``resume_step``
         if not active:
             return
         _silence_threads_of_tensorboard()
         self._path = folder / NAME
         self._first_step, self._total_steps = resume_step, total_steps
         self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
-        self._refused: set[str] = set()  # what could not be written the last time it was tried
+        self._refused: set[str] = set()  # records whose latest write failed
         self._writer: SummaryWriter | None = None
         self._start = time.monotonic()
         hidden = not (shows_progress and sys.stderr.isatty())
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", disable=hidden, dynamic_ncols=True)
-        # TensorBoard drops events from this step on when it reads the first event file that this process makes
+        # TensorBoard drops older events from this step on when it reads this process's first event file
         self._purge_step: int | None = resume_step + 1
         kept_at_step: list[dict[str, Any]] = []
         with self.best_effort(NAME):
             kept_at_step = self._drop_lost_future()
         with self.best_effort("TensorBoard's events"):
             _sort_before_now(folder)
-        for record in kept_at_step:  # of a final evaluation that is made again, so that its events are dropped
+        for record in kept_at_step:  # the final evaluation is repeated, so its events are dropped
             self._purge_step = resume_step
             values = {tag: value for tag, value in record.items() if isinstance(value, float) and tag != "seconds"}
             self._write_events(lambda writer, v=values: _add_scalars(writer, v, resume_step))  # type: ignore[misc]
@@ -123,12 +123,12 @@ class Monitor:
             self._write_events(lambda writer: writer.add_custom_scalars(CURVES))
 
     def _drop_lost_future(self) -> list[dict[str, Any]]:
-        """Drop records past the first step, and the final evaluation, which is made again.
+        """Drop the records after the first step, and those of the final evaluation, which is repeated.
 
-        Lines that can't be read stay, but for a last one that a kill cut short.
+        Unreadable lines stay, except a last line that a kill truncated.
 
         Returns:
-            The records of the first step that stay, where its final evaluation was dropped.
+            The remaining records of the first step, if its final evaluation was dropped.
         """
         kept, of_first_step, dropped_final = [], [], False
         lines = read(self._path)
@@ -146,24 +146,24 @@ class Monitor:
             of_first_step += [record] if is_first else []
         whole, left = b"".join(line for line, _ in lines), b"".join(kept)
         if whole.startswith(left) and whole != left:
-            os.truncate(self._path, len(left))  # also where there is no room for another file
+            os.truncate(self._path, len(left))  # in place, because the disk may have no room for another file
         elif whole != left:
             files.write_atomically(self._path, lambda file: _write(file, left))
         return of_first_step if dropped_final else []
 
     def has_recorded(self, prefix: str) -> bool:
-        """Whether values whose names begin with ``prefix`` were recorded at the step that training resumes from."""
+        """True if values whose names begin with ``prefix`` were recorded at the step that training resumes from."""
         return any(name.startswith(prefix) for name in self._recorded)
 
     @contextlib.contextmanager
     def best_effort(self, what: str) -> Iterator[None]:
-        """Write a record: a refusal does not end the run; it is said, once until the same record is written again."""
+        """Write a record; an error does not end the run, and is reported once until the record is next written."""
         try:
             yield
         except MAY_FAIL as error:
             if what not in self._refused:
                 self.say(
-                    f"warning: {what} could not be written ({files.reason(error)}); training goes on without it; "
+                    f"warning: {what} could not be written ({files.reason(error)}); training continues without it; "
                     f"make room in {self._path.parent}"
                 )
             self._refused.add(what)
@@ -171,7 +171,7 @@ class Monitor:
             self._refused.discard(what)
 
     def _write_events(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Let ``write`` use TensorBoard's writer; one that was refused anything is replaced the next time."""
+        """Let ``write`` use TensorBoard's writer, and replace the writer after an error."""
         with self.best_effort("TensorBoard's events"):
             if self._writer is None:
                 self._writer = SummaryWriter(str(self._path.parent), purge_step=self._purge_step)
@@ -183,9 +183,9 @@ class Monitor:
                 raise
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        """Add a line, the whole of it or nothing."""
+        """Append a line, all of it or nothing."""
         line = json.dumps(plain(record)).encode() + b"\n"
-        with open(self._path, "ab", buffering=0) as file:  # anew each time: the folder may have been moved
+        with open(self._path, "ab", buffering=0) as file:  # opened each time, because the folder may have been moved
             size = file.tell()
             try:
                 if file.write(line) < len(line):
@@ -195,7 +195,7 @@ class Monitor:
                 raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One JSON line and one TensorBoard scalar per value."""
+        """Write one JSON line, and one TensorBoard scalar per value."""
         if not self.active:
             return
         with self.best_effort(NAME):
@@ -203,12 +203,12 @@ class Monitor:
         self._write_events(lambda writer: _add_scalars(writer, values, step))
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:
-        """An image [H, W, 3] uint8."""
+        """Write an image, uint8 [H, W, 3]."""
         if self.active:
             self._write_events(lambda writer: writer.add_image(tag, image, step, dataformats="HWC"))
 
     def hparams(self, step: int, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """The run's settings and final scores for TensorBoard's HPARAMS tab, in the same run (``add_hparams`` makes another)."""
+        """Write settings and final scores for TensorBoard's HPARAMS tab into this run, unlike ``add_hparams``."""
         if not self.active:
             return
         simple = {k: v if isinstance(v, bool | int | float) else one_line(v) for k, v in values.items()}
@@ -221,7 +221,7 @@ class Monitor:
         self._write_events(write)
 
     def progress(self, step: int, text: Mapping[str, float]) -> None:
-        """Move the bar to ``step``; where stderr is no terminal print a line."""
+        """Move the bar to ``step``; if stderr is not a terminal, print a line instead."""
         if not self.active or not self._shows_progress:
             return
         shown = "  ".join(f"{k} {v:.4g}" for k, v in text.items())
@@ -234,12 +234,12 @@ class Monitor:
         print(f"step {step}/{self._total_steps}  {shown}  {_duration(left)} left", file=sys.stderr)
 
     def say(self, text: str) -> None:
-        """A line for the person, above the bar."""
+        """Print a line above the bar."""
         if self.active:
             tqdm.write(self._prefix + one_line(text), file=sys.stderr)
 
     def flush(self) -> None:
-        """Bring TensorBoard's events onto the disk; the lines are there."""
+        """Flush TensorBoard's events to disk; the JSON lines are already there."""
         if self.active and self._writer is not None:
             self._write_events(lambda writer: writer.flush())
 
@@ -260,7 +260,7 @@ def _write(file: IO[bytes], content: bytes) -> None:
 
 
 def _silence_threads_of_tensorboard() -> None:
-    """Print no traceback of a thread that writes events: its writer raises the same error where it is used next."""
+    """Print no traceback of TensorBoard's writer thread: the writer raises the same error at its next use."""
     before = threading.excepthook
     if getattr(before, "__module__", None) == __name__:
         return
@@ -278,10 +278,10 @@ def _add_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) 
 
 
 def _sort_before_now(folder: Path) -> None:
-    """Give event files from a clock that was ahead an earlier time in their names.
+    """Rename event files whose clock was ahead to an earlier time.
 
-    TensorBoard reads event files in the order of their names, which begin with a time. A file that came before in truth
-    and comes last in that order would take away all that its run wrote after it went on.
+    TensorBoard reads event files in the order of their names, which begin with a time. An older file that sorts last
+    would hide all events that its run wrote after resuming.
     """
     now = int(time.time())
     dated = {path: _EVENTS.fullmatch(path.name) for path in folder.glob("events.out.tfevents.*")}

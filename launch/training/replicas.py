@@ -1,4 +1,4 @@
-"""Several runs trained at once as one batched model: one optimiser step moves them all."""
+"""Replicas: several runs trained as one batched model, whose optimiser step moves them all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 class ReplicaState(TrainState):
-    """Training state whose weights are slices of a stack; a slice saved as it is would carry the whole stack into the file."""
+    """Training state whose weights are slices of a stack; saving a slice directly would write the whole stack."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data; each tensor owns its memory."""
@@ -28,14 +28,14 @@ class ReplicaState(TrainState):
 
 
 class ReplicaTrainer:
-    """Takes the steps of several trainers at once, each by the rules of :class:`Trainer`.
+    """A trainer of several runs at once, each by the rules of :class:`Trainer`.
 
-    One optimiser moves the parameters of all. It shares its moments with each trainer's own optimiser, so every state is
-    complete at any time. A step waits for the device once.
+    One optimiser moves the parameters of all runs. It shares its moments with each trainer's own optimiser, so every
+    state is complete at any time. A step waits for the device once.
 
     Args:
-        trainers: of one process; their configurations differ in seed, folder and weights of the objective.
-        batch: makes one batched model of (models, objectives).
+        trainers: trainers of one process, whose configurations differ in seed, folder and weights of the objective.
+        batch: builds one batched model from (models, objectives).
     """
 
     def __init__(self, trainers: Sequence[Trainer], batch: Batch) -> None:
@@ -54,7 +54,7 @@ class ReplicaTrainer:
                 self.optimizer.state[parameter] = state.optimizer.state[parameter]
 
     def noise(self) -> list[Tensor]:
-        """Noise of the coming step, [N, B, ...]: each run has its own."""
+        """Noise of the coming step, [N, B, ...], different for each run."""
         return [torch.stack(parts) for parts in zip(*(trainer.noise() for trainer in self.trainers), strict=True)]
 
     def _accumulate(self, x: Tensor) -> Loss:
@@ -73,7 +73,7 @@ class ReplicaTrainer:
         )
 
     def train_step(self, images: Tensor, stop: bool = False) -> list[StepReport]:
-        """One step of every run on uint8 images [N * A * B, C, H, W]: A batches of B for each run in turn."""
+        """Take one step of every run on uint8 images [N * A * B, C, H, W]: A batches of B for each run in turn."""
         state, config = self.states[0], self.config.optim
         lr = optim.learning_rate(config, state.step, self.trainers[0].total_steps)
         x = to_float(images, state.model.spec, self.ranks.device).unflatten(0, (len(self.states), -1))
@@ -97,7 +97,7 @@ class ReplicaTrainer:
         return reports
 
     def is_lost(self, state: TrainState) -> bool:
-        """True if a run has diverged. Its weights no longer move; alone, the run would have ended."""
+        """True if a run has diverged. Its weights no longer move; on its own, the run would have ended."""
         return state.num_bad_in_a_row >= self.config.run.max_bad_steps
 
     def _settle(self, state: TrainState, report: StepReport) -> None:

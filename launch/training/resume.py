@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, whether it is of the same run, and that nothing recorded is lost without one."""
+"""Resuming: find the checkpoint, check that it is the same run's, and refuse to overwrite a run that has none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launch.training.step import TrainState
 
 
 def _refuse_half(content: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint that lacks a part, or has something else in its place."""
+    """Refuse a checkpoint in which a part is missing or of the wrong type."""
     parts = {"config": dict, "global_batch": int, "num_images": int, "model": dict}
     for name, kind in parts.items():
         if not isinstance(content.get(name), kind):
@@ -39,15 +39,15 @@ def _refuse_another_run(
     global_batch: int,
     data: datasets.Dataset,
 ) -> list[str]:
-    """Refuse a checkpoint of other settings or data; return the settings that differ and may, as 'key: old -> new'."""
-    if content["global_batch"] == 0:  # imported from elsewhere, or made small enough to share
+    """Refuse a checkpoint of other settings or data; return the permitted differences as 'key: old -> new'."""
+    if content["global_batch"] == 0:  # an imported checkpoint, or an exported copy
         raise ValueError(
             f"{folder.path} holds weights without an optimiser's state, so training cannot go on from them; "
             "evaluate, sample and score read it as it is; choose another --run-dir to train"
         )
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
-    # config.json has these as they are now where a run that had diverged went on before, and has saved nothing since
+    # config.json already has the new values if a diverged run was resumed before and has saved nothing since
     allowed = AFTER_DIVERGENCE if folder.diverged or records(folder, config) else ()
     if _is_longer(saved, config, len(data) // global_batch):
         allowed = (*allowed, *LENGTH)
@@ -76,7 +76,7 @@ def _refuse_another_run(
 
 
 def _is_longer(saved: dict[str, Any], config: SharedConfig, steps_per_epoch: int) -> bool:
-    """Whether --max-steps or --epochs was raised; leaving out the --max-steps that was typed before is no raise."""
+    """True if --max-steps or --epochs was raised; leaving out an earlier --max-steps does not count."""
     try:
         steps, epochs = saved["run"]["max_steps"], saved["run"]["epochs"]
         if config.run.max_steps is None:
@@ -96,14 +96,14 @@ def resume(
     data: datasets.Dataset,
     until: int | None = None,
 ) -> int:
-    """Load the newest valid checkpoint (of step ``until`` or before) into ``state``, if there is one; its step, or 0.
+    """Load the newest valid checkpoint (up to step ``until``) into ``state``; return its step, or 0 if there is none.
 
-    Nothing is written before a run that does not fit is refused. A run that diverged goes on from its last checkpoint
-    whose losses were finite, and its learning rate, clipping and precision may change; any run may become longer.
+    A checkpoint that does not fit is refused before anything is written. A diverged run continues from its last
+    checkpoint with finite losses, and may change learning rate, clipping and precision. Any run may become longer.
 
     Raises:
-        ValueError: the settings that matter or the data differ from those of the run (named), or the ranks do not see
-            the same checkpoints; a checkpoint that lacks a part.
+        ValueError: the data or settings that matter differ from those of the run (the message names them), the ranks
+            see different checkpoints, or a checkpoint lacks a part.
     """
 
     def warn(text: str) -> None:
@@ -138,15 +138,15 @@ def _announce(step: int, path: Path, changed: list[str]) -> None:
     for row in changed:
         print(f"  changed: {one_line(row)}", file=sys.stderr)
     if any(row.partition(":")[0] in LENGTH for row in changed):
-        print("  schedules go on as if the run had had its new length from the start", file=sys.stderr)
+        print("  schedules continue as if the run had had its new length from the start", file=sys.stderr)
 
 
 def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
-    """Load everything, weights checked before they are copied.
+    """Load the whole state; weights are checked before they are copied.
 
     Raises:
-        ValueError: a part is missing, or is none of this model and optimiser; its bytes are as written, so another
-            program wrote it.
+        ValueError: a part is missing or does not fit this model and optimiser. The checksum matched, so another program
+            wrote it.
     """
     parts = {"model": state.model, "objective": state.objective} | ({"ema": state.ema.model} if state.ema else {})
     for name, own in parts.items():
@@ -158,7 +158,7 @@ def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
         _check_optimizer(state.optimizer)
         if min(state.num_skipped, state.num_bad_in_a_row) < 0:
             raise ValueError("it counts fewer than 0 steps")
-    except Exception as error:  # what another program wrote can end the loading of any part with anything
+    except Exception as error:  # a file from another program can raise anything while a part is loaded
         raise ValueError(
             f"{path} is no whole checkpoint of this run ({type(error).__name__}: {files.reason(error)}); "
             "remove it to use an older one"
@@ -166,7 +166,7 @@ def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse averages that are not of their parameter's shape."""
+    """Refuse optimiser state whose shape is not its parameter's."""
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
@@ -174,16 +174,16 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epoch: int, *, is_common: bool) -> None:
-    """Refuse to overwrite what a run left, unless it was stopped before its first checkpoint was whole.
+    """Refuse to overwrite a run, unless it was stopped before its first checkpoint was complete.
 
     Args:
-        folder: of the run; none of its checkpoints can be used.
-        config: as typed now.
-        steps_per_epoch: of the data as they are now.
-        is_common: a step was looked for that several runs share, so this one may have a valid first checkpoint.
+        folder: folder of the run, which has no usable checkpoint.
+        config: configuration as typed now.
+        steps_per_epoch: steps per epoch of the present data.
+        is_common: the search was for a step that several runs share, so this run may have a valid first checkpoint.
 
     Raises:
-        ValueError: naming what is there.
+        ValueError: the folder holds records of a run; the message names them.
     """
     first = config.run.save_every(config.run.num_steps(steps_per_epoch))
     found = checkpoint.trace(folder.checkpoints, beyond=first, weights=not is_common)
@@ -201,12 +201,12 @@ def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epo
 
 
 def records(folder: RunFolder, config: SharedConfig) -> bool:
-    """Whether config.json has the settings that matter as they are now."""
+    """True if config.json has the present values of all settings that matter."""
     return not _changed_since(folder, config)
 
 
 def _changed_since(folder: RunFolder, config: SharedConfig) -> list[str]:
-    """Settings that differ from those in config.json; the whole of it where it can't be read."""
+    """Settings that differ from those in config.json; the file itself if it can't be read."""
     try:
         saved = folder.read_json("config.json")["config"]
         return changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
@@ -215,10 +215,10 @@ def _changed_since(folder: RunFolder, config: SharedConfig) -> list[str]:
 
 
 def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
-    """Start from the weights of another run: its averages if it has them, in the weights and in their new averages.
+    """Copy the weights of another run (its averages, if it has them) to the weights and to their averages.
 
     Raises:
-        ValueError: it has no valid checkpoint, or one of another model (keys named).
+        ValueError: it has no valid checkpoint, or only one of another model (the message names the keys).
     """
 
     def warn(text: str) -> None:
@@ -243,7 +243,7 @@ AFTER_DIVERGENCE = (
     "run.precision",
 )
 
-# What may differ between the runs of one folder: where and how things are kept and shown, not what is computed.
+# Settings that may change when a run is resumed: where and how things are stored and shown, not what is computed.
 MAY_CHANGE = (
     "preset",
     "run.run_dir",
@@ -269,7 +269,7 @@ MAY_CHANGE = (
 
 
 def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Give an older record the settings that it lacks: what was added since does by default what was done before."""
+    """Fill in the settings that an older record lacks: a newer setting's default reproduces the earlier behaviour."""
     filled = {**defaults, **saved}
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(saved.get(key), dict):
@@ -278,7 +278,7 @@ def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 
 
 def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that matter and differ between a run's record and what was typed now, as 'key: old -> new'."""
+    """Settings that matter and differ between a run's record and the present configuration, as 'key: old -> new'."""
     rows: list[str] = []
     for key in sorted(saved.keys() | now.keys()):
         name, old, new = prefix + key, saved.get(key), now.get(key)

@@ -1,4 +1,4 @@
-"""One training run on one rank, between its steps: checkpoints, records, evaluations, figures, and the ways to stop."""
+"""One training run on one rank: its checkpoints, records, evaluations and figures, and the ways to stop."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from metrics import elbo
 from metrics.model import VAE
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
-FIGURE_POOL = 1000  # images that figures of a whole distribution are drawn from
-FIGURE_POOL_PIXELS = 2**26  # bound on their size, a quarter GiB as floats
+FIGURE_POOL = 1000  # number of images for figures of a whole distribution
+FIGURE_POOL_PIXELS = 2**26  # bound on their size: a quarter of a GiB as floats
 HEADLINES = ("bits_per_dim", "elbo", "rate", "distortion", "psnr")
 
 Score = Callable[..., dict[str, float]]
@@ -34,7 +34,7 @@ Score = Callable[..., dict[str, float]]
 
 @dataclass(kw_only=True)
 class Run:
-    """A training run: its parts, and everything that happens between its steps.
+    """A training run: its parts, and all work between its steps.
 
     Args:
         name: distinguishes the runs of one process; empty for a single run.
@@ -74,7 +74,7 @@ class Run:
         """Step at which this process stops."""
         return min(self.total_steps, self.config.run.stop_at_step or self.total_steps)
 
-    # --- Which step asks for what ---------------------------------------------------------------------------------
+    # --- What happens after which step ---------------------------------------------------------------------------------
 
     def logs_at(self, step: int) -> bool:
         """True if scalars are recorded after ``step``."""
@@ -85,7 +85,7 @@ class Run:
         return step % self.config.run.save_every(self.total_steps) == 0 or step == self.end
 
     def evaluates_at(self, step: int) -> bool:
-        """True if held-out images are evaluated after ``step``; by default after every tenth of the run but the last."""
+        """True if held-out images are evaluated after ``step``; by default nine times, after each tenth of the run."""
         every = self.config.log.eval_every or max(1, self.total_steps // 10)
         return 0 < step < self.total_steps and step % every == 0
 
@@ -117,7 +117,7 @@ class Run:
             "num_images": self.order.num_images,
             "recipe": self.train_data.recipe,
         }
-        keep = self.config.run.keep_checkpoints + bool(self.state.num_bad_in_a_row)  # never push out a good one
+        keep = self.config.run.keep_checkpoints + bool(self.state.num_bad_in_a_row)  # never displace a good one
         try:
             checkpoint.save(self.folder.checkpoints, self.state.step, content, keep=keep)
             self.saved_step = self.state.step
@@ -128,10 +128,10 @@ class Run:
             )
 
     def require_saved(self) -> None:
-        """Make sure that the newest weights are on disk, with one more attempt if the last one failed.
+        """Make sure that the newest weights are on disk, with another attempt if the last one failed.
 
         Raises:
-            OSError: they are not; raised on every rank.
+            OSError: the attempt failed; raised on every rank.
         """
         if self.saved_step != self.state.step:
             self.save()
@@ -240,7 +240,7 @@ class Run:
     # --- Ways to stop ---------------------------------------------------------------------------------------------
 
     def save_for_later(self) -> None:
-        """Save what is not saved yet and mark the folder as preempted."""
+        """Save unsaved steps and mark the folder as preempted."""
         self.trainer.settle()
         if self.saved_step != self.state.step:
             self.save()
@@ -289,7 +289,7 @@ class Run:
         )
 
     def finish(self, seconds: float) -> None:
-        """Evaluate a run that reached its last step, write its summary, and print what to look at.
+        """Evaluate a run that reached its last step, write its summary, and print the next commands.
 
         Raises:
             FloatingPointError: the evaluation is not finite, or every step was skipped; there is no summary then.

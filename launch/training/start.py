@@ -1,4 +1,4 @@
-"""From a configuration to a trained run folder: what the training scripts of both families share."""
+"""The start of a training: from a configuration to a trained run folder, for every family."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def announce(
     order: datasets.Batches,
     total_steps: int,
 ) -> None:
-    """One line per value that differs from the preset, then what is about to happen."""
+    """Print one line per value that differs from the preset, then the plan of the run."""
     data, held_out = opened
     spec, run = data.spec, config.run
     print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
@@ -82,7 +82,7 @@ def announce(
 
 
 def claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
-    """Claim the folder on rank 0; what it says is raised on all ranks."""
+    """Claim the folder on rank 0; raise its error on all ranks."""
     fault: str | None = None
     if ranks.is_main:
         try:
@@ -102,19 +102,19 @@ def train(
     dry_run: bool = False,
     score: Score | None = None,
 ) -> None:
-    """Train what ``config`` describes and leave a run folder.
+    """Train the run that ``config`` describes and write its folder.
 
     Args:
         config: complete configuration.
-        preset: the configuration before the user's flags, to list what differs.
-        members: configurations by name of several runs that share everything but seed, folder and the weights of the
-            objective; they are trained at once as one batched model, and ``config`` describes what they share.
-        dry_run: print what would happen, and stop.
+        preset: the configuration before the user's flags, to list the differences.
+        members: configurations, by name, of several runs that differ only in seed, folder and the weights of the
+            objective. They are trained as one batched model, and ``config`` holds their shared settings.
+        dry_run: print the plan and stop.
         score: cheap scores of a model's codes, for ``--score-every``.
 
     Raises:
-        ValueError: a folder holds another run, the data do not fit the configuration, or there are several processes
-            for several members.
+        ValueError: a folder holds another run, the data do not fit the configuration, or members are to be trained by
+            several processes.
     """
     stop = errors.StopRequest()
     with distributed.joined(
@@ -146,7 +146,7 @@ class Plan:
 
 
 def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, ranks: Ranks) -> Plan:
-    """Open the data and refuse what cannot be trained."""
+    """Open the data and refuse a training that cannot work."""
     configs = members or {"": _with_folder(config)}
     if members:
         _refuse_members(members, ranks)
@@ -181,7 +181,7 @@ def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
 
 
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
-    # the trainers before the folders: what fails here leaves nothing behind
+    # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
     with contextlib.ExitStack() as stack:
         folders = {name: stack.enter_context(RunFolder(_folder_of(each))) for name, each in plan.configs.items()}
@@ -237,7 +237,7 @@ def _folder_of(config: SharedConfig) -> Path:
 
 
 def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
-    """A trainer whose weights depend on the run's seed alone, or come from the run that --init-from names."""
+    """Build a trainer whose weights depend only on the run's seed, or come from the run that --init-from names."""
     torch.manual_seed(config.run.seed)
     trainer = trainer_for(config, plan.train_data, ranks, plan.total_steps)
     if config.run.init_from is not None:
@@ -246,7 +246,7 @@ def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
 
 
 def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
-    """A step of one trainer, or of several at once."""
+    """The step function of one trainer, or of several at once."""
     if len(trainers) > 1:
         batch = family_of(trainers[0].config).batch
         assert batch is not None, "only a family that offers replicas has members"
@@ -274,10 +274,10 @@ def _resume(trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], p
 
 
 def _common_step(folders: Mapping[str, RunFolder]) -> int:
-    """Newest step of which every replica has a valid checkpoint; a kill may have come between two of them.
+    """Newest step of which every replica has a valid checkpoint; a kill may have hit between two saves.
 
     Raises:
-        ValueError: some replicas have checkpoints, and to train all of them from the start would overwrite these.
+        ValueError: only some replicas have checkpoints, and training all from the start would overwrite these.
     """
     steps = {
         name: {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
@@ -310,12 +310,12 @@ def open_data(
     """Training and held-out images; rank 0 builds the cache, the others find it.
 
     Args:
-        config: says which data.
-        ranks: of the run.
-        recorded: the recipe of a run that is resumed, whose rules for splits are kept.
+        config: configuration of the run.
+        ranks: ranks of the run.
+        recorded: recipe of a resumed run; its rules for splits are kept.
 
     Raises:
-        ValueError: they lack the factors that the configuration wants to score, or no device can keep them.
+        ValueError: scores are requested but the data have no factors, or the images can't be kept on the device.
     """
     with ranks.main_first():
         train_data = config.data.open("train", seed=config.run.seed, recorded=recorded)
@@ -327,7 +327,7 @@ def open_data(
 
 
 def trainer_for(config: SharedConfig, data: datasets.Dataset, ranks: Ranks, total_steps: int) -> Trainer:
-    """A fresh model, objective, optimiser and what steps them; the same weights on every rank."""
+    """A trainer with a fresh model, objective and optimiser; the same weights on every rank."""
     family = family_of(config)
     model = family.build_model(config, data.spec)
     model.to(ranks.device)

@@ -1,4 +1,4 @@
-"""The trainer: steps an explicit state with an objective, and knows no model and no data set."""
+"""The trainer: it steps an explicit state with an objective, and knows no model and no data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on ``device``."""
+    """Precision that "auto" stands for on ``device``."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -35,7 +35,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @dataclass
 class TrainState:
-    """Everything that training changes; what a checkpoint holds."""
+    """Everything that training changes, and that a checkpoint holds."""
 
     model: VAE
     objective: Objective
@@ -69,7 +69,7 @@ class TrainState:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Go on from a checkpoint's content."""
+        """Load a checkpoint's content."""
         self.model.load_state_dict(content["model"])
         if self.ema is not None:
             self.ema.model.load_state_dict(content["ema"])
@@ -83,9 +83,10 @@ class TrainState:
 
 @dataclass
 class StepReport:
-    """What one step says; tensors stay on the device until they are logged.
+    """Report of one step; its tensors stay on the device until they are logged.
 
-    ``skipped``, ``stop`` and ``notes`` are known once the step is ``settled``: on a CPU at once, on a GPU one step later.
+    ``skipped``, ``stop`` and ``notes`` are valid once the step is ``settled``: on a CPU at once, on a GPU one step
+    later.
     """
 
     step: int
@@ -101,7 +102,7 @@ class StepReport:
 
 
 class Outcome(NamedTuple):
-    """What the device computes in a step; all tensors are on it."""
+    """Results of a step; all tensors are on the device."""
 
     terms: dict[str, Tensor]
     kl_per_group: Tensor
@@ -109,7 +110,7 @@ class Outcome(NamedTuple):
     flags: Tensor
 
     def copy(self) -> Outcome:
-        """The same in memory that no later step writes to."""
+        """A copy in memory that no later step overwrites."""
         names = list(self.terms)
         values = torch.stack([self.terms[name] for name in names]).unbind(0)
         rest = (self.kl_per_group.clone(), self.grad_norm.clone(), self.flags.clone())
@@ -126,17 +127,17 @@ def _mean(losses: list[Loss]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 
 class Trainer:
-    """Takes optimiser steps on one rank.
+    """The trainer of one rank, which takes optimiser steps.
 
-    A step is host work that prepares it, and device work that asks the host nothing: whether the step is skipped is
-    decided on the device, and on a GPU counted when the next step is on its way. The device work reads nothing that
-    changes but tensors, so a GPU can replay a recording of it.
+    The host prepares a step; the device then runs it without waiting for the host. The device decides whether to skip
+    the step, and on a GPU the host counts skips one step later. All changing inputs are tensors, so a GPU can replay a
+    recording of the step.
 
     Args:
-        state: what is trained.
-        config: optimiser, batch, precision.
+        state: state to train.
+        config: settings of the optimiser, batch and precision.
         ranks: this process among the others.
-        total_steps: length that the schedules fit themselves into.
+        total_steps: length of the run, for the schedules.
     """
 
     def __init__(self, state: TrainState, config: SharedConfig, ranks: Ranks, total_steps: int) -> None:
@@ -154,19 +155,19 @@ class Trainer:
         self._noise: list[Tensor] = []
 
     def _captures(self) -> bool:
-        """Whether steps are recorded and replayed.
+        """True if steps are recorded and replayed.
 
         Raises:
-            ValueError: asked for where there is no GPU, or with compiled parts.
+            ValueError: requested without a GPU, or with compiled parts.
         """
         asked, on_gpu = self.config.run.cuda_graph, self.ranks.device.type == "cuda"
         if asked == "always" and (not on_gpu or self.config.run.compile):
-            raise ValueError("--cuda-graph always needs a GPU and goes without --compile; leave it out")
+            raise ValueError("--cuda-graph always needs a GPU and excludes --compile; leave it out")
         return asked != "never" and on_gpu and not self.config.run.compile
 
     @property
     def flat(self) -> FlatState:
-        """The vectors that the state lies in; made when the first step is taken, and again where tensors were replaced."""
+        """The vectors that hold the state; built at the first step, and again after tensors were replaced."""
         state = self.state
         if self._flat is None or not self._flat.holds:
             average = None if state.ema is None else state.ema.model
@@ -190,7 +191,7 @@ class Trainer:
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
     def _accumulate(self, x: Tensor, all_noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Bring the gradient of the step's batches into its vector; mean of their terms, KL per group, and loss."""
+        """Accumulate the gradient of the step's batches; return their mean terms, KL per group, and loss."""
         count, size = self.config.optim.accumulation, self.config.run.batch_size
         losses: list[Loss] = []
         with self.state.objective.one_step(count):
@@ -208,10 +209,10 @@ class Trainer:
         return _mean(losses)
 
     def train_step(self, images: Tensor, *, stop: bool = False) -> StepReport:
-        """One optimiser step on this rank's uint8 images [accumulation * batch, C, H, W], or a skipped one.
+        """Take or skip one optimiser step on this rank's uint8 images [accumulation * batch, C, H, W].
 
-        The ranks agree before weights move: a loss or gradient that is not finite on one skips the step on all, and
-        ``stop`` on one is reported on all.
+        The ranks agree before weights move: a non-finite loss or gradient on one skips the step on all, and ``stop`` on
+        one is reported on all.
         """
         state = self.state
         state.model.train()
@@ -237,7 +238,7 @@ class Trainer:
         return report
 
     def _prepare(self, stop: bool) -> float:
-        """Bring what depends on the step to the device; its learning rate."""
+        """Copy everything that depends on the step to the device; return the learning rate."""
         state, config = self.state, self.config.optim
         lr = optim.learning_rate(config, state.step, self.total_steps)
         for group in state.optimizer.param_groups:
@@ -249,7 +250,7 @@ class Trainer:
         return lr
 
     def _fill(self, images: Tensor, drawn: list[Tensor]) -> None:
-        """Copy a step's images and noise to where a recording reads them."""
+        """Copy a step's images and noise to the memory that a recording reads."""
         if self._images.shape != images.shape:
             self._images, self._noise = torch.empty_like(images), [torch.empty_like(n) for n in drawn]
             assert self.captured is not None
@@ -259,7 +260,7 @@ class Trainer:
             mine.copy_(new)
 
     def _compute(self, images: Tensor, drawn: list[Tensor]) -> Outcome:
-        """The device's work: gradient, its mean over the ranks, verdict, and a step that is taken or leaves no trace."""
+        """The device's work: gradient, mean over the ranks, verdict, and a step that is taken or changes nothing."""
         state, flat, config = self.state, self.flat, self.config.optim
         x = to_float(images, state.model.spec, self.ranks.device)
         statistics = flat.statistics.values.clone()
@@ -275,20 +276,20 @@ class Trainer:
             flat.move(self._lr, (~skips).double(), None if state.ema is None else self._ema_weight)
         elif not skips:
             flat.move_by_optimizer(None if state.ema is None else float(self._ema_weight))
-        # a forward pass that is not finite has spoilt the batch-norm statistics
+        # a non-finite forward pass has spoilt the batch-norm statistics
         flat.statistics.values.copy_(torch.where(skips, statistics, flat.statistics.values))
-        state.scaler.update()  # alike on every rank: the gradients were averaged before anyone looked
+        state.scaler.update()  # equal on every rank, because the gradients were averaged first
         return Outcome({**terms, "loss": total}, kl, norm, flags)
 
     def _unscale(self) -> None:
-        """Divide the gradient by the loss's scale, and let the scaler know whether it is finite."""
+        """Divide the gradient by the loss scale, and tell the scaler if it is finite."""
         if self.state.scaler.is_enabled():
             parameter = torch.nn.Parameter(self.flat.weights.values, requires_grad=False)
             parameter.grad = self.flat.gradient
             self.state.scaler.unscale_(SimpleNamespace(param_groups=[{"params": [parameter]}]))  # type: ignore[arg-type]
 
     def _judge(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """What is wrong with the step on any rank: 0 or 1 for each of the guard's findings, float32 [4]."""
+        """Judge the step over all ranks: 0 or 1 for each of :class:`Findings`, float32 [4]."""
         limit = self.config.optim.grad_skip or math.inf
         flags = torch.stack([~loss.isfinite(), ~norm.isfinite(), norm > limit, self._stop > 0.0]).float()
         if self.ranks.world_size > 1:
@@ -296,14 +297,14 @@ class Trainer:
         return flags
 
     def settle(self) -> None:
-        """Count what was found in the newest step; afterwards the state's counters are those of its ``step``."""
+        """Count the findings of the newest step, so that the state's counters match its ``step``."""
         report, self._unsettled = self._unsettled, None
         if report is None:
             return
         state, found = self.state, report.verdict.read()
         report.settled, report.skipped, report.stop = True, found.skips, found.stop
         state.num_skipped += found.skips
-        overflows = state.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is no error
+        overflows = state.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is not an error
         if not found.skips:
             state.num_bad_in_a_row = 0
         elif found.bad_loss or (found.bad_gradient and not overflows):
