@@ -90,7 +90,8 @@ def sha256(array: UInt8) -> str:
 
 def progress(total: int, what: str, unit: str) -> tqdm[NoReturn]:
     """Progress bar of a build: on a terminal lively, in a log file a line now and then."""
-    return tqdm(total=total, desc=what, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in what)  # a folder's name could end the line
+    return tqdm(total=total, desc=shown, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
 def open_cached(

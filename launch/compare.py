@@ -9,7 +9,6 @@ The first run's configuration is the reference that the others are compared with
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 from launch.console import errors
 from launch.console.figures import Picture
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed
-from launch.report import comparison, words
+from launch.report import comparison, records, words
 from launch.report.data import ScoredRun, comparable_sets, read_runs, why_apart
 from launch.results import pictures, scoring
 from launch.results.run import open_run
@@ -65,10 +65,10 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
     chosen["other_data"] = config.other_data
     for path in config.runs:
         try:
-            protocol = json.loads((path / "scores.json").read_text(encoding="utf-8"))["protocol"]
+            protocol = records.read(records.Scores, path / scoring.SCORES)["protocol"]
             chosen |= {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
             break
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             continue  # read_runs reports what is wrong with it
     if config.split is not None:
         chosen["split"] = config.split
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     how = _scoring(config)
 
     def score_now(path: Path) -> None:
-        print(f"scoring {path}", file=sys.stderr, flush=True)
+        say(f"scoring {path}", file=sys.stderr)
         scoring.score_run(path, how, ranks)
 
     def draw(run: ScoredRun) -> Mapping[str, Picture]:
@@ -102,17 +102,18 @@ def main(arguments: list[str]) -> None:
 
     runs, skipped = read_runs(config.runs, score_now if config.score_missing else None)
     for reason in skipped:
-        print(f"left out: {reason}", file=sys.stderr)
+        say(f"left out: {reason}", file=sys.stderr)
     if not runs:
         raise ValueError(f"none of {len(config.runs)} runs can be compared; see the reasons above, or train one first")
     comparison.prepare(config.out)
     sets = comparable_sets(runs)
     for other in sets[1:]:
-        print(f"not compared: {why_apart(sets[0].terms, other.terms)}; in a set of their own", file=sys.stderr)
+        say(f"not compared: {why_apart(sets[0].terms, other.terms)}; in a set of their own", file=sys.stderr)
     comparison.write(config.out, comparison.build(sets, skipped, config.pictures, draw), sets, skipped)
     for compared in sets:
-        print("\n".join(f"* {item}" for item in words.summary(compared)))
-    print(f"report   {config.out / 'report.html'}   (the same as Markdown: {config.out / 'report.md'})")
+        for item in words.summary(compared):
+            say(f"* {item}")
+    say(f"report   {config.out / 'report.html'}   (the same as Markdown: {config.out / 'report.md'})")
     comparison.require_finite([run for compared in sets for run in compared.runs])
 
 

@@ -22,8 +22,9 @@ import torch
 
 import datasets
 from datasets.files import read_bytes
-from launch.console import errors, figures, terminal
+from launch.console import errors, figures
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed, files
 from launch.report.tables import Table
 from launch.results import bits_back
@@ -106,9 +107,7 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     assert np.array_equal(restored, data.images(np.arange(len(data))).numpy())
     config.out.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(config.out, lambda file: _write(file, packed.content))
-    print(
-        f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}"
-    )
+    say(f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}")
     print(report(packed, negative_elbo, len(data) * data.spec.num_dims).text())
     print("decompressed again: every pixel is as it was")
 
@@ -124,9 +123,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     shown = datasets.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec)
     figures.save(figures.grid(shown), config.out / "preview.png")
     files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
-    print(
-        f"{len(images):,} images of {terminal.one_line(header.data)}: {config.out / 'images.npy'}, the first ones in preview.png"
-    )
+    say(f"{len(images):,} images of {header.data}: {config.out / 'images.npy'}, the first ones in preview.png")
 
 
 def main(arguments: list[str]) -> None:

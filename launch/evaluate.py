@@ -18,6 +18,7 @@ import datasets
 from launch.console import errors
 from launch.console.config import check_timeout
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.report import score_tables
@@ -96,7 +97,7 @@ def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, resul
     """Print the evaluation and write it to the run folder."""
     train = run.data("train") if config.baseline else None
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
-    print(
+    say(
         f"{config.run}, step {run.step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
     )
     print(score_tables.evaluation(result, reference))

@@ -15,6 +15,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.results.export import export
 from launch.results.run import open_run
 
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
     config = parse(ExportConfig, None, arguments, prog="export.py", description=__doc__ or "")
     folder = export(open_run(config.run, weights=config.weights), config.out)
     size = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
-    print(f"{config.out}: {size / 2**20:.1f} MiB; every script takes it: python launch/sample.py --run {config.out}")
+    say(f"{config.out}: {size / 2**20:.1f} MiB; every script takes it: python launch/sample.py --run {config.out}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.results import published
 from metrics.likelihoods import Edges
 
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
     config = parse(ImportConfig, None, arguments, prog="import_official.py", description=__doc__ or "")
     unknown = published.import_checkpoint(config.checkpoint, config.out, edges=config.edges, data_root=config.data_root)
     if unknown:
-        print(f"warning: ignored arguments that have no meaning here: {', '.join(unknown)}", file=sys.stderr)
-    print(f"{config.out}: try it with python launch/sample.py --run {config.out} --temperature 0.7")
+        say(f"warning: ignored arguments that have no meaning here: {', '.join(unknown)}", file=sys.stderr)
+    say(f"{config.out}: try it with python launch/sample.py --run {config.out} --temperature 0.7")
 
 
 if __name__ == "__main__":

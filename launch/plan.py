@@ -19,6 +19,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 import datasets
 from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.families import nvae
 from launch.families.nvae import NVAETrainConfig
 from launch.training import memory
@@ -98,7 +99,7 @@ def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterato
 def main(arguments: list[str]) -> None:
     """Parse, count and print."""
     for line in plan(parse(PlanConfig, None, arguments, prog="plan.py", description=__doc__ or "")):
-        print(line)
+        say(line)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import datasets
 from launch.console import errors
 from launch.console.config import DataConfig
 from launch.console.flags import parse
+from launch.console.terminal import say
 
 
 def main(arguments: list[str]) -> None:
@@ -24,12 +25,12 @@ def main(arguments: list[str]) -> None:
     for split, data in datasets.prepare(config.dataset, config.data_root, **config.options()).items():
         spec = data.spec
         factors = f", {len(data.factor_names)} factors" if data.factor_names else ""
-        print(
+        say(
             f"{data.name:24}{split:8}{len(data):>9,} images "
             f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits{factors}"
         )
     if data.note:
-        print(data.note)
+        say(data.note)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import process
 
 
@@ -74,19 +75,23 @@ def main(arguments: list[str]) -> int:
     steps = commands(config)
     errors.stop_with_children()
     for number, (why, command) in enumerate(steps, start=1):
-        print(f"\n[{number}/{len(steps)}] {why}\n$ python {shlex.join(command)}", flush=True)
+        for line in ("", f"[{number}/{len(steps)}] {why}", f"$ python {shlex.join(command)}"):
+            say(line)
         code = process.run([sys.executable, *command], cwd=errors.ROOT)
         if code:
             return code
-    print(f"""
-What to look at (minutes of training: this shows that it works and what a report looks like, and no result)
-  {config.out / "report" / "report.html"}   open it in a browser; the same as Markdown: report.md
-  {config.out / "nvae" / "figures"}   reconstructions, samples, KL per group
-  {Path(sys.executable).parent}/tensorboard --logdir {config.out}
-What to type next
-  python launch/sample.py --run {config.out / "nvae"} --temperature 0.8
-  torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py --dataset celeba --data-root FOLDER
-  python launch/train_nvae.py --help""")
+    for line in (
+        "",
+        "What to look at (minutes of training: this shows that it works and what a report looks like, and no result)",
+        f"  {config.out / 'report' / 'report.html'}   open it in a browser; the same as Markdown: report.md",
+        f"  {config.out / 'nvae' / 'figures'}   reconstructions, samples, KL per group",
+        f"  {Path(sys.executable).parent}/tensorboard --logdir {config.out}",
+        "What to type next",
+        f"  python launch/sample.py --run {config.out / 'nvae'} --temperature 0.8",
+        "  torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py --dataset celeba --data-root FOLDER",
+        "  python launch/train_nvae.py --help",
+    ):
+        say(line)
     return 0
 
 

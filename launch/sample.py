@@ -19,6 +19,7 @@ from torch import Tensor
 
 from launch.console import errors, figures
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed, noise
 from launch.results.run import open_run
 from metrics.model import VAE
@@ -133,7 +134,7 @@ def main(arguments: list[str]) -> None:
     else:
         name = f"samples_t{shown}_seed{config.seed}.png"
         saved = figures.save(figures.grid(images), config.out or run.files.figures / name)
-    print(f"{config.num} samples of {config.run} (step {run.step:,}) at temperature {shown}: {saved}")
+    say(f"{config.num} samples of {config.run} (step {run.step:,}) at temperature {shown}: {saved}")
 
 
 if __name__ == "__main__":

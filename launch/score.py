@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch.console import errors, terminal
+from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed
 from launch.report.score_tables import describe, describe_folders
 from launch.results import scoring
@@ -40,9 +41,9 @@ def main(arguments: list[str]) -> None:
         if record is None:  # not rank 0
             return
         split = config.protocol.open_split()
-        print(f"{config.run}, step {record['step']:,}, {split} split of {terminal.one_line(record['data']['name'])}")
+        say(f"{config.run}, step {record['step']:,}, {split} split of {record['data']['name']}")
         print(describe(record))
-    print(f"written: {scoring.scores_path(config)}")
+    say(f"written: {scoring.scores_path(config)}")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,8 @@ def main(arguments: list[str]) -> None:
                 sweep_report.measure(run.folder, sweep.images)
             )
     if series:
-        print("\n" + sweep_report.write(sweep.out, sweep.flag, series))
+        print()
+        print(sweep_report.write(sweep.out, sweep.flag, series))
     if faults:
         raise ValueError(
             f"{len(faults)} of {len(runs)} runs failed ({faults[0]}); correct the cause and repeat the command"

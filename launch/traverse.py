@@ -22,6 +22,7 @@ import torch
 import datasets
 from launch.console import errors, figures
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import pictures
 from launch.results.pictures import TraverseConfig
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if config.show in ("traverse", "interpolate"):
         frames = [figures.grid(column) for column in rows.transpose(0, 1)]
         saved.append(pictures.save_gif(frames, folder / f"{name}.gif"))
-    print(f"{config.show} of {config.run} (step {run.step:,}): {', '.join(map(str, saved))}")
+    say(f"{config.show} of {config.run} (step {run.step:,}): {', '.join(map(str, saved))}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 import datasets
 import metrics
 from launch.console import flags, terminal
-from launch.console.terminal import one_line
+from launch.console.terminal import one_line, say
 from launch.machine import distributed, process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,10 +105,13 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
         _let_rank_0_speak_first()
     elif not speaks:
         return
-    wrong, _, advice = one_line(str(error)).partition("; ")
-    print(f"error: {wrong}", file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    wrong, _, advice = one_line(said).partition("; ")
+    say(f"error: {wrong}", file=sys.stderr)
     if advice or remedy:
-        print(f"  fix: {advice or remedy}", file=sys.stderr)
+        say(f"  fix: {advice or remedy}", file=sys.stderr)
 
 
 def _remedy(error: Exception) -> str:

@@ -20,6 +20,11 @@ def one_line(text: object) -> str:
     return "".join(map(_shown, str(text)))
 
 
+def say(text: object, *, file: IO[str] | None = None) -> None:
+    """Print a line, at once, on standard output or on ``file``; no name in it can end the line or begin another."""
+    print(one_line(text), file=file, flush=True)
+
+
 def _shown(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 

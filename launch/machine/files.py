@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     The bytes go to a new file with a random name, so a planted link is replaced and never followed.
 
     Raises:
-        OSError: from the file system; the old file is untouched and nothing else is left behind.
+        OSError: from the file system, naming ``path``; the old file is untouched and nothing else is left behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
@@ -49,8 +50,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, reason(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the file system turned read-only it can't be removed either
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch.console import figures as pictures
 from launch.console.figures import Picture
-from launch.console.terminal import one_line
 from launch.machine import files
 from launch.report import figures, words
 from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean, describe_terms, why_apart
@@ -23,6 +22,7 @@ from launch.report.tables import Block, Bullets, Figure, Heading, Table, Text, n
 
 TITLE = "Hierarchical and flat VAEs compared"
 MOST_HEAT_MAPS = 4  # configurations with figures of their own
+LONGEST_REASON = 300  # characters
 LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
 Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
 
@@ -198,7 +198,7 @@ def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, d
         try:
             drawn.append((c.label, draw(c.first)))
         except (ValueError, OSError) as error:
-            yield Text(f"No pictures of {c.label}: {one_line(str(error).partition('; ')[0])}.")
+            yield Text(f"No pictures of {c.label}: {clean(str(error).partition('; ')[0], LONGEST_REASON)}.")
     if len(configurations) > most > 0:
         yield Text(f"Pictures of the first {most} configurations; more with --pictures.")
     for kind, said in words.PICTURES.items():

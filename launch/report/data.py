@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -144,9 +145,11 @@ def _per_image(path: Path) -> dict[int, float]:
 
 
 def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
-    """Tell whether scores belong to the newest checkpoint; True where the checkpoints are gone and only scores were kept."""
-    newest = checkpoint.find(saved.files.checkpoints)
-    return not newest or checkpoint.recorded_sha256(newest[0]) == record.get("checkpoint_sha256")
+    """Tell whether scores belong to the newest checkpoint with a checksum; True where only scores were kept."""
+    for path in checkpoint.find(saved.files.checkpoints):
+        with contextlib.suppress(ValueError):  # none is there, so that no script reads this checkpoint
+            return checkpoint.recorded_sha256(path) == record.get("checkpoint_sha256")
+    return True
 
 
 def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:

@@ -125,6 +125,8 @@ class Scores(Record):
                 _Score.model_validate(score)
         if "groups" in self.scores and len(self.scores["groups"]["matrix"]) != len(self.kl_of_units):
             raise ValueError("groups and their KL differ in number")
+        if "groups" in self.scores and len(self.group_shapes) not in (1, len(self.kl_of_units)):
+            raise ValueError("groups and their shapes differ in number")
         if self.samples is not None and len(self.samples.samples.coverage) != len(self.factor_names):
             raise ValueError("samples do not cover the factors that the data has")
         if not self.group_shapes:

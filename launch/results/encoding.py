@@ -21,7 +21,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 from datasets import to_float
-from launch.console.terminal import one_line
+from launch.console.terminal import one_line, say
 from launch.machine.distributed import Ranks
 from launch.machine.files import read_npz, write_atomically
 from launch.training import evaluation
@@ -218,7 +218,7 @@ def load(path: Path) -> Encoded | None:
     try:
         return _from_arrays(read_npz(path))
     except (ValueError, LookupError, TypeError, OverflowError) as error:
-        print(f"warning: {path} is damaged ({one_line(error)[:80]}): encoding again", file=sys.stderr)
+        say(f"warning: {path} is damaged ({one_line(error)[:80]}): encoding again", file=sys.stderr)
         return None
 
 
@@ -275,7 +275,7 @@ def encode_once(
         return found
     rows = protocol.rows(len(data))
     if ranks.is_main and not sys.stderr.isatty():
-        print(f"encoding {len(rows):,} images", file=sys.stderr, flush=True)
+        say(f"encoding {len(rows):,} images", file=sys.stderr)
     encoded = encode(model, data, rows, ranks, batch_size=batch_size, max_gib=max_gib)
     if not ranks.is_main:
         return None

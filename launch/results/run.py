@@ -16,7 +16,7 @@ from torch import Tensor
 import datasets
 from datasets import ImageSpec, recipes
 from launch.console.config import DataConfig, SharedConfig, from_json
-from launch.console.terminal import one_line
+from launch.console.terminal import say
 from launch.families import FAMILIES
 from launch.families.family import Family
 from launch.machine import execution, noise
@@ -199,7 +199,7 @@ class SavedRun:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {one_line(text)}", file=sys.stderr)
+    say(f"warning: {text}", file=sys.stderr)
 
 
 def _describe(spec: datasets.ImageSpec) -> str:
@@ -300,7 +300,7 @@ def open_data(
             "nevertheless"
         )
     if changed:
-        print(one_line(f"warning: other data than the run was trained on: {', '.join(changed)}"), file=sys.stderr)
+        say(f"warning: other data than the run was trained on: {', '.join(changed)}", file=sys.stderr)
     return train if split == "train" and train is not None else opened(split)
 
 

@@ -21,6 +21,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 import numpy as np
 
 from launch.console import errors, flags
+from launch.console.terminal import say
 from launch.machine import files
 from launch.studies import ablation_report
 from launch.studies.family_runs import refuse
@@ -145,7 +146,7 @@ def main(arguments: list[str]) -> None:
         jobs.claim(chosen.out, "ablation.json", {"steps": chosen.steps})
         faults = jobs.train_all([run for run in runs if outcome(run.folder) is None], chosen.workers)
         store(runs, chosen.report)
-    print(f"report {ablation_report.write(chosen.report, list(VARIANTS))}")
+    say(f"report {ablation_report.write(chosen.report, list(VARIANTS))}")
     refuse([fault for fault in faults if "not finite" not in fault])  # a run that diverged is a result
 
 

@@ -20,6 +20,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import datasets
 from launch.console import errors, flags
+from launch.console.terminal import say
 from launch.families.flat_vae import Initialisation
 from launch.studies import frey_report, frey_runs
 from launch.training import jobs
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
     wanted = chosen.jobs()
     if not chosen.report_only:
         jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)
-    print(f"report {frey_report.write(chosen.report, wanted, frames)}, samples {chosen.out / 'samples'}")
+    say(f"report {frey_report.write(chosen.report, wanted, frames)}, samples {chosen.out / 'samples'}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 
 from launch.console import errors, flags
 from launch.console.config import DataConfig
+from launch.console.terminal import say
 from launch.studies import grouped_report, grouped_runs
 from launch.training import jobs
 
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> None:
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
         jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
     report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"
-    print(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
+    say(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
 
 
 if __name__ == "__main__":

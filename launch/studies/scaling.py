@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 from launch.console import errors, flags
+from launch.console.terminal import say
 from launch.studies import family, scaling_report, stored
 from launch.studies.family import DataName, Member
 from launch.studies.family_runs import FamilyConfig, refuse
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> None:
     )
     wanted = {name: chosen.runs(name, chosen.members(name)) for name in chosen.datasets}
     faults = chosen.train_and_score(wanted)
-    print(f"report {scaling_report.write(chosen.report, chosen.stored(wanted))}")
+    say(f"report {scaling_report.write(chosen.report, chosen.stored(wanted))}")
     refuse(faults)
 
 

@@ -57,7 +57,7 @@ def step_of(path: Path) -> int | None:
     return int(named[1]) if named else None
 
 
-def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, protect: int | None = None) -> Path:
+def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
     """Write the checkpoint of ``step``, and of those up to it delete all but the newest ``keep``.
 
     Checkpoints of later steps do not count: a run that continues from an earlier step found them damaged, and they must
@@ -69,7 +69,6 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, pro
         step: optimiser steps done.
         content: tensors and plain data; anything else could not be loaded again.
         keep: number of checkpoints to keep.
-        protect: step of a checkpoint that is always kept, such as the last one before the loss became non-finite.
 
     Raises:
         OSError: disk full, quota, read-only, or the run folder is gone; every earlier checkpoint remains.
@@ -87,8 +86,6 @@ def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3, pro
 
     write_atomically(path, write)
     for old in [p for p in find(folder) if p.name <= path.name][keep:]:
-        if step_of(old) == protect:
-            continue
         try:
             old.unlink()
             _checksum_path(old).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 from tqdm import tqdm
 
-from launch.console.terminal import one_line
+from launch.console.terminal import one_line, say
 from launch.machine import files
 from launch.machine.files import plain
 
@@ -231,12 +231,12 @@ class Monitor:
             return
         done = max(step - self._first_step, 1)
         left = (time.monotonic() - self._start) / done * max(self._total_steps - step, 0)
-        print(f"step {step}/{self._total_steps}  {shown}  {_duration(left)} left", file=sys.stderr)
+        say(f"step {step}/{self._total_steps}  {shown}  {_duration(left)} left", file=sys.stderr)
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
+    def say(self, text: str, *, file: IO[str] | None = None) -> None:
+        """Print a line above the bar, on standard error or on ``file``."""
         if self.active:
-            tqdm.write(self._prefix + one_line(text), file=sys.stderr)
+            tqdm.write(self._prefix + one_line(text), file=file or sys.stderr)
 
     def flush(self) -> None:
         """Flush TensorBoard's events to disk; the JSON lines are already there."""

@@ -11,7 +11,7 @@ import torch
 import datasets
 from datasets import recipes
 from launch.console.config import SharedConfig, to_json
-from launch.console.terminal import one_line
+from launch.console.terminal import say
 from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
@@ -108,7 +108,7 @@ def resume(
 
     def warn(text: str) -> None:
         if ranks.is_main:
-            print(f"warning: {one_line(text)}", file=sys.stderr)
+            say(f"warning: {text}", file=sys.stderr)
 
     for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
         if until is not None and content["step"] > until:
@@ -134,9 +134,9 @@ def resume(
 
 
 def _announce(step: int, path: Path, changed: list[str]) -> None:
-    print(f"resumed from {one_line(path)} at step {step}", file=sys.stderr)
+    say(f"resumed from {path} at step {step}", file=sys.stderr)
     for row in changed:
-        print(f"  changed: {one_line(row)}", file=sys.stderr)
+        say(f"  changed: {row}", file=sys.stderr)
     if any(row.partition(":")[0] in LENGTH for row in changed):
         print("  schedules continue as if the run had had its new length from the start", file=sys.stderr)
 
@@ -223,7 +223,7 @@ def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
 
     def warn(text: str) -> None:
         if ranks.is_main:
-            print(f"warning: {one_line(text)}", file=sys.stderr)
+            say(f"warning: {text}", file=sys.stderr)
 
     found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, warn), None)
     if found is None:
@@ -234,7 +234,7 @@ def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
     if state.ema is not None:
         load_state(state.ema.model, weights, str(path))
     if ranks.is_main:
-        print(f"weights from {path}, of step {content.get('step')}", file=sys.stderr)
+        say(f"weights from {path}, of step {content.get('step')}", file=sys.stderr)
 
 
 LENGTH = ("run.epochs", "run.max_steps")

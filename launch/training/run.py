@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -317,7 +319,8 @@ class Run:
         if self.ranks.is_main:
             self.folder.write_json("summary.json", summary)
             path = self.folder.path
-            print(f"done: {evaluation.describe(result)}")
-            print(f"look at  {path / 'figures'}/reconstruction.png and samples_t0.8.png")
-            print(f"watch    tensorboard --logdir {path.parent}")
-            print(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}", flush=True)
+            say = functools.partial(self.monitor.say, file=sys.stdout)
+            say(f"done: {evaluation.describe(result)}")
+            say(f"look at  {path / 'figures'}/reconstruction.png and samples_t0.8.png")
+            say(f"watch    tensorboard --logdir {path.parent}")
+            say(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")

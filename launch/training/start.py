@@ -14,6 +14,7 @@ import torch
 import datasets
 from launch.console import errors
 from launch.console.config import SharedConfig, differences
+from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
@@ -54,30 +55,29 @@ def announce(
     """Print one line per value that differs from the preset, then the plan of the run."""
     data, held_out = opened
     spec, run = data.spec, config.run
-    print(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
+    say(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
-        print(f"  {name} = {value}  (preset: {default})")
+        say(f"  {name} = {value}  (preset: {default})")
     where = ", kept on the device" if feeding.keeps_on_device(run, data, ranks.device) else ""
-    print(
+    say(
         f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
         f"{where}"
     )
     if data.note:
-        print(f"       {data.note}")
-    print(f"       held out on the way: {len(held_out):,} images of split {held_out.recipe.get('split', 'valid')}")
-    print(
+        say(f"       {data.note}")
+    say(f"       held out on the way: {len(held_out):,} images of split {held_out.recipe.get('split', 'valid')}")
+    say(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
         f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
     )
     for line in family_of(config).describe(config, spec):
-        print(line)
+        say(line)
     needs = memory.count(config, spec)
-    print(
+    say(
         f"model  {needs.num_parameters / 1e6:.2f} M parameters; "
         f"a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
         f"({needs.activation_bytes_per_image / 2**20:.0f} MiB an image), {resolve_precision(run.precision, ranks.device)} "
-        f"on {ranks.device.type}",
-        flush=True,
+        f"on {ranks.device.type}"
     )
 
 
@@ -124,7 +124,7 @@ def train(
         if ranks.is_main:
             announce(config, preset, (plan.train_data, plan.valid_data), ranks, plan.order, plan.total_steps)
             if members:
-                print(f"{len(members)} replicas of this as one batched model: {' '.join(members)}", flush=True)
+                say(f"{len(members)} replicas of this as one batched model: {' '.join(members)}")
         if not dry_run:
             _train(plan, ranks, stop, score)
 
@@ -190,7 +190,7 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
         start = _resume(trainers, folders, plan)
         if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in folders.values())):
             if ranks.is_main:
-                print(_says_complete(list(folders.values())))
+                say(_says_complete(list(folders.values())))
             return
         stop.deferred = True  # from here on there may be something to save
         runs: list[Run] = []

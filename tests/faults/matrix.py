@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import builtins
 import errno
-import importlib
 import json
 import os
 import resource
@@ -22,19 +21,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import pytest
 import torch
 
-from launch import quickstart
+from launch import compare, compress, evaluate, quickstart, score, sweep, train_flat_vae, train_nvae
 from launch.console import errors
 from launch.machine import process
 from launch.training import checkpoint
 from tests.launch import running, toy
 
+SCRIPTS: list[ModuleType] = [train_flat_vae, train_nvae, sweep, evaluate, score, compare, compress, quickstart]
+MAINS = {module.__name__.rpartition(".")[2]: module.main for module in SCRIPTS}
 SECONDS = 300
 TOY = ["--dataset", "toy", "--preset", "tiny", "--max-steps", "8", "--checkpoint-every", "2", "--eval-every", "4"]
 TOY += ["--log-every", "1", "--batch-size", "8", "--figure-images", "4", "--iw-samples", "2", "--conv-channels", "1"]
@@ -192,6 +194,13 @@ def _commands(home: Path) -> dict[str, tuple[str, list[str]]]:
     }
 
 
+RESULTS = {  # what a command that ends with 0 has made
+    **{"train": "run/summary.json", "replicas": "replicas/seed1/summary.json", "sweep": "sweep/results.json"},
+    **{"evaluate": "run/evaluation-test.json", "score": "run/scores.json", "compare": "report/report.html"},
+    **{"compress": "images.strata", "quickstart": "quickstart/report/report.html"},
+}
+
+
 def _prepare(home: Path, command: str, made: Path) -> None:
     """A run half way for training, a finished and scored one for readers."""
     if command == "train":
@@ -199,13 +208,15 @@ def _prepare(home: Path, command: str, made: Path) -> None:
     elif command not in {"replicas", "sweep", "quickstart"}:
         for name in ("run", "other"):
             shutil.copytree(made / "whole", home / name)
+    if command == "score":
+        (home / RESULTS[command]).unlink()
 
 
 def _in_this_process(script: str, arguments: list[str]) -> int:
     """What the script does when it is started, up to its exit code."""
     sys.argv = [f"launch/{script}.py", *arguments]
     try:
-        errors.main(importlib.import_module(f"launch.{script}").main)
+        errors.main(MAINS[script])
     except SystemExit as stop:
         return int(stop.code or 0)
     raise AssertionError("a script ends")
@@ -231,9 +242,15 @@ def _forked(script: str, arguments: list[str], before: Callable[[], None] = lamb
     return os.waitstatus_to_exitcode(status)
 
 
-def _run_child(command: list[str], **_: Any) -> int:
+def _run_child(command: list[str], *, output: IO[str] | None = None, **_: Any) -> int:
     """In place of a new interpreter, for sweep and quickstart: their scripts meet the fault too."""
-    return _forked(Path(command[1]).stem, command[2:])
+
+    def into_log() -> None:
+        if output is not None:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+
+    return _forked(Path(command[1]).stem, command[2:], into_log)
 
 
 def _toy_commands(config: quickstart.QuickstartConfig) -> list[tuple[str, list[str]]]:
@@ -281,18 +298,13 @@ def cell(command: str, fault: str, made: Path) -> dict[str, Any]:
     os.close(reader)
     said = b"".join(pieces).decode(errors="replace")
     problem = next((line for line in said.splitlines() if line.startswith("error: ")), "")
-    left = _left(home)
+    left, is_made = _left(home), (home / RESULTS[command]).exists()
     shutil.rmtree(home)
-    is_right = code in allowed and "Traceback" not in said and (code == 0) == (not problem)
+    is_right = code in allowed and "Traceback" not in said and (code == 0) == (not problem) and (is_made or code != 0)
     return {
-        **{
-            "command": command,
-            "fault": fault,
-            "code": code,
-            "right": is_right,
-            "error": problem[7:].replace(str(home), ""),
-        },
-        **{"left": left, "seconds": round(time.monotonic() - began, 1), "tail": "" if is_right else said[-1500:]},
+        **{"command": command, "fault": fault, "code": code, "right": is_right, "made": is_made, "left": left},
+        "error": problem[7:].replace(str(home), ""),
+        **{"seconds": round(time.monotonic() - began, 1), "tail": "" if is_right else said[-1500:]},
     }
 
 
@@ -310,9 +322,8 @@ def _say_on_stderr() -> None:
     os.dup2(2, 1)
 
 
-def make_runs() -> Path:
+def make_runs(made: Path) -> None:
     """The runs that the cells start from: one stopped half way, one finished and scored."""
-    made = Path(tempfile.mkdtemp(prefix="made-"))
     half, whole = str(made / "half"), str(made / "whole")
     steps = ["--objective", "beta", "--run-dir"]
     for script, arguments in (
@@ -322,7 +333,6 @@ def make_runs() -> Path:
     ):
         code = _forked(script, arguments, _say_on_stderr)
         assert code == 0, (script, code)
-    return made
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -343,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commands", nargs="*", default=list(_commands(Path())))
     parser.add_argument("--faults", nargs="*", default=list(FAULTS))
+    parser.add_argument("--made", type=Path, help="folder that keeps the runs that the cells start from")
     parser.add_argument("--table", type=Path, help="file of lines that an earlier call printed")
     options = parser.parse_args()
     if options.table:
@@ -353,11 +364,14 @@ def main() -> None:
         toy.register(patch)
         patch.setattr(process, "run", _run_child)
         patch.setattr(quickstart, "commands", _toy_commands)
-        made = make_runs()
+        made = options.made or Path(tempfile.mkdtemp(prefix="made-"))
+        if not (made / "whole" / "scores.json").exists():
+            make_runs(made)
         for command in options.commands:
             for fault in options.faults:
                 print(json.dumps(cell(command, fault, made)), flush=True)
-        shutil.rmtree(made)
+        if options.made is None:
+            shutil.rmtree(made)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -149,3 +150,16 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     theirs.touch()
     files.remove_leftovers(tmp_path, tmp_path / "missing")
     assert [path.name for path in tmp_path.iterdir()] == [theirs.name]
+
+
+def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
+    """Of a write that the system refuses it gives no name, and of an open the name of our temporary file."""
+
+    def full(file: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for path, number in ((tmp_path / "summary.json", errno.ENOSPC), (tmp_path / "gone" / "summary.json", errno.ENOENT)):
+        with pytest.raises(OSError, match=r"summary\.json") as refused:
+            files.write_atomically(path, full)
+        assert (refused.value.errno, refused.value.filename) == (number, str(path))
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,10 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
 
 def steps(run: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in checkpoint.find(run / "checkpoints"))
+
+
+def scored_at(run: Path) -> list[int]:
+    return [record["step"] for record in running.records(run) if any(name.startswith("score/") for name in record)]
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -112,6 +118,28 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     running.assert_one_error(train(tmp_path / "d", "--init-from", tmp_path / "nothing"), "--init-from")
     assert not (tmp_path / "c").exists()
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--replicas", "2")])
+def test_a_score_that_was_due_at_a_stop_is_made_up_for(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--max-steps", "4", "--score-every", "2", *more]
+    real = Trainer.settle
+
+    def settle(self: Trainer) -> None:
+        if self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "settle", settle)
+        assert train(tmp_path / "run", *asked).code == errors.EXIT_PREEMPTED
+    for records in (tmp_path / "run").rglob("metrics.jsonl"):
+        assert scored_at(records.parent) == [], "the stop came between the step and its score"
+    assert train(tmp_path / "run", "--resume", "auto", *asked).code == 0
+    found = list((tmp_path / "run").rglob("metrics.jsonl"))
+    assert [scored_at(records.parent) for records in found] == [[2, 4]] * (2 if more else 1)
 
 
 def test_results_that_are_not_finite_end_with_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

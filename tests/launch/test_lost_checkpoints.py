@@ -100,12 +100,6 @@ def test_names_that_are_no_checkpoints_are_none(tmp_path: Path) -> None:
     assert [checkpoint.step_of(path) for path in checkpoint.find(tmp_path)] == [1_000_000_000, 4]
 
 
-def test_a_protected_checkpoint_stays(tmp_path: Path) -> None:
-    for step in range(1, 7):
-        checkpoint.save(tmp_path, step, {}, keep=2, protect=2 if step > 2 else None)
-    assert [checkpoint.step_of(path) for path in checkpoint.find(tmp_path)] == [6, 5, 2]
-
-
 def test_a_run_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         checkpoint.save(tmp_path / "renamed" / "checkpoints", 1, {})

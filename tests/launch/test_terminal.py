@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import os
@@ -12,7 +13,7 @@ from typing import IO, cast
 
 import pytest
 
-from launch.console.terminal import Stream, one_line
+from launch.console.terminal import Stream, one_line, say
 from tests.conftest import ROOT
 from tests.launch.running import environment
 
@@ -103,3 +104,36 @@ def test_nothing_controls_the_terminal(encoding: str, text: str, seen: str) -> N
 
 def test_a_name_is_one_line() -> None:
     assert one_line(Path("a\nerror: forged\r\x1b[2J\u2028b é")) == "a\\nerror: forged\\r\\x1b[2J\\u2028b é"
+
+
+LAYS_OUT = {"text", "describe", "describe_folders", "evaluation", "write"}
+"""Functions that lay out tables, whose cells are one line each."""
+
+PRINT_NO_NAMES = {  # but those of the script, of scores, and of runs that it started
+    *("launch/__init__.py", "launch/machine/distributed.py", "launch/training/jobs.py"),
+    *("launch/results/scoring.py", "launch/results/pictures.py"),
+}
+
+
+def _is_safe(argument: ast.expr) -> bool:
+    if isinstance(argument, ast.Call):
+        return getattr(argument.func, "attr", getattr(argument.func, "id", "")) in LAYS_OUT
+    return isinstance(argument, ast.Constant)
+
+
+def test_every_name_that_is_printed_is_one_line() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(argument)}"
+        for file in sorted((ROOT / "launch").rglob("*.py"))
+        if str(file.relative_to(ROOT)) not in PRINT_NO_NAMES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        for argument in node.args
+        if not _is_safe(argument) and "one_line" not in ast.unparse(argument)
+    ]
+    assert found == [], "terminal.say prints one line, whatever names are in it; print is for tables and fixed words"
+
+
+def test_a_line_that_is_said_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("samples of a\nerror: forged\r\x1b[2J")
+    assert capsys.readouterr().out == "samples of a\\nerror: forged\\r\\x1b[2J\n"

@@ -1,8 +1,8 @@
-"""Kill -9 a training run again and again, resume it, and compare: ``kill_loop.py DATA FOLDER --ranks 2 --kills 25 --seed 0``.
+"""Kill -9 training runs again and again, resume them, and compare: ``kill_loop.py DATA FOLDER --ranks 2 --kills 25 --seed 0``.
 
 A process of its own that has torch imported and forks the ranks, so that a try costs its training only. Each rank is a
-process that runs launch/train_nvae.py; each saved step is reported through a pipe when ``checkpoint.save`` returned.
-Prints a JSON line: what was tried and what was lost.
+process that runs a training script; each checkpoint is reported through a pipe when ``checkpoint.save`` returned.
+The kinds of runs take turns. Prints a JSON line: what was tried and what was lost.
 """
 
 from __future__ import annotations
@@ -26,13 +26,27 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
 
-from launch import train_nvae
+from launch import train_flat_vae, train_nvae
 from launch.console import errors
 from launch.training import checkpoint
 from tests.launch import running
 
 STEPS = 36
 LIMIT_SECONDS = 240.0  # of one try
+
+SCRIPTS = {"train_nvae": train_nvae, "train_flat_vae": train_flat_vae}
+NVAE = ["train_nvae", *running.MODEL]
+FLAT = ["train_flat_vae", "--preset", "tiny", "--conv-channels", "1", "--latent-dim", "3"]
+KINDS = {
+    "plain": NVAE,  # with averages: NVAE's default
+    "accumulation": [*NVAE, "--accumulation", "2"],
+    "recomputation": [*NVAE, "--checkpointing"],
+    "bf16": [*NVAE, "--precision", "bf16"],
+    "fp16": [*NVAE, "--precision", "fp16"],
+    "factor": [*FLAT, "--objective", "factor", "--ema-decay", "0.9"],
+    "replicas": [*FLAT, "--objective", "beta", "--replicas", "2", "--ema-decay", "0.9"],
+}
+ONE_PROCESS = {"replicas"}
 
 
 def free_port() -> int:
@@ -41,7 +55,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def be_rank(rank: int, ranks: int, port: int, arguments: list[str], report: int, words: Path) -> NoReturn:
+def be_rank(rank: int, ranks: int, port: int, script: str, arguments: list[str], report: int, words: Path) -> NoReturn:
     """In the forked child: train, and never return."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -52,14 +66,14 @@ def be_rank(rank: int, ranks: int, port: int, arguments: list[str], report: int,
 
     def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
         path = real(folder, step, content, keep=keep)
-        os.write(report, step.to_bytes(4, "little"))
+        os.write(report, f"{path}\n".encode())  # whole: shorter than what a pipe takes at once
         return path
 
     checkpoint.save = save
-    sys.argv = ["train_nvae.py", *arguments]
+    sys.argv = [f"{script}.py", *arguments]
     code = 1
     try:
-        errors.main(train_nvae.main)
+        errors.main(SCRIPTS[script].main)
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
@@ -69,14 +83,14 @@ def be_rank(rank: int, ranks: int, port: int, arguments: list[str], report: int,
 class Try:
     """One start of the run on all its ranks."""
 
-    def __init__(self, ranks: int, arguments: list[str], words: Path) -> None:
+    def __init__(self, ranks: int, command: list[str], words: Path) -> None:
         self.reader, writer = os.pipe()
         port = free_port()
         self.pids = []
         for rank in range(ranks):
             pid = os.fork()
             if pid == 0:
-                be_rank(rank, ranks, port, arguments, writer, words)
+                be_rank(rank, ranks, port, command[0], command[1:], writer, words)
             self.pids.append(pid)
         os.close(writer)
         self.alive = set(self.pids)
@@ -100,18 +114,24 @@ class Try:
             time.sleep(0.001)
         return True
 
-    def reported(self) -> int:
-        """The newest step that was reported as saved; the pipe is closed."""
-        newest = 0
-        while select.select([self.reader], [], [], 0)[0] and (word := os.read(self.reader, 4)):
-            newest = int.from_bytes(word, "little")
+    def reported(self) -> dict[Path, int]:
+        """The newest step of each folder of checkpoints that was reported as saved; the pipe is closed."""
+        said = b""
+        while select.select([self.reader], [], [], 0)[0] and (part := os.read(self.reader, 65_536)):
+            said += part
         os.close(self.reader)
-        return newest
+        paths = [Path(line) for line in said.decode().splitlines()]
+        return {path.parent: int(path.stem[5:]) for path in paths}
 
 
-def newest_step(run: Path) -> int:
-    found = next(checkpoint.newest_valid(run / "checkpoints", lambda text: None), None)
+def newest_step(checkpoints: Path) -> int:
+    found = next(checkpoint.newest_valid(checkpoints, lambda text: None), None)
     return 0 if found is None else int(found[1]["step"])
+
+
+def named_steps(run: Path) -> list[int]:
+    """Steps of the checkpoints of a run or of its replicas, by their names."""
+    return [int(path.stem[5:]) for path in run.rglob("step-*.pt")]
 
 
 def kill_once(run: Path, attempt: Try, chance: random.Random) -> str:
@@ -123,15 +143,14 @@ def kill_once(run: Path, attempt: Try, chance: random.Random) -> str:
 
         def writing() -> bool:
             nonlocal count
-            seen.update(p.name for p in (run / "checkpoints").glob(".step-*.tmp"))
+            seen.update(p.name for p in run.rglob(".step-*.tmp"))
             count = len(seen)
             return count >= wanted
 
         hit = attempt.wait(writing, LIMIT_SECONDS)
     elif kind == "any time":
-        first = newest_step(run)
-        goal = first + chance.randrange(1, 13)
-        attempt.wait(lambda: any(int(p.stem[5:]) >= goal for p in checkpoint.find(run / "checkpoints")), LIMIT_SECONDS)
+        goal = max(named_steps(run), default=0) + chance.randrange(1, 13)
+        attempt.wait(lambda: max(named_steps(run), default=0) >= goal, LIMIT_SECONDS)
         hit = not attempt.wait(lambda: False, chance.uniform(0.0, 0.1)) and bool(attempt.alive)
     else:
         hit = not attempt.wait(lambda: False, chance.uniform(0.0, 0.6)) and bool(attempt.alive)
@@ -144,49 +163,88 @@ def kill_once(run: Path, attempt: Try, chance: random.Random) -> str:
     return kind if len(whom) == len(attempt.pids) else f"{kind}, one rank"
 
 
-def soak(data: Path, folder: Path, ranks: int, kills: int, seed: int) -> dict[str, Any]:
-    chance, words = random.Random(seed), folder / "words.txt"
-    length = ["--max-steps", str(STEPS), "--eval-every", "12", "--timeout-minutes", "0.15"]
+class Soak:
+    """Runs of one kind after the other, each killed again and again until it ends, then compared with one that was not.
 
-    def arguments(run: Path) -> list[str]:
-        return running.flags(data, run, *length, "--resume", "auto", batch=4 // ranks)
+    Args:
+        data: folder of images.
+        folder: for runs.
+        ranks: processes of each run.
+        seed: of the moments.
+    """
 
-    def uninterrupted(run: Path) -> None:
-        attempt = Try(ranks, arguments(run), words)
+    def __init__(self, data: Path, folder: Path, ranks: int, seed: int) -> None:
+        self.data, self.folder, self.ranks, self.chance = data, folder, ranks, random.Random(seed)
+        self.words = folder / "words.txt"
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.lost: list[Any] = []
+        self.orphans = self.runs = 0
+
+    def start(self, kind: str, run: Path) -> Try:
+        """A try at the run in ``run``, which goes on from what is there."""
+        script, *model = KINDS[kind]
+        where = ["--dataset", "folder", "--data-root", str(self.data), "--run-dir", str(run), "--resume", "auto"]
+        length = [*running.LENGTH, "--max-steps", str(STEPS), "--eval-every", "12", "--timeout-minutes", "0.15"]
+        size = ["--batch-size", str(4 // self.ranks)]
+        return Try(self.ranks, [script, *where, *model, *length, *size], self.words)
+
+    def uninterrupted(self, kind: str, run: Path) -> None:
+        """Let a run reach its end."""
+        attempt = self.start(kind, run)
         assert not attempt.wait(lambda: False, LIMIT_SECONDS)
-        assert set(attempt.codes.values()) == {0}, (attempt.codes, words.read_text()[-2000:])
+        assert set(attempt.codes.values()) == {0}, (kind, attempt.codes, self.words.read_text()[-2000:])
         attempt.reported()
 
-    reference = folder / "reference"
-    uninterrupted(reference)
-    done: collections.Counter[str] = collections.Counter()
-    lost: list[Any] = []
-    orphans, runs, number, run = 0, 0, 0, folder / "run-0"
-    while done.total() < kills or run.exists():
-        if done.total() >= kills:
-            uninterrupted(run)
-            kind = "done"
-        else:
-            attempt = Try(ranks, arguments(run), words)
-            kind = kill_once(run, attempt, chance)
-            # whoever is left must end by itself, and soon: nothing waits for ever
-            if not attempt.reap() and attempt.wait(lambda: False, LIMIT_SECONDS) is False and attempt.alive:
-                orphans += len(attempt.alive)
-                for pid in attempt.alive:
-                    os.kill(pid, signal.SIGKILL)
-            reported, found = attempt.reported(), newest_step(run)
-            if found < reported:
-                lost.append({"kill": done.total(), "reported": reported, "found": found})
-            if kind != "done":
-                done[kind] += 1
-        if kind == "done":
-            running.assert_same_run(run, reference)  # weights, averages, optimiser, order, every recorded number
-            leftovers = list(run.rglob("*.tmp"))
-            assert not leftovers, leftovers
-            shutil.rmtree(run)
-            runs, number = runs + 1, number + 1
-            run = folder / f"run-{number}"
-    return {"ranks": ranks, "kills": done.total(), "kinds": dict(done), "lost": lost, "orphans": orphans, "runs": runs}
+    def kill(self, kind: str, run: Path) -> bool:
+        """Start the run and kill it; True if it reached its end before."""
+        attempt = self.start(kind, run)
+        how = kill_once(run, attempt, self.chance)
+        # whoever is left must end by itself, and soon: nothing waits for ever
+        if not attempt.reap() and attempt.wait(lambda: False, LIMIT_SECONDS) is False and attempt.alive:
+            self.orphans += len(attempt.alive)
+            for pid in attempt.alive:
+                os.kill(pid, signal.SIGKILL)
+        for checkpoints, reported in attempt.reported().items():
+            if (found := newest_step(checkpoints)) < reported:
+                self.lost.append({"kind": kind, "kill": self.kills.total(), "reported": reported, "found": found})
+        if how == "done":
+            assert set(attempt.codes.values()) == {0}, (kind, attempt.codes, self.words.read_text()[-2000:])
+            return True
+        self.kills[how] += 1
+        return False
+
+    def one_run(self, kind: str, most_kills: int) -> int:
+        """Kill and resume a run at most so often, and compare it with the uninterrupted one; how often it was killed."""
+        reference, run = self.folder / f"reference-{kind}", self.folder / f"run-{self.runs}"
+        if not reference.exists():
+            self.uninterrupted(kind, reference)
+        kills, is_done = 0, False
+        while not is_done and kills < most_kills:
+            is_done = self.kill(kind, run)
+            kills += not is_done
+        if not is_done:
+            self.uninterrupted(kind, run)
+        members = sorted(path.parent.relative_to(reference) for path in reference.rglob("config.json"))
+        for member in members:  # weights, averages, optimiser, order, every recorded number
+            running.assert_same_run(run / member, reference / member)
+        leftovers = list(run.rglob("*.tmp"))
+        assert not leftovers, leftovers
+        shutil.rmtree(run)
+        self.runs += 1
+        return kills
+
+
+def soak(data: Path, folder: Path, ranks: int, kills: int, seed: int, kinds: list[str]) -> dict[str, Any]:
+    all_runs, kinds = Soak(data, folder, ranks, seed), [k for k in kinds if ranks == 1 or k not in ONE_PROCESS]
+    of_kind: collections.Counter[str] = collections.Counter()
+    while of_kind.total() < kills:
+        kind = kinds[all_runs.runs % len(kinds)]
+        share = -(-(kills - of_kind.total()) // max(len(kinds) - all_runs.runs, 1))  # each kind has its turn
+        of_kind[kind] += all_runs.one_run(kind, share)
+    return {
+        **{"ranks": ranks, "kills": of_kind.total(), "of kind": dict(of_kind), "moments": dict(all_runs.kills)},
+        **{"lost": all_runs.lost, "orphans": all_runs.orphans, "runs": all_runs.runs},
+    }
 
 
 def main() -> None:
@@ -196,11 +254,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     began = time.monotonic()
-    result = soak(options.data, options.folder, options.ranks, options.kills, options.seed)
+    result = soak(options.data, options.folder, options.ranks, options.kills, options.seed, options.kinds)
     print(json.dumps(result | {"seconds": round(time.monotonic() - began)}))
 
 
