@@ -1,4 +1,4 @@
-"""From a run folder to numbers and pictures."""
+"""Results: from a run folder to numbers and pictures."""
 
 from launch.results.run import SavedRun, open_run
 

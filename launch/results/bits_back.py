@@ -1,10 +1,10 @@
 """Lossless coding of images with a VAE: bits back (Frey & Hinton 1997) on an ANS stack (Townsend et al. 2019, BB-ANS).
 
-An image costs what its negative ELBO says because the choice of latents is not free but *read*: latents are popped from
-the bits of the images before, with the posterior as the code, and only then pushed with the prior. All groups are
-popped on one top-down pass, then pixels and groups are pushed from the bottom to the top, so that the receiver meets
-the top group first. The stack must hold bits to begin with: the initial bits, which many images share.
-Before an image's latents are read, what they are read from is scrambled; or else they would hang on the image before.
+An image costs its negative ELBO, because the choice of latents is not free but *read*: the posterior's code pops them
+from the bits of earlier images, and only then does the prior's code push them. All groups are popped on one top-down
+pass, then pixels and groups are pushed from the bottom to the top, so that the receiver meets the top group first. The
+stack must start with some bits; many images share the cost of these initial bits. The top of the stack is scrambled
+before an image's latents are read from it; otherwise they would depend on the image before.
 
 Latents live on a grid ``z = mu_p + sigma_p * step * (k + u)`` with an integer k, a step per channel and a fixed
 pseudo-random offset u in [-1/2, 1/2) per latent. The offset makes z, over images, a draw from the posterior smeared by
@@ -34,15 +34,15 @@ Words = np.ndarray[Any, np.dtype[np.uint32]]
 Halvings = list[list[int]]
 
 STEPS_PER_STD = 2.0  # grid steps in a posterior standard deviation, at least
-REACH = 16.0  # the grid ends so many prior standard deviations from the prior's mean
-WINDOW = 6.0  # a posterior's code covers so many of its standard deviations to either side
-MOST_HALVINGS = 13  # a grid of 2 * REACH * 2^13 points still leaves each of 2^24 probabilities apart
+REACH = 16.0  # half the width of the grid, in standard deviations of the prior
+WINDOW = 6.0  # half the width of a posterior's code, in its standard deviations
+MOST_HALVINGS = 13  # on a grid of 2 * REACH * 2^13 points each of 2^24 probabilities stays distinct
 PRIOR_ENTROPY = 2.05  # bits of a standard normal on a grid of step 1; of step 2^-h, h more
-SPARE_WORDS = 4  # of the coder's own state, beside the bits that were never read
+SPARE_WORDS = 4  # of the coder's own state, besides bits that were never read
 
 
 def _stream() -> Any:
-    """The entropy coders of the package constriction, which nothing else here needs."""
+    """The entropy coders of the package constriction, imported only when needed."""
     try:
         import constriction
     except ModuleNotFoundError as error:
@@ -50,7 +50,7 @@ def _stream() -> Any:
     return constriction.stream
 
 
-_OFFSETS, _PAD, _INITIAL = 1, 2, 3  # what pseudo-random numbers are for
+_OFFSETS, _PAD, _INITIAL = 1, 2, 3  # purposes of pseudo-random numbers
 
 
 def _source(seed: int, purpose: int, number: int) -> np.random.Generator:
@@ -59,11 +59,11 @@ def _source(seed: int, purpose: int, number: int) -> np.random.Generator:
 
 @torch.no_grad()
 def check_codable(model: VAE) -> None:
-    """Refuse a model whose ELBO is no code length.
+    """Refuse a model whose ELBO is not a code length.
 
     Raises:
-        ValueError: its likelihood gives no probabilities of pixels, or normalising flows follow its posteriors (they
-            move latents off the grid).
+        ValueError: its likelihood assigns no probabilities to pixels, or its posteriors have normalising flows, which
+            move latents off the grid.
     """
     spec = model.spec
     x = next(model.parameters()).new_zeros(1, spec.channels, spec.height, spec.width)
@@ -80,9 +80,9 @@ def check_codable(model: VAE) -> None:
 
 @torch.no_grad()
 def choose_halvings(model: VAE, x: Tensor, generator: torch.Generator) -> Halvings:
-    """For each group and channel the h of its step 2^-h, in prior standard deviations, from a few images ``x``.
+    """Choose h of the step 2^-h, in prior standard deviations, for each group and channel from a few images ``x``.
 
-    Posteriors as wide as their priors need few grid points; narrow ones (the narrowest fiftieth) many.
+    Posteriors as wide as their priors need few grid points, narrow ones many; the narrowest fiftieth decides.
     """
     noise = [torch.randn(len(x), *shape, generator=generator) for shape in model.group_shapes]
     output = model.top_down(model.posterior_samples(noise), model.bottom_up(x))
@@ -97,20 +97,20 @@ def choose_halvings(model: VAE, x: Tensor, generator: torch.Generator) -> Halvin
 def _finite(values: Tensor) -> Floats:
     array: Floats = values.detach().squeeze(0).double().numpy()
     if not np.isfinite(array).all():
-        raise FloatingPointError("the model's beliefs about an image are not finite; choose another checkpoint")
+        raise FloatingPointError("the model's outputs for an image are not finite; choose another checkpoint")
     return array
 
 
 @dataclass
 class _Grid:
-    """The grid of one group of one image, and what was put on it: the Decision that codes or replays latents.
+    """The grid of one group of one image: the Decision that codes or replays its latents.
 
     Args:
-        halvings: of each channel's step.
-        offset: u, of the group's shape.
-        coder: popped from where ``pops`` says so.
-        pops: the belief whose code the latents are popped with; None replays ``index``.
-        index: k, of the group's shape.
+        halvings: h of each channel's step 2^-h.
+        offset: u, in the group's shape.
+        coder: coder from which latents are popped, if ``pops`` is given.
+        pops: distribution whose code pops the latents; None replays ``index``.
+        index: k, in the group's shape.
     """
 
     halvings: Sequence[int]
@@ -119,7 +119,7 @@ class _Grid:
     pops: str | None
     index: Ints | None = None
     beliefs: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-    from_posterior = False  # the latents are those that the decoder sees
+    from_posterior = False  # the latents that the decoder sees
 
     @property
     def _step(self) -> Floats:
@@ -127,7 +127,7 @@ class _Grid:
         return step.reshape(-1, *[1] * (self.offset.ndim - 1))
 
     def draw(self, prior: Normal, posterior: Normal) -> Tensor:
-        """Latents [1, ...], popped or replayed; both beliefs are kept in units of the grid."""
+        """Pop or replay the latents [1, ...]; keep posterior and prior in units of the grid."""
         mean, std = _finite(prior.mean), _finite(prior.std)
         unit = std * self._step
         shift = (_finite(posterior.mean) - mean) / unit - self.offset
@@ -142,10 +142,10 @@ class _Grid:
         return torch.from_numpy(z).to(prior.mean.dtype)[None]
 
     def _codes(self, belief: str) -> list[tuple[Any, Ints, Floats, Floats]]:
-        """For each channel a family of quantised Gaussians, integers that it is centred at, and its parameters.
+        """For each channel, a family of quantised Gaussians, the integers at its centre, and its parameters.
 
         The posterior's family covers a window around each mean, so that the floor under every probability does not
-        lead far away from it.
+        allow draws far from it.
         """
         means, stds = self.beliefs[belief]
         codes = []
@@ -163,14 +163,14 @@ class _Grid:
         return index
 
     def push(self, belief: str) -> None:
-        """The reverse of popping with this belief."""
+        """Push the latents with this distribution: the inverse of popping."""
         assert self.index is not None
         for channel, (family, centre, mean, std) in reversed(list(enumerate(self._codes(belief)))):
             self.coder.encode_reverse(self.index[channel].ravel() - centre, family, mean, std)
 
 
 def _pixel_codes(likelihood: Likelihood, x: Tensor, channel: int) -> tuple[Any, Floats]:
-    """A family and its parameters for all pixels of a channel given the earlier channels of ``x`` [1, C, H, W]."""
+    """The family and parameters of all pixels of a channel given the earlier channels of ``x`` [1, C, H, W]."""
     if isinstance(likelihood, Bernoulli):
         return _stream().model.Bernoulli(perfect=False), _finite(
             torch.sigmoid(likelihood.logits[:, channel].double())
@@ -188,15 +188,15 @@ def _push_pixels(coder: Any, likelihood: Likelihood, x: Tensor, levels: Ints) ->
 
 @dataclass(frozen=True)
 class BitsBack:
-    """Codes images, one after another, onto a stack of bits.
+    """Coder that puts images, one after another, onto a stack of bits.
 
     Encoder and decoder must see bit-identical floats: the same weights in evaluation mode, the same kind of processor,
     PyTorch and number of threads, one image at a time, no autocast.
 
     Args:
         model: in evaluation mode on the CPU.
-        halvings: of :func:`choose_halvings`.
-        seed: of the grids' offsets.
+        halvings: from :func:`choose_halvings`.
+        seed: seed of the grids' offsets.
     """
 
     model: VAE
@@ -216,10 +216,11 @@ class BitsBack:
         return torch.from_numpy(levels)[None].float().div_(2**self.model.spec.num_bits - 1)
 
     def _scramble(self, coder: Any, number: int) -> int:
-        """Exclusive-or what latents are read from with pseudo-random bits; twice is as before. Returns the fewest words.
+        """XOR the top of the stack with pseudo-random bits, its own inverse; return the lowest height in words.
 
-        The top of the stack holds the latents of the image before. Its bits are even only as far as those follow the
-        prior, and latents read from uneven bits are no draws from the posterior: without this, 3 % more bits at worst.
+        The top of the stack holds the latents of the image before. Its bits are uniform only if those latents follow
+        the prior, and latents read from other bits are not draws from the posterior. Without scrambling, files take up
+        to 3 % more bits.
         """
         bits = sum(
             (halving + PRIOR_ENTROPY) * math.prod(shape[1:])
@@ -235,7 +236,7 @@ class BitsBack:
 
     @torch.no_grad()
     def push(self, coder: Any, levels: Ints, number: int) -> int:
-        """Code image ``number``, integer ``levels`` [C, H, W]; returns how many words the stack had at its lowest."""
+        """Code image ``number``, integer ``levels`` [C, H, W]; return the stack's lowest height in words."""
         x = self._floats(levels)
         lowest = self._scramble(coder, number)
         grids = self._grids(coder, number, "posterior")
@@ -248,7 +249,7 @@ class BitsBack:
 
     @torch.no_grad()
     def pop(self, coder: Any, number: int) -> Ints:
-        """Undo :meth:`push`: the image's levels, with the stack as it was before."""
+        """Undo :meth:`push`: return the image's levels and restore the stack."""
         spec = self.model.spec
         grids = self._grids(coder, number, "prior")
         likelihood = self.model.top_down(grids, num=1).likelihood
@@ -267,14 +268,14 @@ class BitsBack:
 
 @dataclass(frozen=True)
 class Coded:
-    """A stack of images: its ``words``, and how many of them are the initial bits that lie at its bottom."""
+    """A stack of images: its ``words``, and the number of them that are initial bits, at its bottom."""
 
     words: Words
     num_initial: int
 
     @property
     def bits(self) -> int:
-        """All bits, the initial ones too."""
+        """All bits, including the initial ones."""
         return 32 * len(self.words)
 
     @property
@@ -284,7 +285,7 @@ class Coded:
 
 
 def _initial_words(codec: BitsBack) -> Words:
-    """Random bits, more than any image's latents can read: each pop takes at most 24 bits."""
+    """Random bits, more than an image's latents can read: each pop takes at most 24."""
     num_latents = sum(math.prod(shape) for shape in codec.model.group_shapes)
     words: Words = _source(codec.seed, _INITIAL, 0).integers(1, 2**32, num_latents + 64, dtype=np.uint32)
     return words
@@ -298,7 +299,7 @@ def _silently(numbers: Iterable[int]) -> Iterable[int]:
 
 
 def encode(codec: BitsBack, images: Sequence[Ints], progress: Progress = _silently) -> Coded:
-    """Stack all ``images``, each levels [C, H, W]; initial bits that no image read are left out."""
+    """Stack all ``images``, each levels [C, H, W]; drop initial bits that no image read."""
     initial = _initial_words(codec)
     coder = _stream().stack.AnsCoder(initial)
     lowest = min(codec.push(coder, images[number], number) for number in progress(range(len(images))))
@@ -310,10 +311,10 @@ def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = _silent
     """The images that :func:`encode` stacked.
 
     Raises:
-        ValueError: what is left is not the initial bits, so the floats here are not those of the encoder.
+        ValueError: the remaining bits are not the initial ones, so the floats differ from the encoder's.
     """
     coder = _stream().stack.AnsCoder(coded.words)
-    mismatch = ValueError("the images did not come out as they went in; decompress with the PyTorch that compressed")
+    mismatch = ValueError("the decoded images are wrong; decompress with the PyTorch that compressed")
     images: list[Ints] = []
     try:
         for number in progress(range(num - 1, -1, -1)):
@@ -321,8 +322,8 @@ def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = _silent
                 raise ValueError("the stack is empty")
             images.append(codec.pop(coder, number))
     except BaseException as error:
-        # KeyError and its kin: latents where the posterior has no bits to give back; a panic of the coder, which is no
-        # Exception: words that no coder wrote
+        # KeyError and its kin: latents to which the posterior gives no bits. A panic of the coder, not an
+        # Exception: words that are not a coder's
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise mismatch from error
         raise

@@ -1,4 +1,4 @@
-"""Codes that another framework left in a file: npz, csv or parquet."""
+"""Codes from other frameworks: npz, csv or parquet files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, .
 
 @dataclass(frozen=True, eq=False)
 class CodesFile:
-    """What a file of codes holds.
+    """Content of a file of codes.
 
     Args:
         codes: [N, D].
         factors: [N, K] with their names, or None.
         variances: [N, D] of the posteriors, or None.
-        sha256: of the file.
+        sha256: digest of the file.
     """
 
     codes: Floats
@@ -43,7 +43,7 @@ def read_codes(path: Path) -> CodesFile:
     """Read an npz (keys codes, factors, variances), or a csv or parquet table with named columns; nothing is unpickled.
 
     Raises:
-        ValueError: no such file, another format, pickled content, or no codes; what rows hold is checked as well.
+        ValueError: no such file, another format, pickled content, no codes, or rows that are not valid.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; {_SAVE}")
@@ -81,7 +81,7 @@ def _from_csv(path: Path) -> tuple[Any, Any, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it again as a csv in UTF-8") from error
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save it again as a csv in UTF-8") from error
     first = text.partition("\n")[0]
     rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)))
     if len(rows) < 2:
@@ -89,7 +89,7 @@ def _from_csv(path: Path) -> tuple[Any, Any, Any]:
     names, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
     for number, row in enumerate(body, 2):
         if len(row) != len(names):
-            raise ValueError(f"{path}: row {number} has {len(row)} cells under {len(names)} names; mend that row")
+            raise ValueError(f"{path}: row {number} has {len(row)} cells under {len(names)} names; correct that row")
     columns = np.array(body).T
     return _by_name(dict(zip(names, columns, strict=True)), path)
 
@@ -102,12 +102,12 @@ def _from_parquet(path: Path) -> tuple[Any, Any, Any]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no readable parquet file ({str(error)[:80]}); save it again") from error
+        raise ValueError(f"{path} is not a readable parquet file ({str(error)[:80]}); save it again") from error
     return _by_name({name: table[name].to_numpy() for name in table.column_names}, path)
 
 
 def _by_name(columns: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
-    """(codes, factors, variances) of a table whose column names say what each column is."""
+    """(codes, factors, variances) of a table, told apart by the names of the columns."""
     groups: list[dict[str, Any]] = [{}, {}, {}]
     for name, column in columns.items():
         groups[0 if _CODE.fullmatch(name) else 2 if _VARIANCE.fullmatch(name) else 1][name] = column
@@ -118,7 +118,7 @@ def _by_name(columns: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
 
 
 def _stacked(columns: dict[str, Any], path: Path) -> Floats | None:
-    """Columns of numbers [N, D] in the order of their numbers."""
+    """Stack numbered columns in the order of their numbers, [N, D]."""
     if not columns:
         return None
     ordered = sorted(columns, key=lambda name: int(re.sub(r"\D", "", name)))
@@ -131,7 +131,7 @@ def _stacked(columns: dict[str, Any], path: Path) -> Floats | None:
 
 
 def grid_of(codes: Floats, factors: Factors | None) -> tuple[Floats | None, tuple[int, ...]]:
-    """Codes in the order of the grid, where the rows are every combination of the factors once."""
+    """Codes in the order of the grid, if the rows hold every combination of the factors once."""
     if factors is None or factors.continuous:
         return None, ()
     columns = tuple(column.astype(np.int64) for column in factors.columns)

@@ -1,4 +1,4 @@
-"""The file format of compress.py: a header in JSON that is checked on reading, and the words of the coder."""
+"""The file format of compress.py: a JSON header, validated on reading, and the words of the coder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metrics.model import VAE
 MAGIC = b"STRATA-BITS-BACK"
 FORMAT = 1
 MOST_HEADER_BYTES = 1 << 24
-SURVEYED = 32  # images that the latents' grids are chosen by
+SURVEYED = 32  # number of images by which the latents' grids are chosen
 DIGEST_CHARACTERS = 32
 LEAST_BITS = 1  # that an image takes: bounds the number of images in a file
 
@@ -35,20 +35,20 @@ Halving = Annotated[int, Field(ge=0, le=bits_back.MOST_HALVINGS)]
 
 @dataclass(frozen=True)
 class Header:
-    """What a compressed file says of itself.
+    """Header of a compressed file.
 
     Args:
         checkpoint: digest of the checkpoint that compressed.
-        weights: which of its weights.
-        arithmetic: digest of the floats that the model computes of a fixed image.
+        weights: averaged or raw weights.
+        arithmetic: digest of the floats that the model computes for a fixed image.
         torch: version of PyTorch that compressed.
         processor: kind of processor that compressed.
-        data: name of the data.
+        data: name of the data set.
         count: number of images.
         halvings: for each group and channel, the h of its grid's step 2^-h.
-        seed: of offsets and initial bits.
-        num_initial: initial words at the bottom of the stack.
-        num_words: all words.
+        seed: seed of offsets and initial bits.
+        num_initial: number of initial words at the bottom of the stack.
+        num_words: number of all words.
         words: digest of the words.
         pixels: digest of the images.
     """
@@ -71,7 +71,7 @@ class Header:
 
 
 def _digest(content: bytes) -> str:
-    """128 bits of SHA-256 in hexadecimal: against damage and mistakes."""
+    """128 bits of SHA-256 in hexadecimal, to detect damage and mistakes."""
     return hashlib.sha256(content).hexdigest()[:DIGEST_CHARACTERS]
 
 
@@ -81,7 +81,7 @@ def _pixels(images: Sequence[bits_back.Ints]) -> np.ndarray[Any, np.dtype[np.uin
 
 @torch.no_grad()
 def arithmetic(model: VAE) -> str:
-    """Digest what the model computes of a fixed image: equal where encoder and decoder see the same floats."""
+    """Digest the model's output for a fixed image; equal digests mean that encoder and decoder see the same floats."""
     spec = model.spec
     source = torch.Generator().manual_seed(0)
     x = torch.randint(2**spec.num_bits, (1, spec.channels, spec.height, spec.width), generator=source).float()
@@ -92,7 +92,7 @@ def arithmetic(model: VAE) -> str:
 
 
 def to_bytes(header: Header, words: bits_back.Words) -> bytes:
-    """Write a file: magic, format and length of the header (little-endian), header (JSON), words (little-endian)."""
+    """Serialise: magic, format and length of the header (little-endian), header (JSON), words (little-endian)."""
     text = json.dumps(asdict(header), separators=(",", ":")).encode()
     return MAGIC + struct.pack("<II", FORMAT, len(text)) + text + words.astype("<u4").tobytes()
 
@@ -105,7 +105,7 @@ def from_bytes(content: bytes, where: str) -> tuple[Header, bits_back.Words]:
     """
     start = len(MAGIC) + 8
     if not content.startswith(MAGIC) or len(content) < start:
-        raise ValueError(f"{where} is no file of compress.py; give one that it wrote")
+        raise ValueError(f"{where} is not a file of compress.py; give one that it wrote")
     version, size = struct.unpack("<II", content[len(MAGIC) : start])
     if version != FORMAT:
         raise ValueError(f"{where} has format {version}, this program reads {FORMAT}; use the Strata that wrote it")
@@ -157,9 +157,7 @@ def unpack(content: bytes, model: VAE, where: str) -> np.ndarray[Any, np.dtype[n
     coded = bits_back.Coded(words, header.num_initial)
     images = _pixels(bits_back.decode(codec, coded, header.count, lambda n: tqdm(n, "unpacking", disable=None)))
     if _digest(images.tobytes()) != header.pixels:
-        raise ValueError(
-            f"the images of {where} did not come out as they went in; decompress on the machine it is from"
-        )
+        raise ValueError(f"the images decoded from {where} are wrong; decompress on the machine that compressed them")
     return images
 
 

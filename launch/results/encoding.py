@@ -1,4 +1,4 @@
-"""Codes of an evaluation set: all that a score sees of a model, encoded once and kept in the run folder."""
+"""Codes of an evaluation set: all that a score sees of a model, encoded once and cached in the run folder."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ CHEAP_IMAGES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Which images of a data set are encoded; scores of two runs compare where this and the data agree."""
+    """Choice of the images to encode; scores of two runs are comparable if it and the data agree."""
 
     split: str = "test"
     images: int | None = 10_000
-    """A random subset of the split by ``seed``; None: all of it."""
+    """Size of a random subset of the split, drawn with ``seed``; None takes all."""
     seed: int = 0
     full_grid: bool = False
-    """Every combination of the factors instead of ``split`` and ``images``."""
+    """Encode every combination of the factors instead of ``split`` and ``images``."""
 
     def open_split(self) -> str:
         """The split that holds the images."""
@@ -71,8 +71,8 @@ class Encoded:
         kl: [N, L] in nats, given the means above, of the posterior before any flow.
         kl_per_channel: per group [C], nats per image.
         resolution: per group, height of the latents in the model (maps may be kept smaller).
-        rows: [N], which images of the split.
-        max_side: maps larger than this were averaged down to it, so that N images fit the memory that was allowed.
+        rows: [N], indices of the images in the split.
+        max_side: larger maps were averaged down to this side, so that N images fit the allowed memory.
     """
 
     residuals: list[Float32]
@@ -98,7 +98,7 @@ class Encoded:
 
     @property
     def units(self) -> list[Float32]:
-        """What counts as a group for :func:`metrics.group_information`: one vector enters as D groups of one latent."""
+        """Groups for :func:`metrics.group_information`: a single vector counts as D groups of one latent."""
         if self.variance is None:
             return self.residuals
         flat = self.residuals[0].reshape(len(self.rows), -1)
@@ -106,22 +106,22 @@ class Encoded:
 
 
 def shapes_of(model: VAE) -> list[tuple[int, int, int]]:
-    """(C, H, W) of each group's maps; the latents of a group [B, D] are D channels at one position."""
+    """(C, H, W) of each group's maps; a group [B, D] has D channels at one position."""
     return [(s[0], s[1], s[2]) if len(s) == 3 else (s[0], 1, 1) for s in model.group_shapes]
 
 
 def is_one_vector(shapes: Sequence[Sequence[int]]) -> bool:
-    """True if a model has a single group at a single position: then its latents are its units, not its groups."""
+    """True if a model has a single group at a single position; its units are then its latents, not its groups."""
     return len(shapes) == 1 and math.prod(shapes[0][1:]) == 1
 
 
 def _map(latents: Tensor) -> Tensor:
-    """[B, C, H, W] from latents of any shape [B, C, ...]."""
+    """View latents of any shape [B, C, ...] as [B, C, H, W]."""
     return latents.reshape(*latents.shape, *[1] * (4 - latents.dim()))
 
 
 def largest_side(shapes: Sequence[tuple[int, int, int]], num_images: int, max_gib: float) -> int:
-    """The side that maps are averaged down to so that means and residuals take at most ``max_gib``; at least 1."""
+    """Largest side of maps, at least 1, with which means and residuals take at most ``max_gib``."""
     side = max(max(h, w) for _, h, w in shapes)
     while side > 1:
         numbers = sum(c * min(h, side) * min(w, side) for c, h, w in shapes)
@@ -156,9 +156,9 @@ def _encode_block(model: VAE, x: Tensor, side: int) -> dict[str, Float32]:
 
 @torch.no_grad()
 def encode(model: VAE, data: ImageSet, rows: Int64, ranks: Ranks, *, batch_size: int, max_gib: float) -> Encoded:
-    """Encode images ``rows`` of ``data`` in float32, whole blocks dealt to the ranks; every rank returns everything.
+    """Encode images ``rows`` of ``data`` in float32; blocks are dealt to the ranks, and every rank returns all codes.
 
-    The model must be in eval mode. A bar shows the progress on rank 0.
+    The model must be in eval mode. Rank 0 shows a progress bar.
     """
     shapes = shapes_of(model)
     side = largest_side(shapes, len(rows), max_gib)
@@ -188,13 +188,13 @@ def encode(model: VAE, data: ImageSet, rows: Int64, ranks: Ranks, *, batch_size:
 
 
 def cache_key(model_key: str, recipe: dict[str, Any], protocol: Protocol, max_gib: float) -> str:
-    """Names codes by all that made them: weights, data, which images, how maps are kept."""
+    """Name of codes by everything that determines them: weights, data, choice of images, size of maps."""
     made_of = [FORMAT, model_key, recipe, protocol.as_json(), max_gib]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def save(path: Path, encoded: Encoded) -> None:
-    """Write codes as a plain npz, whole or not at all."""
+    """Write codes as a plain npz, atomically."""
     arrays: dict[str, Any] = {
         "kl": encoded.kl,
         "rows": encoded.rows,
@@ -212,7 +212,7 @@ def save(path: Path, encoded: Encoded) -> None:
 
 
 def load(path: Path) -> Encoded | None:
-    """Read codes; None where there are none or the file is damaged (then they are encoded again)."""
+    """Read codes; None if there are none or the file is damaged, so that they are encoded again."""
     if not path.exists():
         return None
     try:
@@ -223,10 +223,10 @@ def load(path: Path) -> Encoded | None:
 
 
 def _from_arrays(arrays: dict[str, npt.NDArray[Any]]) -> Encoded:
-    """The inverse of what :func:`save` makes of codes.
+    """Inverse of the conversion in :func:`save`.
 
     Raises:
-        ValueError, LookupError, TypeError, OverflowError: an array is missing, or is not of the kind that others ask for.
+        ValueError, LookupError, TypeError, OverflowError: an array is missing or of the wrong kind.
     """
     resolution = [int(r) for r in arrays["resolution"]]
     count, rows = range(len(resolution)), arrays["rows"]
@@ -265,9 +265,9 @@ def encode_once(
     batch_size: int,
     max_gib: float,
 ) -> Encoded | None:
-    """The codes from ``folder``, or encoded now by all ranks and kept there; None on ranks other than 0.
+    """Codes from ``folder``, or encoded now by all ranks and stored there; None on ranks other than 0.
 
-    ``model_key`` says which weights these are (a checkpoint's hash).
+    ``model_key`` identifies the weights (a checkpoint's hash).
     """
     path = folder / f"{cache_key(model_key, data.recipe, protocol, max_gib)}.npz"
     found = load(path) if ranks.is_main else None
@@ -286,7 +286,7 @@ def encode_once(
 def cheap_scores(
     model: VAE, data: datasets.Dataset, ranks: Ranks, *, batch_size: int, seed: int, images: int = CHEAP_IMAGES
 ) -> dict[str, float]:
-    """MIG at d = 10 (``moments`` of residual means, scored on one half) and active latents of some images, by tag."""
+    """MIG at d = 10 (``moments`` of residual means, scored on one half) and active latents, by tag."""
     encoded = encode(
         model, data, Protocol(images=images, seed=seed).rows(len(data)), ranks, batch_size=batch_size, max_gib=1.0
     )

@@ -1,4 +1,4 @@
-"""A trained run made small enough to share: the weights that are evaluated and the records, without places of a machine."""
+"""Export of a trained run: the evaluated weights and the records, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLACES = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
 
 
 def without_places(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's config.json without the folders that it was made in and the command that named them."""
+    """A run's config.json without its folders and without the command that named them."""
     config = {
         part: {**values, **dict.fromkeys(PLACES[part])} if part in PLACES else values
         for part, values in record["config"].items()
@@ -25,20 +25,19 @@ def without_places(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _means(run: SavedRun) -> list[float]:
-    """Mean pixel of a few samples: what whoever gets the copy can compare theirs with."""
+    """Mean pixel of a few samples, for comparison with those of a copy elsewhere."""
     return [float(mean) for mean in run.sample(CHECKED_SAMPLES, seed=0).mean(dim=(1, 2, 3))]
 
 
 def export(run: SavedRun, out: Path) -> RunFolder:
-    """Write ``run`` to ``out``: a run folder with one checkpoint that holds the averaged weights where there are any.
+    """Write ``run`` to ``out``: a run folder with one checkpoint, of the averaged weights if there are any.
 
-    ``check.json`` beside it holds the mean pixel of a few samples, by which a copy on another machine is recognised.
-
-    Every script reads it as it reads the run. Training can't be resumed from it: the optimiser's state stays behind.
+    ``check.json`` holds the mean pixel of a few samples, to check a copy on another machine. Every script reads the
+    export like the run, but training can't be resumed from it: it has no optimiser state.
 
     Args:
-        run: opened with the weights and the checkpoint to share.
-        out: a folder that does not exist yet or holds no run.
+        run: run, opened with the weights and the checkpoint to share.
+        out: folder that does not exist yet or holds no run.
 
     Returns:
         The new folder.
@@ -57,7 +56,7 @@ def export(run: SavedRun, out: Path) -> RunFolder:
     for name in ("summary.json", "scores.json"):
         if (run.folder / name).is_file():
             record = run.files.read_json(name)
-            if name == "scores.json":  # the scores are of these weights, whose file is another one now
+            if name == "scores.json":  # the scores belong to these weights, whose file has changed
                 record |= {"checkpoint": path.name, "checkpoint_sha256": checkpoint.recorded_sha256(path)}
             folder.write_json(name, record)
     folder.write_json(CHECK, {"seed": 0, "mean_of_samples": _means(run)})

@@ -1,4 +1,4 @@
-"""Scores of images: a folder against another, and samples against all images that exist."""
+"""Scores of images: one folder against another, and samples against all images that exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AT_ONCE = 4096  # images of the data set
 
 
 def is_known_completely(data: datasets.Dataset) -> bool:
-    """Whether ``data`` (its split "all") is binary and holds one image for each combination of its factors."""
+    """True if ``data`` (its split "all") is binary and holds one image for each combination of its factors."""
     total = math.prod(data.factor_sizes) if data.factor_names else 0
     return data.spec.num_bits == 1 and total == len(data) and data.spec.num_dims % 64 == 0
 
@@ -36,16 +36,16 @@ def bank_of(data: datasets.Dataset) -> metrics.ImageBank:
 def score_samples(run: SavedRun, held_out: datasets.Dataset, *, num: int, seed: int) -> dict[str, Any] | None:
     """Score samples at temperature 1, reconstructions, and held-out images by their nearest image of the data set.
 
-    The model's pixel means are rounded: they show what it draws, without the noise of drawing each pixel alone.
+    The model's pixel means are rounded, which avoids the noise of drawing each pixel independently.
 
     Args:
         run: a trained run.
-        held_out: images that the model has not seen.
-        num: samples, and held-out images.
-        seed: of the samples.
+        held_out: images that the model was not trained on.
+        num: number of samples, and of held-out images.
+        seed: seed of the samples.
 
     Returns:
-        Plain results by name, or None where not all images that exist are known.
+        Plain results by name, or None if the data set does not hold all images that exist.
     """
     every_image = run.data("all") if held_out.factor_names else None
     if every_image is None or not is_known_completely(every_image):

@@ -1,4 +1,4 @@
-"""Pictures of a trained model: samples, reconstructions, what its groups hold, and latents traversed, joined or swapped."""
+"""Pictures of a trained model: samples, reconstructions, top groups, traversals, interpolations and swaps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Show = Literal["traverse", "interpolate", "swap", "top"]
 
 
 def _top_channels(model: VAE, x: Tensor) -> list[Tensor]:
-    """Reconstruct images by a model with one group from its 1, 2, ... channels with the highest KL, the rest at 0."""
+    """Reconstruct images from the 1, 2, ... channels of highest KL of a model with one group; the rest is 0."""
     group = model.groups_at_means(x)[0]
     order, rows = group.kl_per_channel().argsort(descending=True), []
     for kept in _levels(len(order)):
@@ -48,7 +48,7 @@ def _levels(count: int) -> list[int]:
 
 
 def top_groups(model: VAE, x: Tensor) -> Picture:
-    """Draw the images, and below them reconstructions from the top 1, 2, ... groups, the rest at their prior means."""
+    """Draw the images, and below them reconstructions from the top 1, 2, ... groups; the rest is at its prior mean."""
     if len(model.group_shapes) == 1:
         rows = _top_channels(model, x)
     else:
@@ -58,7 +58,7 @@ def top_groups(model: VAE, x: Tensor) -> Picture:
 
 
 def traversals(model: VAE, pool: Tensor) -> Picture:
-    """Move the first image along one axis a row: each group's first principal axes, or the latents of highest KL."""
+    """Move the first image along one axis per row: each group's first principal axes, or the latents of highest KL."""
     if len(model.group_shapes) == 1:
         kl = model.groups_at_means(pool)[0].kl_per_channel()
         axes = [edits.latent_axis(model, 0, channel) for channel in kl.argsort(descending=True)[:MOST_AXES].tolist()]
@@ -77,11 +77,11 @@ def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
 
     Args:
         run: a trained run.
-        split: split that the images are from.
+        split: split of the images.
         seed: of the samples.
 
     Raises:
-        ValueError: the data or the weights are not there.
+        ValueError: the data or the weights are missing.
     """
     data, model = run.data(split), run.model
     pool = to_float(data.images(datasets.choose_rows(len(data), POOL)), data.spec, run.device)
@@ -100,7 +100,7 @@ def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
 
 @dataclass(frozen=True, kw_only=True)
 class TraverseConfig:
-    """What to show."""
+    """Settings of the pictures."""
 
     run: Path
     """Run folder."""
@@ -108,37 +108,38 @@ class TraverseConfig:
     """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
     top: reconstruct from the top 1, 2, ... groups, the rest drawn from their priors."""
     by: Literal["channel", "latent", "axis"] = "channel"
-    """What a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
+    """Object that a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
     group: int = 0
-    """Group to traverse or to swap, 0 is the top one."""
+    """Group to traverse or to swap; 0 is the top group."""
     rows: int = 8
-    """Rows of traverse: the channels or latents with the highest KL, or the first axes."""
+    """Number of rows of traverse: the channels or latents with the highest KL, or the first axes."""
     range: tuple[float, float] = (-2.0, 2.0)
     """Ends of a traversal, in standard deviations of the prior (of an axis: of the images)."""
     steps: int = 9
     """Images of a traversal or an interpolation."""
     below: edits.Below = "coordinates"
-    """What the groups under a moved one keep: their place relative to their priors, their values, or nothing."""
+    """Groups below a moved one keep their position relative to their priors, keep their values, or follow their
+    priors."""
     image: int = 0
     """Index of the image in the split."""
     other: int = 1
-    """The second image, of interpolate and swap."""
+    """Index of the second image, for interpolate and swap."""
     images: int = 64
-    """Images that the KL is averaged over and axes are found in."""
+    """Number of images for the mean KL and the principal axes."""
     temperature: float = 0.7
-    """Of the groups that top draws."""
+    """Temperature of the groups that top draws."""
     split: str = "test"
     """train, valid or test."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     out: Path | None = None
     """Folder; default <run>/figures."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     seed: int = 0
-    """Of draws."""
+    """Seed of the draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
 
@@ -188,13 +189,13 @@ def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> 
 
 
 def _swap(model: VAE, pair: Tensor, group: int) -> Tensor:
-    """Decode three rows: the two images, their reconstructions, those with the group exchanged."""
+    """Decode three rows: the two images, their reconstructions, and both with the group exchanged."""
     plain = torch.cat(edits.swap(model, pair[:1], pair[1:], []))
     return torch.stack([pair, plain, torch.cat(edits.swap(model, pair[:1], pair[1:], [group]))])
 
 
 def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
-    """Decode a row for the top 1, 2, ... groups of the image: the rest at its prior mean in the first column, then drawn."""
+    """Decode a row per top 1, 2, ... groups of the image; the rest is at its prior mean in column 1, then drawn."""
     zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
     rows = []
     for kept in range(1, len(zs) + 1):
@@ -206,16 +207,17 @@ def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator)
 
 @torch.no_grad()
 def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
-    """Decode the images that were asked for, [rows, columns, C, H, W] in [0, 1].
+    """Decode the requested images, [rows, columns, C, H, W] in [0, 1].
 
     Args:
         model: in evaluation mode.
-        x: images [N, C, H, W] that the KL is averaged over and axes are found in.
-        pair: the image, and the one that it goes to or swaps with, [2, C, H, W].
+        x: images [N, C, H, W] for the mean KL and the principal axes.
+        pair: the image and its partner for interpolate and swap, [2, C, H, W].
         config: what to show.
 
     Raises:
-        ValueError: a group or a temperature that the model does not take; groups asked of a model with one.
+        ValueError: the model has no such group, does not take the temperature, or has only one group where several are
+            needed.
     """
     edits.check_group(model, config.group)
     if config.show == "traverse":
@@ -230,7 +232,7 @@ def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
 
 
 def save_gif(frames: list[Picture], path: Path) -> Path:
-    """Write a GIF that runs forward and backward for ever."""
+    """Write a GIF that runs forward and backward in a loop."""
     pictures = [Image.fromarray(frame) for frame in (*frames, *frames[-2:0:-1])]
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(
@@ -243,7 +245,7 @@ def save_gif(frames: list[Picture], path: Path) -> Path:
 
 
 def name_of(config: TraverseConfig) -> str:
-    """Name the file of what was asked for."""
+    """Name the file of the requested pictures."""
     names: dict[str, Any] = {
         "traverse": f"traverse_g{config.group}_{config.by}_i{config.image}",
         "interpolate": f"interpolate_i{config.image}-{config.other}",

@@ -1,8 +1,8 @@
-"""Reading a checkpoint file of the published NVAE without executing anything that it holds.
+"""Import of a checkpoint of the published NVAE, without executing anything that the file holds.
 
 The published code saves one dictionary with ``torch.save``: ``state_dict``, ``args`` (an ``argparse.Namespace``), ``epoch``,
-``global_step``, and the state of optimiser, scheduler and gradient scaler; old files hold more. Tensors, plain data and
-that one harmless class are all that is unpickled here.
+``global_step``, and the state of optimiser, scheduler and gradient scaler; old files hold more. Only tensors, plain
+data and that one harmless class are unpickled here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from metrics.likelihoods import Edges
 
 @dataclass(frozen=True)
 class Published:
-    """What we take of a published checkpoint: weights by their published names, arguments, training position."""
+    """The parts of a published checkpoint in use: weights by published names, arguments, position in training."""
 
     state_dict: dict[str, Tensor]
     args: dict[str, Any]
@@ -53,13 +53,15 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         if refused is None:
-            raise ValueError(f"{path} is no checkpoint or a damaged one; fetch it again") from error
+            raise ValueError(f"{path} is not a checkpoint, or is damaged; fetch it again") from error
         raise ValueError(
             f"{path} holds {refused[1]}, which is more than tensors, plain data and arguments, and nothing of it was run; "
             "use a checkpoint from a source that you trust"
         ) from error
-    except Exception as error:  # bytes that somebody else made can end the reader with anything
-        raise ValueError(f"{path} is no checkpoint or a damaged one ({files.reason(error)}); fetch it again") from error
+    except Exception as error:  # bytes of unknown origin can make the reader raise anything
+        raise ValueError(
+            f"{path} is not a checkpoint, or is damaged ({files.reason(error)}); fetch it again"
+        ) from error
 
 
 def _is_plain(value: Any) -> bool:
@@ -78,7 +80,7 @@ def _arguments(args: Any, path: Path) -> dict[str, Any]:
     odd = sorted(str(name) for name, value in args.items() if not (isinstance(name, str) and _is_plain(value)))
     if odd:
         raise ValueError(
-            f"{path} has arguments that are no plain values ({', '.join(odd[:5])}); use another checkpoint"
+            f"{path} has arguments that are not plain values ({', '.join(odd[:5])}); use another checkpoint"
         )
     return dict(args)
 
@@ -89,10 +91,11 @@ def _count(content: dict[str, Any], name: str) -> int:
 
 
 def read(path: Path) -> Published:
-    """Read a published checkpoint, in today's zip format or the older one; keys that we do not need are passed over.
+    """Read a published checkpoint, in today's zip format or the older one; unused keys are ignored.
 
     Raises:
-        ValueError: missing, truncated, or holding anything but tensors, plain data and a Namespace of plain values.
+        ValueError: the file is missing or truncated, or holds more than tensors, plain data and a Namespace of plain
+            values.
     """
     content = _load(path)
     if not isinstance(content, dict) or not {"state_dict", "args"} <= content.keys():
@@ -100,7 +103,7 @@ def read(path: Path) -> Published:
     state = content["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(
-            f"state_dict of {path} is no table of tensors; give a checkpoint that the published code saved"
+            f"state_dict of {path} is not a table of tensors; give a checkpoint that the published code saved"
         )
     args = _arguments(content["args"], path)
     return Published(dict(state), args, _count(content, "epoch"), _count(content, "global_step"))
@@ -110,7 +113,7 @@ def read(path: Path) -> Published:
 
 
 def data_config(args: Mapping[str, Any]) -> DataConfig:
-    """Our data set for the published ``dataset``: those we have no recipe for are a folder of images."""
+    """Our data set for the published ``dataset``; one that we have no recipe for becomes a folder of images."""
     name, spec = str(args["dataset"]), official.image_spec(args)
     if name == "mnist":
         return DataConfig(dataset="mnist")
@@ -140,7 +143,7 @@ def _number(args: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _optim_config(args: Mapping[str, Any]) -> OptimConfig:
-    """The published optimiser; what the arguments lack keeps our default. The published code averages no weights."""
+    """The published optimiser, with our defaults for missing arguments. The published code averages no weights."""
     ours, epochs = OptimConfig(), _number(args, "epochs", 0.0)
     warmup = _number(args, "warmup_epochs", 0.0) / epochs if epochs > 0 and "warmup_epochs" in args else ours.lr_warmup
     return OptimConfig(
@@ -176,13 +179,13 @@ def write_run(source: Published, model: NVAE, folder: RunFolder, *, data_root: P
 
 
 def import_checkpoint(path: Path, out: Path, *, edges: Edges = "exact", data_root: Path | None = None) -> list[str]:
-    """Make the run folder ``out`` of a published checkpoint; returns the names of arguments that mean nothing to us.
+    """Turn a published checkpoint into the run folder ``out``; return the names of ignored arguments.
 
-    The folder appears when it is whole.
+    The folder appears only once it is complete.
 
     Raises:
         ValueError: ``out`` exists; the file is missing, damaged or holds more than weights and arguments; the weights
-            do not fit the arguments (keys named).
+            do not fit the arguments (the message names the keys).
     """
     if out.exists():
         raise ValueError(f"{out} exists; choose another --out")

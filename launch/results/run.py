@@ -27,13 +27,13 @@ from metrics.model import VAE
 
 Images: TypeAlias = Tensor | np.ndarray[Any, Any]
 Weights: TypeAlias = Literal["auto", "raw"]
-FORMAT = 1  # of config.json: the newest that this program reads
+FORMAT = 1  # newest format of config.json that this version reads
 AT_ONCE = 64  # images in one pass through the model
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A finished or interrupted run; the weights are read when they are first needed.
+    """A finished or interrupted run, whose weights are read on first use.
 
     Args:
         folder: the run folder.
@@ -44,7 +44,7 @@ class SavedRun:
         device: device that the model is put on.
         weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
         data_root: folder of the data set, if it moved since training.
-        other_data: accept other data than the run was trained on.
+        other_data: accept data that differ from those that the run was trained on.
         asked_checkpoint: checkpoint to load; None takes the newest valid one.
     """
 
@@ -61,7 +61,7 @@ class SavedRun:
 
     @property
     def files(self) -> RunFolder:
-        """The folder as the trainer sees it: reads and writes records, knows where checkpoints are."""
+        """The folder as the trainer sees it, with its records and checkpoints."""
         return RunFolder(self.folder)
 
     @cached_property
@@ -93,7 +93,7 @@ class SavedRun:
         """The trained model in evaluation mode, without gradients, on ``device``.
 
         Raises:
-            ValueError: no checkpoint is valid, or it does not fit the model (keys named).
+            ValueError: no checkpoint is valid, or it does not fit the model (the message names the keys).
         """
         return self._loaded[0]
 
@@ -113,19 +113,19 @@ class SavedRun:
 
     @property
     def _recipe(self) -> dict[str, Any]:
-        """How the training images were made; {} where that was not recorded."""
+        """Recipe of the training images; {} if it was not recorded."""
         data = self.record.get("data")
         recipe = data.get("recipe") if isinstance(data, dict) else None
         return recipe if isinstance(recipe, dict) else {}
 
     def data(self, split: str = "test") -> datasets.Dataset:
-        """Open a split of the data set that the run was trained on: train, valid, test, or all where there is one.
+        """Open a split of the data set that the run was trained on: train, valid, test, or all if it exists.
 
         Images of a folder are brought to the size of the run.
 
         Raises:
-            ValueError: the data is not there, is not what the run was trained on (and ``other_data`` is off), or has images
-                that the model does not take.
+            ValueError: the data are missing, differ from those that the run was trained on (and ``other_data`` is off),
+                or have images that the model does not take.
         """
         config = self.config.data if self.data_root is None else replace(self.config.data, data_root=self.data_root)
         data = open_data(
@@ -186,13 +186,13 @@ class SavedRun:
         Args:
             num: number of images.
             temperature: factor on the standard deviations of the priors.
-            seed: of the draws; the same seed gives the same images.
+            seed: seed of the draws; the same seed gives the same images.
 
         Returns:
             Mean images of the likelihood, [num, C, H, W] in [0, 1], on the CPU.
         """
         if num < 1:
-            raise ValueError(f"{num} images make no sense; give 1 or more")
+            raise ValueError(f"{num} images were requested; give 1 or more")
         source = noise.generator(self.device, noise.FIGURES, seed)
         counts = [min(AT_ONCE, num - done) for done in range(0, num, AT_ONCE)]
         return torch.cat([self.model.sample(count, temperature, generator=source).cpu() for count in counts])
@@ -219,14 +219,14 @@ def open_run(
 
     Args:
         folder: run folder that a training script wrote.
-        device: where the model goes.
+        device: device of the model.
         weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
         data_root: folder of the data set, if it moved since training.
-        other_data: accept other data than the run was trained on, with a warning.
+        other_data: accept data that differ from those that the run was trained on, with a warning.
         checkpoint: checkpoint to load; default the newest valid one.
 
     Returns:
-        The run; its weights are read when they are first needed.
+        The run; its weights are read on first use.
 
     Raises:
         ValueError: not a run folder, damaged, written by a newer Strata, or of an unknown model family.
@@ -267,22 +267,23 @@ def open_run(
 def open_data(
     config: DataConfig, spec: ImageSpec, split: str, *, seed: int, recorded: Mapping[str, Any], run: Path, insist: bool
 ) -> datasets.Dataset:
-    """Open a split of a run's data, in the run's own image size and by the run's own rule of splits.
+    """Open a split of a run's data, in the run's image size and by its rule for splits.
 
-    The training images that are there now are compared with the recorded ones, because a split that was made of other
-    images may hold images that the run was trained on.
+    The present training images are compared with the recorded ones, because a split made from other images may contain
+    some that the run was trained on.
 
     Args:
-        config: of the data, with the folder where it is now.
+        config: configuration of the data, with their present folder.
         spec: shape and bit depth of the run's images.
         split: train, valid, test or all.
-        seed: of the run.
+        seed: seed of the run.
         recorded: recipe of the training images; {} for imported weights, which have none.
-        run: folder of the run, for messages.
-        insist: use other data than the run was trained on, with a warning in place of the refusal.
+        run: run folder, for messages.
+        insist: accept differing data with a warning instead of an error.
 
     Raises:
-        ValueError: the data differ from those that the run was trained on (named); the split has no images.
+        ValueError: the data differ from those that the run was trained on (the message says how), or the split has no
+            images.
     """
 
     def opened(name: str) -> datasets.Dataset:
@@ -307,7 +308,7 @@ def open_data(
 def _open(
     config: DataConfig, spec: ImageSpec, split: str, *, seed: int, recorded: Mapping[str, Any]
 ) -> datasets.Dataset:
-    """Open a split as it is; where that gives images of another shape than the run's, in the run's shape."""
+    """Open a split as it is, or in the run's shape if its images have another one."""
     try:
         data = config.open(split, seed=seed, recorded=recorded)
         if spec == spec or config.dataset != "folder":
@@ -323,4 +324,4 @@ def _open(
 def _differences(recorded: Mapping[str, Any], train: datasets.Dataset | None) -> list[str]:
     if not recorded:
         return []
-    return ["the training images are not there"] if train is None else recipes.differences(recorded, train.recipe)
+    return ["the training images are missing"] if train is None else recipes.differences(recorded, train.recipe)

@@ -1,4 +1,4 @@
-"""Scores by name: what each needs, how it is called on codes, and its line in a table."""
+"""Scores by name: the needs of each, its call on codes, and its line in a table."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from metrics.uncertainty import FEWEST_ROWS
 Floats = npt.NDArray[np.floating[Any]]
 Int64 = npt.NDArray[np.int64]
 Need = Literal["factors", "classes", "grid", "variances", "few units"]
-ROWS_TIMES_LATENTS = 10**6  # up to which an interval takes every resample that was asked for
+ROWS_TIMES_LATENTS = 10**6  # up to which an interval uses every requested resample
 FEWEST_RESAMPLES = 20
-MOST_UNITS = 64  # that are probed, alone and together, when nobody asked for it by name
+MOST_UNITS = 64  # that are probed, alone and together, unless the metric was requested by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What scores are computed from.
+    """Input of the scores.
 
     Args:
         codes: [N, D]: a flat model's means, or a hierarchy reduced without labels; ``code_name`` says which.
-        code_factors: [N, K] of those rows; None where the data has no factors.
+        code_factors: [N, K] of those rows; None if the data have no factors.
         variances: [N, D] of a flat posterior.
-        groups: what reductions see, [M, C, H, W] each, top first.
-        units: what :func:`metrics.group_information` sees; ``resolution`` of each.
+        groups: input of the reductions, [M, C, H, W] each, top first.
+        units: input of :func:`metrics.group_information`, with the ``resolution`` of each.
         factors: [M, K] of the groups' rows; continuous ones as quantile bins.
         grid_codes: [prod(grid_sizes), D], a code for every combination of the factors, in their order.
-        shuffles: of the permutation baselines of reduced codes and of chance levels; ``group_shuffles`` of the group
-            table.
-        resamples: of the intervals; 0 for none.
+        shuffles: number of shuffles for the baselines of reduced codes and for chance levels; ``group_shuffles`` for
+            the group table.
+        resamples: number of resamples for the intervals; 0 for no intervals.
     """
 
     codes: Floats
@@ -66,13 +66,13 @@ class Scored:
         return self.codes, as_table(self.code_factors)
 
     def train_and_test(self) -> tuple[Floats, Factors, Floats, Factors]:
-        """Two random halves, each codes and factors."""
+        """Codes and factors of two random halves."""
         codes, factors = self.with_factors
         train, test = halves(len(codes), self.seed)
         return codes[train], factors.rows(train), codes[test], factors.rows(test)
 
     def code_of(self, factors: Int64) -> Floats:
-        """Codes of any combinations [n, K], looked up."""
+        """Look up the codes of combinations [n, K]."""
         assert self.grid_codes is not None, "a metric's needs are checked before it is called"
         codes: Floats = self.grid_codes[np.ravel_multi_index(tuple(factors.T), self.grid_sizes)]
         return codes
@@ -83,9 +83,9 @@ _FACTORS: frozenset[Need] = frozenset({"factors"})
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: what it needs, whether it runs when nobody asked for it by name, and how it is called.
+    """A score: its needs, its call, and whether it runs by default.
 
-    ``of_rows`` is the same as a function of codes, and of factors unless it needs none: what intervals resample.
+    ``of_rows`` is the score as a function of codes, and of factors if it needs them; intervals resample it.
     """
 
     needs: frozenset[Need]
@@ -105,7 +105,7 @@ def _information(scored: Scored, factors: Int64) -> metrics.hierarchy.GroupInfor
 
 
 def _groups(scored: Scored) -> dict[str, Any]:
-    """Group x factor information with its parts, MIC over the resolutions, and what chance reaches."""
+    """Group x factor information with its parts, MIC over the resolutions, and the level of chance."""
     assert scored.factors is not None
     found = _information(scored, scored.factors)
     plain = metrics.to_plain(found)
@@ -257,14 +257,14 @@ METRICS: dict[str, Metric] = {
 
 
 def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) -> tuple[list[str], dict[str, str]]:
-    """The metrics to run and, for defaults that cannot run, why not.
+    """Choose the metrics to run; also return why some defaults cannot run.
 
     Args:
-        names: as typed; None runs every default.
-        available: for each need None where it is met, else in words what is missing and what to do.
+        names: names as typed; None runs every default.
+        available: None for each need that is met, else a message about what is missing and what to do.
 
     Raises:
-        ValueError: a typed name that is unknown (the nearest is offered) or cannot run on this data.
+        ValueError: a typed name is unknown (the message offers the nearest) or cannot run on these data.
     """
     for name in names or ():
         if name not in METRICS:
@@ -277,7 +277,7 @@ def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) ->
         if missing is None:
             chosen.append(name)
         elif names is not None and available["few units"] == missing:
-            chosen.append(name)  # it was asked for by name
+            chosen.append(name)  # it was requested by name
         elif names is not None:
             raise ValueError(f"--metrics {name}: {missing}")
         else:
@@ -288,7 +288,7 @@ def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) ->
 
 
 def compute(names: Sequence[str], scored: Scored, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Plain results by name, cheap ones with their ``uncertainty``; ``say`` hears which score is being computed."""
+    """Plain results by name, cheap ones with their ``uncertainty``; ``say`` gets each score's name as it starts."""
     results: dict[str, Any] = {}
     for name in names:
         say(name)
@@ -301,7 +301,7 @@ def compute(names: Sequence[str], scored: Scored, say: Callable[[str], None] = l
 
 
 def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] | None:
-    """Interval, chance level and bias as plain data; None where there are too few rows for an interval."""
+    """Interval, chance level and bias as plain data; None if there are too few rows for an interval."""
     codes, factors = scored.with_factors
     if len(codes) < FEWEST_ROWS:
         return None
@@ -320,7 +320,7 @@ def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] 
 
 
 def headline(result: Mapping[str, Any]) -> float | None:
-    """The one number of a plain result; the decomposition's is its rate. None where it is not finite."""
+    """The single number of a plain result (the decomposition's is its rate); None if it is not finite."""
     value = result.get("score", result.get("rate"))
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
@@ -328,7 +328,7 @@ def headline(result: Mapping[str, Any]) -> float | None:
 def most_varying_channels(groups: Sequence[Floats], dim: int) -> Floats:
     """[N, dim], standardised means of the channels that vary most, chosen on all rows: a hierarchy's code of a full grid.
 
-    No labels are used. Where a held-out half is possible :func:`metrics.reduce_groups` is the better way.
+    No labels are used. If a half can be held out, :func:`metrics.reduce_groups` is better.
     """
     pooled = np.concatenate([group.mean(axis=(2, 3), dtype=np.float64) for group in as_groups(groups)], axis=1)
     spread = pooled.std(axis=0)

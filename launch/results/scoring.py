@@ -1,4 +1,4 @@
-"""Scoring a run, or codes from another program: encode once, compute the scores, keep them as scores.json."""
+"""Scoring of a run, or of codes from another program: encode once, compute the scores, write scores.json."""
 
 from __future__ import annotations
 
@@ -36,57 +36,60 @@ SCORES, PER_IMAGE = "scores.json", "scores.npz"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """What to score, and how."""
+    """Settings of scoring."""
 
     run: Path | None = None
-    """Run folder of either family."""
+    """Run folder, of any family."""
     codes: Path | None = None
     """Instead of a run: an npz with codes [N, D], factors [N, K] and variances [N, D], or a csv or parquet table with the
     columns z0, z1, ... and one for each factor, from any framework."""
     reference: Path | None = None
-    """Folder of images that those of the folder --images are compared with: FID, KID, precision and recall."""
+    """Folder of reference images for the images of folder --images: FID, KID, precision and recall."""
     inception: Path | None = None
-    """For --reference: file with the state dict of torchvision's inception_v3."""
+    """File with the state dict of torchvision's inception_v3, for --reference."""
     metrics: tuple[str, ...] | None = None
-    """Names; default all that are cheap and that the data allows. Known: see docs/metrics."""
+    """Names of metrics, see docs/metrics; default all cheap ones that the data allow."""
     split: str = "test"
     """train, valid, test or all."""
     images: int | Path | None = 10_000
-    """A random subset of the split of this size; with --reference a folder of images."""
+    """Size of a random subset of the split; with --reference a folder of images."""
     resamples: int = 100
-    """Random halves of the rows for the intervals of cheap scores; fewer where rows x latents pass a million, 0: none."""
+    """Number of random halves of the rows for intervals of cheap scores; fewer above a million rows x latents; 0:
+    none."""
     full_grid: bool = False
     """Encode every combination of the factors (dSprites: 737,280 images): for beta_vae and factor_vae."""
     seed: int = 0
-    """Of the subset, halves, shuffles and draws."""
+    """Seed of the subset, halves, shuffles and draws."""
     untrained: bool = False
-    """Also score the same architecture with fresh weights: the row that a trained model must beat."""
+    """Also score the same architecture with fresh weights, as the baseline that a trained model must beat."""
     elbo_images: int = 1000
-    """Of the images, how many the held-out ELBO is computed on; 0 leaves it out."""
+    """Number of the images for the held-out ELBO; 0 leaves it out."""
     samples: int = 500
-    """Where all images that exist are known (dSprites): samples whose nearest real image is searched; 0 leaves it out."""
+    """Number of samples whose nearest real image is searched, if the data set is complete (dSprites); 0 leaves it
+    out."""
     dims: tuple[int, ...] = DIMS
-    """Dimensions that a hierarchy and a flat code are reduced to."""
+    """Dimensions to which every code, hierarchical or flat, is reduced."""
     shuffles: int = 20
-    """Of the permutation baselines of reduced codes."""
+    """Number of shuffles for the baselines of reduced codes."""
     group_shuffles: int = 0
-    """Of the permutation baseline of the group table, each as long as the table itself. Held-out probes of noise give 0."""
+    """Number of shuffles for the group table's baseline; each takes as long as the table. Held-out probes of noise give
+    0."""
     max_gib: float = 1.0
-    """Codes larger than this are kept as coarser maps (the table says so)."""
+    """Largest size of the codes; larger ones are kept as coarser maps (the table says so)."""
     batch_size: int = 64
-    """Images at once and per process."""
+    """Images per batch and process."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     out: Path | None = None
     """JSON file; default scores.json in the run folder, or beside the codes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs where there are any."""
     timeout_minutes: float = 30.0
-    """How long a rank waits for another before it is named and all end."""
+    """Minutes to wait for another rank before all ranks stop and the missing one is named."""
 
     def __post_init__(self) -> None:
         if isinstance(self.images, Path) != (self.reference is not None):
@@ -104,19 +107,19 @@ class ScoreConfig:
 
     @property
     def protocol(self) -> Protocol:
-        """Which images."""
+        """Choice of the images."""
         num_images = None if isinstance(self.images, Path) else self.images
         return Protocol(split=self.split, images=num_images, seed=self.seed, full_grid=self.full_grid)
 
 
 def _check_grid(data: datasets.Dataset) -> None:
-    """Refuse --full-grid where the images are not every combination of the factors in order."""
+    """Refuse --full-grid if the images are not all combinations of the factors in order."""
     total = math.prod(data.factor_sizes) if data.factor_names else 0
     ordered = total == len(data) and np.array_equal(
         np.ravel_multi_index(tuple(data.factors(range(len(data))).numpy().T), data.factor_sizes), np.arange(total)
     )
     if not ordered:
-        raise ValueError(f"{data.name} is no full grid of factors; leave --full-grid out")
+        raise ValueError(f"{data.name} does not hold every combination of its factors; leave --full-grid out")
 
 
 def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[scores.Need, str | None]:
@@ -133,7 +136,7 @@ def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[
 
 
 def scored_from(encoded: Encoded, factors: Int64 | None, grid_sizes: tuple[int, ...], config: ScoreConfig) -> Scored:
-    """What the scores see of encoded images; a hierarchy's code is ``moments`` at the headline dimension."""
+    """Input of the scores from encoded images; a hierarchy's code is ``moments`` at the headline dimension."""
     dim = 10 if 10 in config.dims else config.dims[0]
     grid: scores.Floats | None = None
     if encoded.variance is not None:
@@ -174,7 +177,7 @@ def _elbo_rows(rows: Int64, config: ScoreConfig) -> Int64:
 
 
 def _held_out(model: VAE, data: datasets.Dataset, rows: Int64, config: ScoreConfig, ranks: Ranks) -> Any:
-    """ELBO terms of some of the images, or None where they were not asked for."""
+    """ELBO terms of some of the images, or None if they were not requested."""
     if not config.elbo_images:
         return None
     some = datasets.Subset(data, _elbo_rows(rows, config))
@@ -182,10 +185,10 @@ def _held_out(model: VAE, data: datasets.Dataset, rows: Int64, config: ScoreConf
 
 
 def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] | None:
-    """Score a run and leave scores.json and scores.npz (per-image ELBO) in its folder; None on ranks other than 0.
+    """Score a run; write scores.json and scores.npz (per-image ELBO) to its folder; None on ranks other than 0.
 
     Raises:
-        ValueError: before anything is encoded, for what cannot be scored.
+        ValueError: the run cannot be scored; raised before anything is encoded.
     """
     run = open_run(
         path, device=ranks.device, weights=config.weights, data_root=config.data_root, other_data=config.other_data
@@ -193,7 +196,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     data = run.data(config.protocol.open_split())
     if config.full_grid:
         _check_grid(data)
-    with torch.device("meta"):  # its shape is enough to refuse; the weights are read afterwards
+    with torch.device("meta"):  # its shape is enough for the checks; the weights are read later
         shape = run.new_model()
     names, skipped = scores.choose(config.metrics, _available(data, config, shape))
     model = run.model
@@ -280,7 +283,7 @@ def _save_per_image(path: Path, held_out: evaluation.Evaluation, rows: Int64) ->
 
 
 def _made_with() -> dict[str, Any]:
-    """Commit and versions, so that a figure can be had again."""
+    """Commit and versions, so that the result can be reproduced."""
     made = provenance()
     more = {name: version(name) for name in ("scipy", "scikit-learn")}
     return {"commit": made["commit"], "versions": made["versions"] | more}
@@ -302,7 +305,7 @@ def scores_path(config: ScoreConfig) -> Path:
 
 
 def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
-    """Score codes without any model and leave <name>.scores.json beside them."""
+    """Score codes without a model and write <name>.scores.json beside them."""
     read = read_codes(path)
     grid, sizes = grid_of(read.codes, read.factors)
     names, skipped = scores.choose(config.metrics, _available_in(read, path, has_grid=grid is not None))
@@ -344,13 +347,11 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
 
 
 def _available_in(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores.Need, str | None]:
-    """For each need of a score None, or what the file lacks and what to do."""
+    """For each need of a score, None or a message about what the file lacks and what to do."""
     no_factors = f"{path} holds no factors; add the key 'factors' to the npz, or columns to the table"
     continuous = [] if read.factors is None else [read.factors.names[k] for k in read.factors.continuous]
     numbers = f"the factors {', '.join(continuous[:8])} are continuous; choose mcc, linear_r2, cca, infomec or sap_r2"
-    units = (
-        f"probes {read.codes.shape[1]} latents one by one and together; name it with --metrics groups to wait for it"
-    )
+    units = f"probes {read.codes.shape[1]} latents one by one and together; request it with --metrics groups"
     return {
         "factors": None if read.factors is not None else no_factors,
         "classes": numbers if continuous else None,
@@ -361,9 +362,9 @@ def _available_in(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores
 
 
 def score_images(config: ScoreConfig) -> dict[str, Any]:
-    """Score a folder of images against another, and leave scores.json in it."""
+    """Score a folder of images against another, and write scores.json to it."""
     assert isinstance(config.images, Path)
-    assert config.reference is not None, "the configuration pairs both folders"
+    assert config.reference is not None, "the configuration requires both folders"
     record = score_folders(config.images, config.reference, config.inception, seed=config.seed) | _made_with()
     files.write_json(scores_path(config), record)
     return record

@@ -87,7 +87,7 @@ class Run:
         return step % self.config.run.save_every(self.total_steps) == 0 or step == self.end
 
     def evaluates_at(self, step: int) -> bool:
-        """True if held-out images are evaluated after ``step``; by default nine times, after each tenth of the run."""
+        """True if held-out images are evaluated after ``step``; by default every tenth of the run."""
         every = self.config.log.eval_every or max(1, self.total_steps // 10)
         return 0 < step < self.total_steps and step % every == 0
 
