@@ -21,7 +21,7 @@ from launch.report.statistics import spread
 from launch.report.tables import Block, Bullets, Figure, Heading, Table, Text, number, to_html, to_markdown
 
 TITLE = "Hierarchical and flat VAEs compared"
-MOST_HEAT_MAPS = 4  # configurations with figures of their own
+MOST_HEAT_MAPS = 4  # configurations that get their own figures
 LONGEST_REASON = 300  # characters
 LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
 Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
@@ -36,7 +36,7 @@ def _speed(run: ScoredRun) -> float | None:
 
 
 def training_table(compared: Comparable) -> Table:
-    """List what each configuration cost."""
+    """List the cost of training each configuration."""
     rows = [
         [
             c.label,
@@ -133,7 +133,7 @@ def samples_table(compared: Comparable) -> Table:
 
 
 def difference_table(compared: Comparable) -> Table:
-    """List each configuration minus the reference, with 95 % intervals and what they allow one to say."""
+    """List the difference of each configuration from the reference, with 95 % intervals and a verdict."""
     reference, dim = compared.configurations[0], compared.headline_dim
     rows = []
     for other in compared.configurations[1:]:
@@ -144,7 +144,7 @@ def difference_table(compared: Comparable) -> Table:
             over = found.over if found else "-"
             rows.append([other.label, name, words.interval(found, digits), over, words.verdict(found)])
     return Table(
-        ["configuration", "quantity", "difference ± 95 %", "interval over", "what it allows one to say"],
+        ["configuration", "quantity", "difference ± 95 %", "interval over", "verdict"],
         rows,
         f"Minus {reference.label}: Welch's interval over seeds, or paired over images where a configuration has one run",
         wordy=frozenset({4}),
@@ -228,13 +228,13 @@ def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Dra
 
 
 def build(sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int, draw: Draw) -> list[Block]:
-    """Build the report: what compares stands together, what does not stands apart and is named.
+    """Build the report, with a section for each set of runs whose numbers are comparable.
 
     Args:
-        sets: runs whose numbers compare.
-        skipped: reasons for which runs were left out.
-        most_pictures: configurations of each set whose pictures are shown.
-        draw: draws the pictures of a run by name; ValueError where it cannot.
+        sets: sets of runs whose numbers are comparable.
+        skipped: for each run that was left out, the reason.
+        most_pictures: number of configurations of each set whose pictures are shown.
+        draw: function that draws the pictures of a run by name, or raises ValueError.
     """
     count = sum(len(compared.runs) for compared in sets)
     shown = f"{count} runs of {sum(len(s.configurations) for s in sets)} configurations"
@@ -246,7 +246,7 @@ def build(sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int
         blocks += [Text("Left out:"), Bullets(skipped)]
     if len(sets) > 1:
         apart = [f"Set {i + 1} against set 1: {why_apart(sets[0].terms, s.terms)}." for i, s in enumerate(sets) if i]
-        blocks += [Text("Not all runs compare. Do not set numbers of one set beside those of another:"), Bullets(apart)]
+        blocks += [Text("Not all runs are comparable. Do not compare numbers across these sets:"), Bullets(apart)]
     for index, compared in enumerate(sets):
         name = f"Set {index + 1}: " if len(sets) > 1 else ""
         blocks.append(Heading(name + describe_terms(compared.terms)))
@@ -284,17 +284,19 @@ def _differences(sets: Sequence[Comparable]) -> Iterator[dict[str, Any]]:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder of a report, or take that of an earlier one.
+    """Create the folder of a report, or reuse that of an earlier one.
 
     Raises:
-        ValueError: it holds something else, or cannot be made.
+        ValueError: it holds something else, or cannot be created.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "comparison.json").is_file())):
         raise ValueError(f"{out} exists and holds no earlier report; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the report folder {out} can't be made ({error.strerror}); choose another --out") from error
+        raise ValueError(
+            f"the report folder {out} can't be created ({error.strerror}); choose another --out"
+        ) from error
 
 
 def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
@@ -317,7 +319,7 @@ def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable
 
 
 def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
-    """Write the whole report: report.html, report.md, comparison.json, and the same for TensorBoard."""
+    """Write the report as report.html, report.md, comparison.json and TensorBoard events."""
     write_markdown(out, blocks, sets, skipped)
     files.write_text(out / "report.html", to_html(TITLE, blocks))
     for old in out.glob("events.out.tfevents.*"):
@@ -332,10 +334,10 @@ def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skippe
 
 
 def require_finite(runs: Sequence[ScoredRun]) -> None:
-    """Refuse, after the report is written, runs whose held-out numbers are NaN or infinite.
+    """Reject runs whose held-out numbers are NaN or infinite, after the report is written.
 
     Raises:
-        FloatingPointError: naming them.
+        FloatingPointError: there are such runs; the message names them.
     """
     elbos = {str(run.path): run.held_out("elbo") for run in runs if run.record["held_out"]}
     broken = [name for name, elbo in elbos.items() if elbo is None or not math.isfinite(elbo)]

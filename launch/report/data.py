@@ -1,4 +1,4 @@
-"""The runs of a comparison: read from their folders and checked, named by what sets them apart, sorted by what compares."""
+"""The runs of a comparison: read and checked, named by their differences, and sorted into comparable sets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from launch.training import checkpoint
 from launch.training.resume import MAY_CHANGE
 
 HEADLINE_KIND = "moments"
-LONGEST_NAME = 80  # characters of a name out of a file
-LONGEST_FACTOR = 32  # characters of a factor's name, which stands beside an axis
-# What a data set's recipe says about the split that a run was trained on, not about the images.
+LONGEST_NAME = 80  # longest name from a file, in characters
+LONGEST_FACTOR = 32  # longest name of a factor, which labels an axis
+# Keys of a data set's recipe that describe the training split, not the images.
 OF_THE_SPLIT = ("split", "split_rule", "count", "rows_sha256", "images_sha256", "rules", "seed")
 
 
 def clean(name: str, longest: int = LONGEST_NAME) -> str:
-    """Shorten a name out of a file to what a terminal, a figure and a page can show."""
+    """Shorten a name from a file to printable characters that fit a terminal, a figure and a page."""
     shown = one_line(name)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
@@ -41,9 +41,9 @@ class ScoredRun:
     Args:
         saved: the run.
         record: content of scores.json.
-        summary: content of summary.json, {} where the run did not reach its end.
+        summary: content of summary.json, {} if the run did not reach its end.
         elbo: ELBO in nats of single images, by row of the split.
-        config: settings that make a configuration by dotted name, without seed and places.
+        config: settings of a configuration by dotted name, without seed and paths.
         label: name of its configuration.
     """
 
@@ -66,7 +66,7 @@ class ScoredRun:
 
     @property
     def unit(self) -> str:
-        """What the rows of the group table are: "group", or "latent" where a model has one group of latents."""
+        """Unit of the rows of the group table: "group", or "latent" if a model has one group of latents."""
         return "group" if len(self.record["group_shapes"]) > 1 else "latent"
 
     @property
@@ -85,12 +85,12 @@ class ScoredRun:
 
     @property
     def has_groups(self) -> bool:
-        """Tell whether the group table was computed."""
+        """True if the group table was computed."""
         return "groups" in self.record["scores"]
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the training images; None where the run did not reach its end."""
+        """Passes over the training images; None if the run did not reach its end."""
         seen, there = self.summary.get("images_seen"), self.saved.record["data"].get("num_images")
         return seen / there if seen and isinstance(there, int) and there > 0 else None
 
@@ -100,7 +100,7 @@ class ScoredRun:
         return None if value is None else float(value)
 
     def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> float | None:
-        """Return the MIG of a reduction; None where it was not computed or does not reach the dimension."""
+        """Return the MIG of a reduction; None if it was not computed or does not reach the dimension."""
         scores = self.record["untrained"] if untrained else self.record["scores"]
         rows = (scores or {}).get("reduced", {}).get("rows", [])
         found = (r["mig"] for r in rows if r["kind"] == kind and r["dim"] == dim and r["num_latents"] == dim)
@@ -118,7 +118,7 @@ class ScoredRun:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """List nested settings by dotted name, without those that do not change what is computed."""
+    """List nested settings by dotted name, without those that do not affect results."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + key
@@ -153,10 +153,10 @@ def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
 
 
 def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
-    """Read a run and its scores; where they are missing or of an older checkpoint, ``score`` makes them.
+    """Read a run and its scores; call ``score`` if they are missing or of an older checkpoint.
 
     Raises:
-        ValueError: the reason, in one line, to leave the run out.
+        ValueError: the run must be left out; the message is the reason in one line.
     """
     saved, scores = open_run(path), path / "scores.json"
     if score is not None and not (scores.is_file() and is_current(saved, files.read_json(scores))):
@@ -171,9 +171,9 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
-    """Read the runs that can be read; returns them, and for each of the others why not.
+    """Read the runs; return those that can be read, and the reason for each of the others.
 
-    One broken run never stops the rest.
+    A broken run does not stop the others.
     """
     runs, skipped = [], []
     for path in dict.fromkeys(paths):
@@ -186,7 +186,7 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
 
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Name each configuration: family, preset, objective, and the settings that set it apart from others of that name."""
+    """Name each configuration: family, preset, objective, and the settings in which it differs from its namesakes."""
     bases = {id(run): clean(run.saved.family.label(run.saved.config)) for run in runs}
     telling = {base: _telling([run for run in runs if bases[id(run)] == base]) for base in bases.values()}
     named = []
@@ -198,7 +198,7 @@ def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
 
 
 def _telling(alike: Sequence[ScoredRun]) -> list[str]:
-    """Choose a few settings that tell all configurations apart, each time the one that separates most of them."""
+    """Choose a few settings that tell all configurations apart: greedily, the one that separates most."""
 
     def parts(keys: Sequence[str]) -> int:
         return len({json.dumps([run.config.get(key) for key in keys]) for run in alike})
@@ -210,11 +210,11 @@ def _telling(alike: Sequence[ScoredRun]) -> list[str]:
     return sorted(chosen)
 
 
-# --- What compares --------------------------------------------------------------------------------------------------
+# --- Comparable sets --------------------------------------------------------------------------------------------------
 
 
 def likelihood_of(run: ScoredRun) -> str:
-    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods do not compare."""
+    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods are not comparable."""
     model = getattr(run.saved.config, "model", None)
     name = str(getattr(model, "likelihood", "auto"))
     if name == "auto":
@@ -223,7 +223,7 @@ def likelihood_of(run: ScoredRun) -> str:
 
 
 def terms_of(run: ScoredRun) -> dict[str, str]:
-    """Describe all that two runs must share for their numbers to compare."""
+    """List everything that two runs must share for their numbers to be comparable."""
     recipe = {k: v for k, v in (run.saved.record["data"].get("recipe") or {}).items() if k not in OF_THE_SPLIT}
     protocol = run.record["protocol"]
     spec = run.saved.spec
@@ -244,7 +244,7 @@ def describe_terms(terms: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     label: str
     runs: list[ScoredRun]
@@ -255,7 +255,7 @@ class Configuration:
         return min(self.runs, key=lambda run: run.seed)
 
     def values(self, measure: Callable[[ScoredRun], float | None]) -> Float64:
-        """Measure each run, [n]; runs without the number are left out."""
+        """Apply ``measure`` to each run, [n]; runs without the number are left out."""
         return np.array([v for v in map(measure, self.runs) if v is not None and math.isfinite(v)], dtype=np.float64)
 
     def held_out(self, name: str) -> Float64:
@@ -271,7 +271,7 @@ class Configuration:
         return self.values(lambda run: run.reduced(kind, dim, untrained=untrained))
 
     def shares(self, key: str) -> Float64:
-        """Return a group table as shares of each factor's entropy, [L, K]: the mean over runs with the same table."""
+        """Return the group table in shares of each factor's entropy, [L, K], averaged over runs with the same table."""
         found = [run.record["scores"]["groups"] for run in self.runs if run.has_groups]
         tables = [np.array(groups[key]) / np.maximum(np.array(groups["entropy"]), 1e-9) for groups in found]
         alike = [table for table in tables if table.shape == tables[0].shape]
@@ -285,7 +285,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparable:
-    """Configurations whose numbers compare; the first is the reference."""
+    """Configurations whose numbers are comparable; the first is the reference."""
 
     terms: dict[str, str]
     configurations: list[Configuration]
@@ -297,7 +297,7 @@ class Comparable:
 
     @cached_property
     def dims(self) -> list[int]:
-        """Dimensions that codes were reduced to."""
+        """Dimensions to which codes were reduced."""
         rows = [row for run in self.runs for row in run.record["scores"].get("reduced", {}).get("rows", [])]
         return sorted({int(row["dim"]) for row in rows})
 
@@ -308,7 +308,7 @@ class Comparable:
 
 
 def comparable_sets(runs: Sequence[ScoredRun]) -> list[Comparable]:
-    """Group runs into sets whose numbers compare, in the order given."""
+    """Group runs into sets whose numbers are comparable, in the order given."""
     by_terms: dict[str, list[ScoredRun]] = {}
     for run in runs:
         by_terms.setdefault(json.dumps(terms_of(run), sort_keys=True), []).append(run)
@@ -322,7 +322,7 @@ def comparable_sets(runs: Sequence[ScoredRun]) -> list[Comparable]:
 
 
 def why_apart(one: dict[str, str], other: dict[str, str]) -> str:
-    """Name what differs between two sets."""
+    """Name the differences between two sets."""
     differing = [name for name in one if one[name] != other[name]]
     if differing == ["recipe"]:
         return "data recipe"

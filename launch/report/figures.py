@@ -29,7 +29,7 @@ MOST_ROWS = 40  # groups with a line of their own in a heat map
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **{"svg.fonttype": "none", "font.size": 11, "legend.frameon": False, "font.family": "sans-serif"},
-    "text.parse_math": False,  # names may hold a dollar sign
+    "text.parse_math": False,  # no mathtext: names may hold a dollar sign
 }
 
 
@@ -40,7 +40,7 @@ class Drawing:
     Args:
         source: data URI for an HTML page.
         picture: pixels for files and TensorBoard.
-        is_pixels: whether it shows images, whose pixels a page must not blur.
+        is_pixels: True if it shows images, whose pixels a page must not blur.
     """
 
     source: str

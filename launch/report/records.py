@@ -1,4 +1,4 @@
-"""The records that a comparison reads, with their types checked: they may come from other people and other programs."""
+"""The records that a comparison reads, with their types checked, because they may come from other programs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pydantic import (
 from launch.machine import files
 from launch.results.run import Weights
 
-SCORES_FORMAT = 1  # the newest format of scores.json that this program reads
+SCORES_FORMAT = 1  # newest format of scores.json that this version reads
 
 
 class Record(BaseModel):
-    """A JSON object: fields that are read have the right type, others may be there too."""
+    """A JSON object whose listed fields have the right type; other fields are allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -143,10 +143,10 @@ class Summary(Record):
 
 
 def read(kind: type[Record], path: Path) -> dict[str, Any]:
-    """Read a record and check the types of what a comparison uses of it.
+    """Read a record and check the types of the fields that a comparison uses.
 
     Raises:
-        ValueError: the file is missing or damaged, or a field is missing or of the wrong type (named).
+        ValueError: the file is missing or damaged, or a field is missing or of the wrong type (the message names it).
     """
     record = files.read_json(path)
     try:

@@ -11,7 +11,7 @@ from launch.results.scores import METRICS, headline
 
 
 def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
-    """List each score with the value that it can reach at most or reaches by chance, and what it says."""
+    """List each score with its ceiling or its level of chance, and its meaning."""
     rows = []
     for name, result in results.items():
         value = headline(result)
@@ -32,7 +32,8 @@ def _uncertainty(found: Mapping[str, Any]) -> str:
 
 
 def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
-    """List what each group knows of each factor, and in brackets what it adds to those above, as shares of H(v)."""
+    """List each group's knowledge of each factor and, in brackets, its gain over the groups above, as shares of
+    H(v)."""
     names = [factor_names[k][:16] if factor_names else f"factor {k}" for k in result["kept"]]
     rows = [
         [
@@ -44,14 +45,14 @@ def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Seque
         ]
         for label, alone, gain in zip(labels, result["matrix"], result["conditional_gain"], strict=True)
     ]
-    caption = "Share of each factor's entropy that a group knows (that it adds to the groups above)"
+    caption = "Share of each factor's entropy that a group knows (and adds to the groups above)"
     if result["threshold"] is not None:
         caption += f"; by chance a gain reaches {result['threshold']:.4f} nats ({result['num_shuffles']} shuffles)"
     return Table(["", *names], rows, caption)
 
 
 def reduced(result: Mapping[str, Any]) -> Table:
-    """List the MIG of each reduction at each dimension; a star where there were fewer numbers than asked for."""
+    """List the MIG of each reduction at each dimension; a star marks codes with fewer numbers than requested."""
     found = result["rows"]
     dims = sorted({row["dim"] for row in found})
     rows = []
@@ -64,14 +65,14 @@ def reduced(result: Mapping[str, Any]) -> Table:
 
 
 def precision(results: Mapping[str, Any]) -> Table:
-    """List the share of images within so many pixels of a real one: of samples, and of what they are held against."""
+    """List the share of images within given distances in pixels of a real one, for samples and for their baselines."""
     first = next(iter(results.values()))
     rows = [
         [name, *(f"{share:.3f}" for share in result["precision"]), f"{result['num_samples']:,}"]
         for name, result in results.items()
     ]
     head = ["images", *(f"{distance} px" for distance in first["distances"]), "number"]
-    return Table(head, rows, "Share of images within so many pixels of a real one")
+    return Table(head, rows, "Share of images within the given number of pixels of a real one")
 
 
 def coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:
@@ -113,7 +114,7 @@ def _parts(record: dict[str, Any]) -> Iterator[str]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Format a record of scores as the tables that a person reads."""
+    """Format a record of scores as tables."""
     return "\n\n".join(_parts(record))
 
 
@@ -121,7 +122,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _other_edges(result: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield rows of the edges that a discretised mixture was not built with."""
+    """Yield rows for the edge rule that a discretised mixture was not built with."""
     draws = result.get("importance_draws")
     for edges in ("exact", "legacy"):
         for name, elbo, bits in (
@@ -163,7 +164,7 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> st
 
 
 def describe_folders(record: Mapping[str, Any]) -> str:
-    """Write FID, KID, precision and recall of a folder of images as the table that a person reads."""
+    """Format FID, KID, precision and recall of a folder of images as a table."""
     found = record["scores"]["images"]
     kernel, near = found["kernel"], found["neighbours"]
     rows = [

@@ -20,7 +20,7 @@ Numbers: TypeAlias = Sequence[float] | Float64
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of a few values; a single value has no deviation."""
+    """Mean and sample standard deviation of a few values; a single value has no standard deviation."""
 
     mean: float
     std: float | None
@@ -34,7 +34,7 @@ class Spread:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean; 0 for a single value, which says nothing about it."""
+        """Standard error of the mean; 0 for a single value, from which it cannot be estimated."""
         return 0.0 if self.std is None else self.std / math.sqrt(self.num)
 
     def text(self, digits: int = 2) -> str:
@@ -54,8 +54,8 @@ class Estimate:
 
     Args:
         mean: the estimate.
-        half_width: half the width of the interval; None where there is nothing to estimate it from.
-        over: what the interval is over, "seeds" or "images".
+        half_width: half the width of the interval; None if it cannot be estimated.
+        over: "seeds" or "images", the sample that the interval is over.
         counts: number of values, one count for each side of a difference.
     """
 
@@ -66,7 +66,7 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Tell whether the interval lies on one side of 0."""
+        """True if the interval lies on one side of 0."""
         return self.half_width is not None and abs(self.mean) > self.half_width
 
     def text(self, digits: int = 3, *, sign: bool = True) -> str:
@@ -91,7 +91,7 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
 
     Args:
         values: one number for each seed of a configuration.
-        reference: the same of the configuration that it is compared with.
+        reference: the same for the reference configuration.
 
     Returns:
         The difference; None if a side has no value, without an interval if a side has a single one.

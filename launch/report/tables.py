@@ -1,4 +1,4 @@
-"""The blocks that a report is made of, in particular tables, and their forms: plain text, Markdown and an HTML page."""
+"""The blocks of a report, in particular tables, and their output as plain text, Markdown and an HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from launch.report.figures import Drawing
 
 TEMPLATE = "report.html.j2"
-MOST_ROWS = 20  # of a table on a page before the rest is folded away
+MOST_ROWS = 20  # rows of a table on a page before the rest is folded
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with what it shows and what it does not.
+    """A figure with an explanation of what it shows and what it does not.
 
     Args:
-        name: of its file, without the ending.
-        title: above it.
+        name: name of its file, without the ending.
+        title: title above it.
         drawing: the figure itself.
-        text: below it.
+        text: explanation below it.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Table:
     kind: ClassVar[str] = "table"
 
     def is_left(self, column: int) -> bool:
-        """Tell whether a column is aligned to the left."""
+        """True if a column is aligned to the left."""
         return column == 0 or column in self.wordy
 
     def _aligned(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -118,12 +118,12 @@ Block: TypeAlias = Heading | Text | Bullets | Table | Figure
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a number for a table; a dash where there is none."""
+    """Format a number for a table; None becomes a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def escape(text: str) -> str:
-    """Escape what Markdown would read as mark-up; line ends and control characters are spelt out."""
+    """Escape Markdown mark-up, line ends and control characters."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", one_line(text))
 
 
@@ -147,7 +147,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def write_paragraphs(path: Path, paragraphs: Iterable[str]) -> Path:
-    """Write paragraphs of Markdown to a file; returns its path."""
+    """Write paragraphs of Markdown to a file; return its path."""
     files.write_text(path, "\n\n".join(paragraphs) + "\n")
     return path
 
@@ -161,5 +161,5 @@ def _template() -> jinja2.Template:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Format a report as one HTML page with everything in it: no script, no request; dark where the reader's system is."""
+    """Format a report as one self-contained HTML page: no script, no request; dark if the reader's system is."""
     return _template().render(title=title, blocks=blocks, most_rows=MOST_ROWS)

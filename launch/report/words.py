@@ -1,4 +1,4 @@
-"""Sentences made from numbers: what a difference allows one to say, and what each figure shows and does not show."""
+"""Sentences made from numbers: the verdict on a difference, and what each figure shows and does not show."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from launch.report.statistics import Estimate, Float64
 from launch.report.tables import number
 
 MOST_SENTENCES = 8
-MOST_FACTORS = 8  # that a paragraph names
-MIN_RUNS = 8  # for a statement about a correlation
+MOST_FACTORS = 8  # most items that a paragraph names
+MIN_RUNS = 8  # fewest runs for a statement about a correlation
 CLEAR_SHARE = 0.05  # share of a factor's entropy from which a sentence names a group
 
 
@@ -30,7 +30,7 @@ def interval(difference: Estimate | None, digits: int = 3) -> str:
 
 
 def verdict(difference: Estimate | None) -> str:
-    """Say what the interval of a difference allows one to claim."""
+    """State the conclusion that the interval of a difference supports."""
     if difference is None:
         return "not measured for both"
     if difference.half_width is None:
@@ -93,7 +93,7 @@ def _seeds(configuration: Configuration) -> str:
 
 
 def _best(known: Float64) -> list[int]:
-    """Choose the factors that sentences name: all, in the data's order, or those that are known best."""
+    """Choose the factors to name: all, in the data's order, or those that are known best."""
     if len(known) <= MOST_FACTORS:
         return list(range(len(known)))
     return [int(column) for column in np.argsort(-known, kind="stable")[:MOST_FACTORS]]
