@@ -83,11 +83,11 @@ class Files:
 
     where: Path
     stamps: dict[str, tuple[int, int]]
-    """What tells that a file changed: its size, and its time or CRC."""
+    """Signature by which a changed file is recognised: its size, and its time or CRC."""
     paths: dict[str, str] = field(default_factory=dict)
     """Path below `where` of the names that are not paths themselves."""
     others: Counter[str] = field(default_factory=Counter)
-    """How many other files there are, by lower-case ending."""
+    """Number of other files by lower-case ending."""
     is_zip: bool = False
 
     @contextmanager

@@ -49,7 +49,7 @@ class _Folder:
     path: str
     children: dict[str, _Folder] = field(default_factory=dict)
     has_pairs: bool = False
-    """Whether folders with two roles or more stand beside each other here or below."""
+    """True if sibling folders, here or below, have two or more roles."""
 
     def roles(self) -> dict[str, str]:
         """Roles of the sub-folders that stand beside another role: the rest of their names agrees, or says nothing."""

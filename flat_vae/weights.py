@@ -47,7 +47,7 @@ class ObjectiveConfig:
     lambda_d: float | None = None
     """Weight of its squared diagonal's distance from 1 (dip). Default 10 lambda_od (i), lambda_od (ii)."""
     corruption: Literal["zero", "gaussian"] | None = None
-    """What is done to the input: pixels set to zero, or noise added (denoising). Default zero."""
+    """Corruption of the input: pixels set to zero, or noise added (denoising). Default zero."""
     corruption_amount: float | None = None
     """Rate of zeroed pixels, or std of the noise in pixels of [0, 1] (denoising). Default .3."""
     latent_groups: tuple[int, ...] | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = Union[npt.ArrayLike, "torch.Tensor"]
-"""What a user may give: anything NumPy reads, or a tensor on any device."""
+"""Accepted input: anything NumPy reads, or a tensor on any device."""
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Float64: TypeAlias = npt.NDArray[np.float64]

@@ -105,7 +105,7 @@ class Labels:
 
     @property
     def sizes(self) -> list[int]:
-        """How many classes of each factor occur."""
+        """Number of classes of each factor that occur."""
         return [len(v) for v in self.values]
 
 

@@ -80,7 +80,7 @@ def as_table(factors: Table, name: str = "factors") -> Factors:
 
 
 def _is_named(factors: Table) -> bool:
-    """Whether columns have names: a mapping, or a frame of pandas and its kin."""
+    """True if columns have names, as in a mapping or a data frame."""
     return isinstance(factors, Mapping) or (hasattr(factors, "columns") and hasattr(factors, "keys"))
 
 

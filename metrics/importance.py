@@ -1,4 +1,4 @@
-"""How much each latent matters for predicting a factor, by four kinds of predictor: what DCI is computed from."""
+"""Importance of each latent for predicting a factor, by four kinds of predictor; DCI is computed from it."""
 
 from __future__ import annotations
 

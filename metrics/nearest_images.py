@@ -1,7 +1,7 @@
-"""How far generated images are from a data set that is known completely: precision and coverage without an extractor.
+"""Distance of generated images from a completely known data set: precision and coverage without an extractor.
 
-Where every image that exists can be listed (dSprites: 737,280), the nearest one to a sample is found exactly, and no
-feature network is needed to say how good the sample is.
+If every image that exists can be listed (dSprites: 737,280), the nearest one to a sample is found exactly, and the
+quality of the sample can be judged without a feature network.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _distances(ordered: Float64, count: int) -> Float64:
 
 
 def _count_within(values: Float64, radius: Float64) -> npt.NDArray[np.intp]:
-    """How many values, itself among them, lie nearer to each than its radius."""
+    """Number of values, including itself, that lie nearer to each value than its radius."""
     ordered = np.sort(values)
     # Below the radius by more than rounding: the neighbour that set it must not count itself.
     reach = radius - 4.0 * np.spacing(max(abs(ordered[0]), abs(ordered[-1])))

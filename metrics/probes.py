@@ -1,4 +1,4 @@
-"""How much of each factor a linear map, or a small network, recovers from the codes: R2 and canonical correlation."""
+"""Recovery of each factor from the codes by a linear map or a small network: R2 and canonical correlation."""
 
 from __future__ import annotations
 

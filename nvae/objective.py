@@ -139,9 +139,9 @@ class NVAEObjective(Objective):
         self._step: _Step | None = None
 
     def path(self, step: int) -> tuple[bool, bool]:
-        """Which operations a loss at ``step`` consists of: whether the KL is balanced, and whether weights are penalised.
+        """Path of operations in the loss at ``step``: (the KL is balanced, the weights are penalised).
 
-        All else that depends on the step is in tensors that :meth:`prepare` fills.
+        Everything else that depends on the step is in tensors that :meth:`prepare` fills.
         """
         coefficient = kl_coefficient(step, self.total_steps, self.config)
         return self.config.kl_balance and coefficient < 1.0, self.config.spectral_weight > 0.0
@@ -231,7 +231,7 @@ class NVAEObjective(Objective):
 
 @dataclass
 class _Step:
-    """What the batches of one optimiser step share: weights, their leaves, and detached penalties [2]."""
+    """State shared by the batches of one optimiser step: weights, their leaves, and detached penalties [2]."""
 
     num_batches: int
     stacks: Stacks | None = None

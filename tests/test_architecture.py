@@ -148,7 +148,7 @@ FROM_TORCHVISION = {"MNIST", "CelebA", "inception_v3", "make_grid"}  # none unpi
 
 
 def loads_code(node: ast.AST) -> bool:
-    """Whether this piece of a program can execute what a file holds, or writes where an archive says."""
+    """True if this node can execute the content of a file, or write where an archive says."""
     if isinstance(node, ast.ImportFrom):
         module, names = (node.module or "").split(".")[0], {alias.name for alias in node.names}
         readers = {"load", "loads", "Unpickler", "open"}
@@ -234,7 +234,7 @@ SCRIPTS = {file.stem for file in (ROOT / "launch").glob("*.py")} - {"__init__"}
 
 
 def test_no_script_is_imported() -> None:
-    """What two scripts share stands in a room below them."""
+    """Code that two scripts share stands in a room below them."""
     for file in sorted((ROOT / "launch").rglob("*.py")):
         found = set[str]()
         for node in ast.walk(ast.parse(file.read_text())):
@@ -245,3 +245,23 @@ def test_no_script_is_imported() -> None:
             elif isinstance(node, ast.Import):
                 found |= {alias.name.removeprefix("launch.") for alias in node.names if "launch." in alias.name}
         assert not found & SCRIPTS, f"{file.relative_to(ROOT)} imports {sorted(found & SCRIPTS)}"
+
+
+# --- Prose ------------------------------------------------------------------------------------------------------------
+
+CLAUSES = {"What", "Whether", "Where", "Of", "Whose", "How", "Which"}
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Docstrings of a file with their lines, those below fields included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_docstring_begins_with_a_verb_or_a_noun(package: str) -> None:
+    """A clause ("Whether ...", "Of the draws.") has to be read twice."""
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for line, text in docstrings(file):
+            assert text.split()[0].strip(",.:") not in CLAUSES, f"{file.relative_to(ROOT)}:{line}: {text}"

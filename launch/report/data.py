@@ -145,7 +145,7 @@ def _per_image(path: Path) -> dict[int, float]:
 
 
 def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
-    """Tell whether scores belong to the newest checkpoint with a checksum; True where only scores were kept."""
+    """True if scores belong to the newest checkpoint with a checksum, or if only the scores were kept."""
     for path in checkpoint.find(saved.files.checkpoints):
         with contextlib.suppress(ValueError):  # none is there, so that no script reads this checkpoint
             return checkpoint.recorded_sha256(path) == record.get("checkpoint_sha256")

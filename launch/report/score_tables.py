@@ -32,8 +32,7 @@ def _uncertainty(found: Mapping[str, Any]) -> str:
 
 
 def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
-    """List each group's knowledge of each factor and, in brackets, its gain over the groups above, as shares of
-    H(v)."""
+    """List the information of each group about each factor and, in brackets, its gain, as shares of H(v)."""
     names = [factor_names[k][:16] if factor_names else f"factor {k}" for k in result["kept"]]
     rows = [
         [

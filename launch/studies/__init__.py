@@ -1,1 +1,1 @@
-"""Studies that end in a report: each one command, resumable, its numbers and figures made from small records of runs."""
+"""Studies: each is one resumable command that ends in a report, made from small records of its runs."""

@@ -1,7 +1,7 @@
 """Ablation of NVAE: the dSprites recipe with one ingredient switched off at a time, over several seeds.
 
-Trains what is missing, stores a record of each run beside the report and writes the report from these records; stopped at
-any time, the same command goes on.
+Trains the missing runs, stores a record of each beside the report, and writes the report from these records. Repeat the
+command to continue a stopped study.
 
 Examples:
   python launch/studies/ablation.py --steps 6000
@@ -29,7 +29,7 @@ from launch.training import jobs, records
 from launch.training.folder import RunFolder
 from launch.training.jobs import ScriptRun
 
-# The first is what the others are compared with.
+# The first is the reference.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": (),
     "no-residual-posterior": ("--no-residual-posterior",),
@@ -52,17 +52,17 @@ class AblationConfig:
     steps: int = 6000
     """Steps of each run: about a quarter of an hour of an idle CPU core."""
     eval_images: int = 2000
-    """Held-out images that the ELBO at the end is computed on."""
+    """Number of held-out images for the final ELBO."""
     data_root: Path | None = None
-    """Where the drawn images are kept; default data/dsprites."""
+    """Folder for the rendered images; default data/dsprites."""
     out: Path = Path("studies/ablation")
     """Folder of the runs."""
     report: Path = Path("docs/studies/ablation")
     """Folder of the records and the report."""
     workers: int | None = None
-    """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
+    """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     report_only: bool = False
-    """Write the report from the stored records; train nothing."""
+    """Only write the report from the stored records."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "steps", "eval_images", "workers"):
@@ -74,7 +74,7 @@ class AblationConfig:
             raise ValueError(f"--variants {' '.join(unknown)}; choose from {', '.join(VARIANTS)}")
 
     def runs(self) -> list[ScriptRun]:
-        """Every variant with every seed; seed after seed, so that a stopped study has all variants."""
+        """Every variant with every seed, one seed after another, so that a stopped study has all variants."""
         where = () if self.data_root is None else ("--data-root", str(self.data_root))
         return [
             ScriptRun(

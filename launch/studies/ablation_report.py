@@ -1,4 +1,4 @@
-"""The ablation study's report, from the stored records of its runs alone."""
+"""The ablation study's report, made only from the stored records of its runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _records(folder: Path, name: str) -> list[Record]:
 
 
 def _values(records: Sequence[Record], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A number of every run that has not diverged."""
+    """One number of every run that did not diverge."""
     return np.array([r[name] for r in records if r["diverged_at"] is None and r[name] is not None], dtype=np.float64)
 
 

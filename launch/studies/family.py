@@ -2,7 +2,7 @@
 
 NVAEs of one scale share ``CELLS`` cells and ``CHANNELS`` latent channels among their groups, so that depth changes neither
 the number of parameters (by more than a tenth) nor the work of a step nor the number of latents: only how these are
-factorised. All are as small as two CPU cores need them; the spec of their sizes is the command line of a training script.
+factorised. All are small enough for two CPU cores. Their sizes are given by the command line of a training script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from launch.training.jobs import Script, ScriptRun
 
 DataName = Literal["dsprites", "celeba"]
 CELLS = 8  # encoder cells of the towers, shared by the groups
-CHANNELS = 16  # latent channels, likewise
+CHANNELS = 16  # latent channels, shared by the groups
 MIXTURES = ("--num-mixtures", "3")
 
 
@@ -29,7 +29,7 @@ class Data:
     cache_dir: Path | None
 
     def arguments(self) -> tuple[str, ...]:
-        """dSprites is always drawn by rule: every reader has the same."""
+        """The flags of the data set. dSprites is always rendered, so that every reader has the same images."""
         found = ["--dataset", self.name]
         if self.name == "dsprites":
             found += ["--dsprites-source", "rendered"]
@@ -51,7 +51,8 @@ class Length:
         return 4
 
     def arguments(self, script: Script) -> tuple[str, ...]:
-        """The learning rate stays constant after its warm-up, so that a point on the way is as good as an end."""
+        """The flags. The learning rate is constant after its warm-up, so an intermediate point is as good as the
+        end."""
         steps = self.nvae_steps if script == "train_nvae" else self.flat_steps
         return (
             *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points)), "--eval-images", "256"),
@@ -61,14 +62,14 @@ class Length:
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the family: a name that tells what it is, and the flags that make it."""
+    """A model of the family: a descriptive name, and its flags."""
 
     name: str
     script: Script
     flags: tuple[str, ...]
 
     def run(self, data: Data, length: Length, seed: int, out: Path) -> ScriptRun:
-        """Its training on ``data`` with ``seed``, in ``out / data / name-seed``."""
+        """The run that trains it on ``data`` with ``seed``, in ``out / data / name-seed``."""
         arguments = (*data.arguments(), *self.flags, *length.arguments(self.script), "--seed", str(seed))
         return ScriptRun(self.script, arguments, out / data.name / f"{self.name}-seed{seed}")
 
@@ -95,7 +96,7 @@ def deep(depth: int, width: int) -> Member:
     """An NVAE of one scale (16x16 for 64x64 images) with ``depth`` groups and channels ``width`` at full resolution.
 
     Raises:
-        ValueError: the depth does not divide the cells, or is 1: the decoder's tower begins after the first group.
+        ValueError: the depth does not divide the cells, or is 1; the decoder's tower begins after the first group.
     """
     if depth < 2 or CELLS % depth:
         raise ValueError(f"depth {depth}; choose 2, 4 or 8 groups, which share {CELLS} cells evenly")
@@ -107,7 +108,7 @@ def scaled(num_scales: int, width: int) -> Member:
     """An NVAE of four groups on 1, 2 or 3 scales; with one scale it is ``deep(4, width)``.
 
     Raises:
-        ValueError: another number of scales.
+        ValueError: the number of scales is not 1, 2 or 3.
     """
     split = {1: (4,), 2: (2, 2), 3: (2, 1, 1)}
     if num_scales not in split:

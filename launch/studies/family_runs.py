@@ -1,4 +1,4 @@
-"""Shared by the studies of hierarchies: train members of the family on data sets, score them, and store the scores."""
+"""Runs of the hierarchy and scaling studies: train members of the family, score them, and store the scores."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class FamilyConfig:
     """Settings that both studies of this family share: runs, lengths, folders."""
 
     datasets: tuple[DataName, ...] = ("dsprites", "celeba")
-    """dsprites is drawn by rule; celeba needs its files."""
+    """Data sets; dsprites is rendered, celeba needs its files."""
     celeba_root: Path | None = None
     """Folder of CelebA, whole or a part of it; default data/celeba."""
     cache_dir: Path | None = None
-    """Where decoded images are kept; default beside the data."""
+    """Folder for decoded images; default beside the data."""
     seeds: int = 3
     """Seeds 0, 1, ... of each model."""
     nvae_steps: int = 400
     """Steps of 16 images of each NVAE: a minute of one CPU core."""
     flat_steps: int = 700
-    """Steps of 64 images of each flat VAE: about as long."""
+    """Steps of 64 images of each flat VAE, which take about as long."""
     images: int = 3000
-    """Test images that codes are scored on."""
+    """Number of test images for the scores."""
     out: Path = Path("studies/family")
     """Folder of the runs."""
     store: Path = Path("docs/studies/family")
-    """Folder of their scores, which the reports are made from."""
+    """Folder of their scores, from which the reports are made."""
     workers: int | None = None
-    """Runs at once; default one for each GPU, or without a GPU one (of one thread) for each core."""
+    """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     report_only: bool = False
-    """Write the report from the stored scores; train nothing."""
+    """Only write the report from the stored scores."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "nvae_steps", "flat_steps", "images", "workers"):
@@ -67,12 +67,12 @@ class FamilyConfig:
         jobs.claim(self.out, "family.json", lengths)
 
     def runs(self, name: DataName, members: list[Member]) -> list[ScriptRun]:
-        """Every member with every seed; seed after seed, so that a stopped study has all members."""
+        """Every member with every seed, one seed after another, so that a stopped study has all members."""
         data = self.data(name)
         return [member.run(data, self.length, seed, self.out) for seed in range(self.seeds) for member in members]
 
     def train_and_score(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> list[str]:
-        """Train, score and store what is missing; what went wrong, a line for each run."""
+        """Train, score and store the missing runs; return one error message per failed run."""
         faults: list[str] = []
         if self.report_only:
             return faults
@@ -85,10 +85,10 @@ class FamilyConfig:
         return faults
 
     def stored(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> dict[DataName, list[Path]]:
-        """Folders of the stored scores of those runs, where there are any.
+        """Folders with stored scores of the runs.
 
         Raises:
-            ValueError: there are none at all.
+            ValueError: no run has stored scores.
         """
         found = {name: stored.of_runs(runs, self.store / name) for name, runs in wanted.items()}
         found = {name: paths for name, paths in found.items() if paths}
@@ -98,6 +98,6 @@ class FamilyConfig:
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """End with what went wrong, after everything else was done."""
+    """Raise the errors of failed runs, after everything else was done."""
     if faults:
-        raise ValueError(f"{len(faults)} runs failed ({faults[0]}); mend it and give the same command again")
+        raise ValueError(f"{len(faults)} runs failed ({faults[0]}); correct the cause and repeat the command")

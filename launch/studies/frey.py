@@ -1,8 +1,8 @@
-"""The Frey study: what a beta-VAE on Frey Faces learns as beta grows, and whether linear theory foresees where it stops.
+"""The Frey study: what a beta-VAE on Frey Faces learns as beta grows, and where linear theory predicts it to stop.
 
 Trains beta-VAEs at betas of 1e-6 to 1e3 (pixel-mean: of a loss averaged over pixels), 2, 3 and 5 latents, ten epochs, on
-all 1,965 frames with 3 seeds and on 1,415 with 200 held out with one; then writes a report with figures. What was trained
-before is not trained again: stop it at any time and start it again.
+all 1,965 frames with 3 seeds and on 1,415 with 200 held out with one; then writes a report with figures. Repeat the
+command to continue a stopped study: finished runs are not trained again.
 
 Examples:
   python launch/studies/frey.py --data-root FOLDER
@@ -45,7 +45,7 @@ class FreyConfig:
     seeds: int = 3
     """Seeds 0, 1, ... of each."""
     held_out_seeds: int = 1
-    """Of the split train, which the thesis did not have."""
+    """Number of seeds for the split train, which the thesis did not have."""
     epochs: int = 10
     """Passes over the frames."""
     init: Initialisation = "glorot"
@@ -53,7 +53,7 @@ class FreyConfig:
     workers: int = 2
     """Processes of one thread each."""
     report_only: bool = False
-    """Write the report from what is there."""
+    """Only write the report, from the finished runs."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "held_out_seeds", "epochs", "workers"):
@@ -64,7 +64,7 @@ class FreyConfig:
                 raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one")
 
     def jobs(self) -> list[frey_runs.Job]:
-        """Every run, in the order in which they tell most: where learning stops first."""
+        """Every run, the most informative first: those around the point where learning stops."""
         every = [
             frey_runs.Job(self.out, self.data_root, split, latent_dim, beta, seed, self.epochs, self.init)
             for split in self.splits
@@ -76,14 +76,14 @@ class FreyConfig:
 
 
 def _urgency(job: frey_runs.Job) -> tuple[bool, bool, bool]:
-    """Sorts first what is at the thesis' working point, then around the first critical beta, then held out last."""
+    """Sort key: the thesis' working point, then betas near the first critical one; held-out runs come last."""
     return job.split == "train", not (job.beta == 1e-3 and job.latent_dim == 2), not 1e-3 < job.beta < 1e-1
 
 
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
     chosen = flags.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
-    frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first: without them there is nothing to do
+    frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first, because nothing can be done without them
     wanted = chosen.jobs()
     if not chosen.report_only:
         jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)

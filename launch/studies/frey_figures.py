@@ -47,7 +47,7 @@ def _against_beta(
     value: Callable[[dict[str, Any]], float],
     label: str,
 ) -> tuple[Any, Any]:
-    """Every seed a point, the means joined; one colour for each number of latents."""
+    """Plot a point per seed and a line through the means, with a colour for each number of latents."""
     figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
     _mark(axes, critical)
     for latent_dim in results.latent_dims(split):
@@ -63,7 +63,7 @@ def _against_beta(
 
 
 def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
-    """KL against beta, with what linear theory foresees."""
+    """KL against beta, with the prediction of linear theory."""
     figure, axes = _against_beta(results, split, critical, lambda record: record["final"]["rate"], "KL, nats per image")
     for latent_dim in results.latent_dims(split):
         betas = np.geomspace(1e-6, 2e-2, 200)
@@ -75,7 +75,7 @@ def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Pic
 
 
 def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
-    """Covariance distance against beta; sqrt(z), where a collapsed posterior ends, as level lines."""
+    """Covariance distance against beta; level lines at sqrt(z), the value of a collapsed posterior."""
     figure, axes = _against_beta(
         results, split, critical, lambda record: record["covariance_distance"]["score"], "covariance distance"
     )
@@ -87,7 +87,7 @@ def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.f
 
 
 def held_out(results: Results, critical: npt.NDArray[np.float64]) -> Picture:
-    """Negative ELBO of held-out frames and of the frames trained on against beta, at the end of training."""
+    """Final negative ELBO of held-out and of training frames against beta."""
     figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
     _mark(axes, critical)
     for latent_dim in results.latent_dims("train"):
@@ -118,7 +118,7 @@ def _panels(count: int, draw: Draw, *, columns: int = 4, size: float = 2.4) -> P
 
 
 def loss_curves(results: Results, split: str, latent_dim: int) -> Picture:
-    """The loss as the thesis has it, a mean over pixels, after each epoch; a panel for each beta, a line for each seed.
+    """The thesis' loss, a mean over pixels, after each epoch; a panel for each beta, a line for each seed.
 
     Training frames: mean over the epoch's steps. Held-out frames (split "train"): after the epoch, dashed. The scale is that
     of the epochs after the first, whose losses can be many times larger.
@@ -156,7 +156,7 @@ def _codes(job: Job) -> Codes:
 
 
 def scatter(chosen: Sequence[Job]) -> Picture:
-    """10,000 draws from the prior, and beside it as many from the aggregate posterior of each run.
+    """10,000 draws from the prior, beside as many from the aggregate posterior of each run.
 
     Axes: the two latents with the highest KL, each panel to its own scale; circles: 1, 2 and 3 prior standard deviations.
     """

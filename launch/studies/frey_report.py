@@ -1,4 +1,4 @@
-"""The Frey study's report: words, tables and plots, all from the records of its runs."""
+"""The Frey study's report: text, tables and plots from the records of its runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launch.studies.frey_theory import critical_betas, mean_image_nats, predicte
 
 Float64 = npt.NDArray[np.float64]
 EXPECTED_RATE = (2.0, 3.0)  # nats, mean over seeds at beta 1e-3 and two latents
-EXPECTED_COLLAPSE = (5e-3, 2e-2)  # betas between which the KL goes to 0
+EXPECTED_COLLAPSE = (5e-3, 2e-2)  # betas between which the KL drops to 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stop:
 
 
 def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop:
-    """From mean KL at ascending betas: the last beta of at least .05 nats, and the beta after it."""
+    """From the mean KL at ascending betas, the last beta with at least .05 nats and the next beta."""
     learning = [i for i, rate in enumerate(rates) if rate >= COLLAPSED]
     if not learning:
         return Stop(None, betas[0] if betas else None)
@@ -53,7 +53,7 @@ def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop
 
 
 def foreseen_stop(critical: Float64, latent_dim: int) -> float:
-    """The beta at which linear theory's KL falls to .05 nats."""
+    """The beta at which the KL of linear theory falls to .05 nats."""
     betas = np.geomspace(critical[0] * math.exp(-2.0), critical[0], 4001)
     rates = predicted_rate(betas, critical, latent_dim)
     return float(betas[np.flatnonzero(rates >= COLLAPSED)[-1]])
@@ -65,12 +65,12 @@ def theory_agrees(stop: Stop, foreseen: float) -> bool:
 
 
 def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
-    """Write ``index.md``, ``runs.csv`` and the plots; the path of the first.
+    """Write ``index.md``, ``runs.csv`` and the plots; return the path of ``index.md``.
 
     Args:
-        folder: of the report.
+        folder: folder of the report.
         wanted: all runs of the study, done or not.
-        frames: all frames, for the theory.
+        frames: all frames, for the prediction of linear theory.
 
     Raises:
         ValueError: no run is done.
@@ -111,7 +111,7 @@ def _opening(results: Results, wanted: Sequence[Job], mean_face: float) -> Itera
         + (
             ""
             if done == len(wanted)
-            else " The same command trains the rest; until then the report says what there is:"
+            else " The same command trains the rest; until then the report covers the finished runs:"
         )
     )
     if done < len(wanted):
@@ -180,7 +180,7 @@ def _rates_beside_theory(results: Results, critical: Float64) -> Iterator[str]:
 
 
 def _expectations(results: Results) -> Iterator[str]:
-    """The two numbers that the study was built to reproduce, passed or not or not yet run."""
+    """The two numbers that the study was built to reproduce: reproduced, not reproduced, or not yet run."""
     low, high = EXPECTED_RATE
     found = results.spread("all", 2, 1e-3, "final", "rate")
     if found is not None:

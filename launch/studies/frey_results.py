@@ -13,7 +13,9 @@ from launch.machine import files
 from launch.report.statistics import Spread
 from launch.studies.frey_runs import Job
 
-COLLAPSED = 0.05  # nats of mean KL below which the latents say next to nothing, as the trainer warns
+COLLAPSED = (
+    0.05  # nats of mean KL below which the latents carry almost no information; the trainer warns at the same value
+)
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Results:
 
     @classmethod
     def read(cls, wanted: Iterable[Job]) -> Results:
-        """Records of those ``wanted`` jobs that are done."""
+        """Read the records of those ``wanted`` jobs that are done."""
         return cls({job: files.read_json(job.record) for job in wanted if job.is_done()})
 
     def cell(self, split: str, latent_dim: int, beta: float) -> list[dict[str, Any]]:
-        """The seeds' records of one setting."""
+        """The records of all seeds of one setting."""
         key = (split, latent_dim, beta)
         return [record for job, record in self.records.items() if (job.split, job.latent_dim, job.beta) == key]
 

@@ -1,4 +1,4 @@
-"""One run of the Frey study: a beta-VAE trained in this process, which leaves numbers, posteriors and one picture."""
+"""One run of the Frey study: a beta-VAE trained in this process; it writes numbers, posteriors and one picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from metrics.model import VAE
 
 Split = Literal["all", "train"]
 SIDE = 6  # of the grid of samples
-BY_AGGREGATE_POSTERIOR = 1e-4  # up to this beta the plane is spanned by the aggregate posterior's quantiles
+BY_AGGREGATE_POSTERIOR = 1e-4  # up to this beta the aggregate posterior's quantiles span the plane
 CPU = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """Its numbers; written last."""
+        """The run's numbers; written last."""
         return self.out / "records" / f"{self}.json"
 
     @property
@@ -76,7 +76,7 @@ class Job:
 
 
 def work(job: Job) -> None:
-    """Train, measure, write; the record comes last, so what it stands beside is whole."""
+    """Train, measure and write; the record comes last, so the files beside it are complete."""
     started = time.monotonic()
     torch.manual_seed(job.seed)
     config = job.config()
@@ -145,10 +145,10 @@ def _write_posteriors(job: Job, codes: flat_figures.Codes) -> None:
 
 @torch.no_grad()
 def samples(model: VAE, codes: flat_figures.Codes, job: Job) -> figures.Picture:
-    """6 x 6 images: over the latent plane where there are two latents, else drawn from the prior.
+    """6 x 6 images: over the latent plane of a model with two latents, else drawn from the prior.
 
-    The plane is spanned by quantiles from .05 to .95: of the prior, or of the aggregate posterior where a small beta
-    has let it leave the prior.
+    Quantiles from .05 to .95 span the plane: those of the prior or, at small beta, of the aggregate posterior, which
+    then differs from the prior.
     """
     source = noise.generator(CPU.device, noise.FIGURES, job.seed)
     if job.latent_dim != 2:

@@ -19,14 +19,14 @@ Float64 = npt.NDArray[np.float64]
 def critical_betas(images: npt.NDArray[Any]) -> Float64:
     """Eigenvalues of the covariance (ddof 1) of whitened pixels divided by their number, highest first: [P].
 
-    Pixel-mean betas: a latent direction pays only below its own. Constant pixels carry nothing and are left out of the
-    covariance, not of the number of pixels.
+    Pixel-mean betas: a latent direction pays off only below its own. Constant pixels carry nothing and are left out of
+    the covariance, not of the number of pixels.
 
     Args:
         images: values in [0, 1], [N, P] with N at least 2.
 
     Raises:
-        ValueError: not two images, or values outside [0, 1].
+        ValueError: fewer than two images, or values outside [0, 1].
     """
     x = np.asarray(images, dtype=np.float64)
     if x.ndim != 2 or len(x) < 2 or x.min() < 0.0 or x.max() > 1.0:
@@ -47,6 +47,6 @@ def predicted_rate(betas: npt.NDArray[Any] | float, critical: Float64, latent_di
 
 
 def mean_image_nats(images: npt.NDArray[Any]) -> float:
-    """Distortion in nats of decoding every image of [N, P] to the mean image: what a collapsed VAE is left with."""
+    """Distortion in nats of decoding every image of [N, P] to the mean image, as a collapsed VAE does."""
     mean = np.clip(np.asarray(images, dtype=np.float64).mean(0), 1e-12, 1.0 - 1e-12)
     return float(-(mean * np.log(mean) + (1.0 - mean) * np.log1p(-mean)).sum())

@@ -1,7 +1,7 @@
 """The Grouped-VAE study on dSprites: MIG, MIC and reconstruction of grouped latents against beta-VAEs of the same network.
 
 The full protocol (40 runs of 30 epochs, measured after each) is a GPU job; the reduced one (12 runs of 1,000 steps) takes
-about twenty minutes on two idle cores and says in its report that it is reduced. What is done is not done again.
+about twenty minutes on two idle cores and says in its report that it is reduced. Finished runs are not repeated.
 
 Examples:
   python launch/studies/grouped.py
@@ -35,17 +35,17 @@ class GroupedConfig:
     seeds: int = 10
     """Seeds 0, 1, ... of each model."""
     points: int = 30
-    """How often each run is measured; the last time at its end."""
+    """Number of measurements of each run, the last at its end."""
     steps_per_point: int | None = None
     """Steps between two points; default an epoch."""
     test_images: int = 10_000
-    """Test images of every measurement."""
+    """Number of test images in every measurement."""
     data_root: Path | None = None
     """Folder of the official npz, if there is one; default data/dsprites."""
     dsprites_source: Literal["auto", "official", "rendered"] = "rendered"
-    """rendered draws the images by rule."""
+    """Source of the images; rendered draws them by rule."""
     cache_dir: Path | None = None
-    """Where drawn images are kept; default beside the data."""
+    """Folder for rendered images; default beside the data."""
     out: Path | None = None
     """Folder of the records; default studies/grouped-<protocol>."""
     report: Path | None = None
@@ -53,7 +53,7 @@ class GroupedConfig:
     workers: int | None = None
     """Runs at once; default two for each GPU, or two processes of one thread without a GPU."""
     report_only: bool = False
-    """Write the report from what is there."""
+    """Only write the report, from the finished runs."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "points", "steps_per_point", "test_images", "workers"):
@@ -64,7 +64,7 @@ class GroupedConfig:
             raise ValueError(f"--seeds {self.seeds}; the paired test counts up to {grouped_report.MOST_EXACT}")
 
     def jobs(self) -> list[grouped_runs.Job]:
-        """Every run, dealt to the GPUs in turn; seed after seed, so that a stopped study has all models."""
+        """Every run, assigned to the GPUs in turn, one seed after another, so that a stopped study has all models."""
         out = self.out or Path("studies") / f"grouped-{self.protocol}"
         data = DataConfig(
             dataset="dsprites", data_root=self.data_root, dsprites_source=self.dsprites_source, cache_dir=self.cache_dir
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
     chosen = flags.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
     wanted = chosen.jobs()
     if not chosen.report_only:
-        wanted[0].data.open("train")  # draws the images, once, before the runs want them all at the same time
+        wanted[0].data.open("train")  # draws the images once, before all runs need them at the same time
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
         jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
     report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"

@@ -1,4 +1,4 @@
-"""The Grouped-VAE study's report: table, paired test and plots, all from the records of its runs."""
+"""The Grouped-VAE study's report: table, paired test and plots from the records of its runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PUBLISHED = {  # MIG and reconstruction in nats, means of 10 seeds (the Grouped-
 }
 ANCHOR, ANCHOR_NATS = "mlp-beta1", 34.8
 MIC_FACTORS = ("posX", "posY", "shape")
-MOST_EXACT = 16  # seeds up to which all sign flips are counted
+MOST_EXACT = 16  # most seeds for which all sign flips are counted
 Records = Mapping[str, Mapping[int, dict[str, Any]]]  # variant -> seed -> record
 
 
@@ -56,7 +56,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def read(wanted: Sequence[Job]) -> Records:
-    """Records of those ``wanted`` runs that are done."""
+    """Read the records of those ``wanted`` runs that are done."""
     return {v: {j.seed: files.read_json(j.record) for j in wanted if j.variant == v and j.is_done()} for v in VARIANTS}
 
 
@@ -74,12 +74,12 @@ def values(records: Records, variant: str, point: int, name: str, factor: str | 
 
 
 def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
-    """Write ``index.md``, ``results.json`` and plots; the path of the first.
+    """Write ``index.md``, ``results.json`` and plots; return the path of ``index.md``.
 
     Args:
-        folder: of the report.
+        folder: folder of the report.
         wanted: all runs, done or not.
-        reduced: whether the protocol was cut for a CPU, which the report then says.
+        reduced: True if the protocol was reduced for a CPU; the report then says so.
 
     Raises:
         ValueError: no run of the anchor (beta 1) is done.
@@ -110,7 +110,7 @@ def _opening(records: Records, wanted: Sequence[Job], point: int, reached: bool,
     if reduced:
         yield (
             f"**This is the reduced protocol for two CPU cores**: {step:,} steps are {step / epoch:.2f} of an epoch, with fewer "
-            "seeds than the report's ten. Its numbers compare with one another, not with the published ones."
+            "seeds than the report's ten. Its numbers are comparable with one another, not with the published ones."
         )
     yield (
         f"Protocol: MLP encoder 2 x 1200 ReLU, decoder 3 x 1200 tanh, six latents, Adam 1e-4, batch 64, Bernoulli, "

@@ -28,7 +28,7 @@ AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Job:
-    """A run: a preset trained for ``points`` x ``steps_per_point`` steps and measured after each of those parts."""
+    """A run: a preset trained for ``points`` x ``steps_per_point`` steps and measured after each part."""
 
     out: Path
     data: DataConfig
@@ -44,12 +44,12 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """Its numbers; written last."""
+        """The run's numbers; written last."""
         return self.out / "records" / f"{self}.json"
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Protocol that a record must have been made by to count."""
+        """Protocol that a record must match to count."""
         return {name: getattr(self, name) for name in ("points", "steps_per_point", "test_images")}
 
     def config(self) -> SharedConfig:

@@ -1,7 +1,7 @@
 """Does a hierarchy disentangle? NVAEs of 1, 2 and 3 scales against flat beta-VAEs, on dSprites and on CelebA's attributes.
 
-Trains what is missing, scores it, stores the scores beside the report and writes the report from them; stopped at any time,
-the same command goes on. The runs are shared with the scaling study (launch/studies/scaling.py).
+Trains and scores the missing runs, stores the scores beside the report, and writes the report from them. Repeat the
+command to continue a stopped study. The runs are shared with the scaling study (launch/studies/scaling.py).
 
 Examples:
   python launch/studies/hierarchy.py --celeba-root FOLDER
@@ -35,7 +35,7 @@ class HierarchyConfig(FamilyConfig):
 
 
 def members(data: DataName, width: int) -> list[Member]:
-    """The models of the study; the plain flat VAE, first, is what the others are compared with."""
+    """The models of the study; the first, the plain flat VAE, is the reference."""
     return [
         family.flat(data, "vae"),
         *(family.scaled(num_scales, width) for num_scales in (1, 2, 3)),
@@ -45,7 +45,7 @@ def members(data: DataName, width: int) -> list[Member]:
 
 
 def main(arguments: list[str]) -> None:
-    """Train and score what is missing, then report."""
+    """Train and score the missing runs, then report."""
     chosen = flags.parse(
         HierarchyConfig, HierarchyConfig(), arguments, prog="studies/hierarchy.py", description=__doc__ or ""
     )

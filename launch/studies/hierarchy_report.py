@@ -1,4 +1,4 @@
-"""The hierarchy study's report: one comparison for each data set and a page that sums them up, from stored scores alone."""
+"""The hierarchy study's report: a comparison for each data set and a summary page, from stored scores alone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OPENING = (
 
 
 def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
-    """Write ``index.md`` and a comparison with its figures for each data set; the path of the first.
+    """Write ``index.md`` and a comparison with its figures for each data set; return the path of ``index.md``.
 
     Args:
-        folder: of the report.
+        folder: folder of the report.
         stored: folders of the scored runs of each data set.
     """
     parts = ["# Does a hierarchy disentangle?", OPENING]
@@ -43,7 +43,7 @@ def _rank(path: Path) -> tuple[int, str]:
 
 
 def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
-    """Heading, sentences and table of one data set; its full comparison is written beside."""
+    """Heading, sentences and table of one data set; write its full comparison beside the page."""
     runs, skipped = read_runs(paths, None)
     sets = comparable_sets(runs)
     comparison.prepare(folder / name)
@@ -78,7 +78,7 @@ def _minutes(run: ScoredRun) -> float | None:
 
 
 def _table(compared: Comparable) -> str:
-    """The figures that the sentences and the README draw on."""
+    """The numbers on which the sentences and the README rest."""
     dim = compared.headline_dim
     rows = [
         [

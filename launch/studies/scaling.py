@@ -1,7 +1,8 @@
 """Scaling study: depth, width, scales and data of NVAEs and flat VAEs on dSprites and CelebA, with fitted power laws.
 
-Depth is varied at equal parameters, work and number of latents. Trains what is missing, scores it and writes the report;
-stopped at any time, the same command goes on. The runs are shared with the hierarchy study (launch/studies/hierarchy.py).
+Depth is varied at equal parameters, work and number of latents. Trains and scores the missing runs and writes the
+report. Repeat the command to continue a stopped study. The runs are shared with the hierarchy study
+(launch/studies/hierarchy.py).
 
 Examples:
   python launch/studies/scaling.py --celeba-root FOLDER
@@ -41,11 +42,12 @@ class ScalingConfig(FamilyConfig):
         super().__post_init__()
         if not self.depths or not self.widths:
             raise ValueError("--depths or --widths is empty; give at least one of each")
-        self.members("dsprites")  # refuses what it can't build
+        self.members("dsprites")  # refuses models that it can't build
 
     @property
     def scoring(self) -> stored.Scoring:
-        """Sizes are compared with each other: no untrained weights, which would take as long again."""
+        """Settings of the scores, without untrained weights: sizes are compared with each other, and those double the
+        time."""
         return replace(super().scoring, untrained=False)
 
     def members(self, data: DataName) -> list[Member]:
@@ -59,7 +61,7 @@ class ScalingConfig(FamilyConfig):
 
 
 def main(arguments: list[str]) -> None:
-    """Train and score what is missing, then report."""
+    """Train and score the missing runs, then report."""
     chosen = flags.parse(
         ScalingConfig, ScalingConfig(), arguments, prog="studies/scaling.py", description=__doc__ or ""
     )

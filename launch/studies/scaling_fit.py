@@ -1,7 +1,8 @@
 """Power laws and slopes with intervals over seeds.
 
-Each seed's runs are fitted by themselves; the interval is Student's over the seeds' results, which needs no assumption
-about how runs of one seed hang together. Three seeds give 2 degrees of freedom and so a factor of 4.3: wide, and honest.
+The runs of each seed are fitted separately. The interval is Student's over the seeds' results, which needs no
+assumption about the dependence between runs of one seed. Three seeds give 2 degrees of freedom and so a factor of 4.3:
+wide, but honest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 def by_seed(runs: Sequence[Measured]) -> dict[int, list[Measured]]:
-    """Runs of each seed; only seeds that have all members, so that a half-done seed does not tilt a fit."""
+    """Runs of each seed that has all members, so that an incomplete seed does not bias a fit."""
     members = {run.name for run in runs}
     seeds: dict[int, list[Measured]] = {}
     for run in runs:
@@ -29,7 +30,7 @@ def by_seed(runs: Sequence[Measured]) -> dict[int, list[Measured]]:
 
 
 def slope_per_doubling(runs: Sequence[Measured], size: Callable[[Measured], float]) -> Estimate | None:
-    """ELBO in nats gained by doubling ``size``, each width apart with an offset of its own; None without two sizes.
+    """ELBO in nats gained by doubling ``size``, with an offset for each width; None without two sizes.
 
     Within-group least squares: sizes and ELBOs are taken relative to their means over the runs of one width and seed.
     """
@@ -49,7 +50,7 @@ def slope_per_doubling(runs: Sequence[Measured], size: Callable[[Measured], floa
 
 
 def difference(runs: Sequence[Measured], one: str, other: str) -> Estimate | None:
-    """ELBO of member ``one`` minus that of ``other``, seed by seed; None where no seed has both."""
+    """ELBO of member ``one`` minus that of ``other``, seed by seed; None if no seed has both."""
     elbo = {(run.name, run.seed): run.elbo for run in runs}
     seeds = sorted({run.seed for run in runs})
     found = [elbo[one, s] - elbo[other, s] for s in seeds if (one, s) in elbo and (other, s) in elbo]
@@ -66,7 +67,7 @@ class PowerLaw:
 
     @property
     def exponent(self) -> Estimate:
-        """Over seeds."""
+        """Exponent, with its interval over seeds."""
         return mean_of(self.exponents)
 
     def at(self, x: float) -> tuple[float, float, float]:
@@ -84,14 +85,14 @@ class PowerLaw:
 def power_law(
     runs: Sequence[Measured], coordinates: Callable[[Measured], Sequence[tuple[float, float]]]
 ) -> PowerLaw | None:
-    """Least squares on logarithms, each seed by itself.
+    """Least squares on logarithms, separately for each seed.
 
     Args:
-        runs: of one data set.
+        runs: runs of one data set.
         coordinates: (x, bits/dim) that a run contributes.
 
     Returns:
-        The fit, or None where no seed has two different x.
+        The fit, or None if no seed has two different x.
     """
     scales, exponents, largest = [], [], 0.0
     for of_seed in by_seed(runs).values():

@@ -13,7 +13,7 @@ from launch.console.config import SharedConfig
 from launch.report.data import ScoredRun, read_run
 from launch.training import memory
 
-WARM_UP = 0.3  # of a run: before that the KL has not its full weight, and running statistics lag
+WARM_UP = 0.3  # fraction of a run before which the KL lacks its full weight and running statistics lag
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run.
+    """Measurements of a run.
 
     Args:
-        name: of the member of the family; seeds share it.
+        name: name of the member of the family, shared by its seeds.
         depth, width, num_scales: 1, None and 1 for a flat VAE.
-        gflop_per_image: of a training step: forward and backward.
-        memory_mib: activations of an image that the backward pass needs, counted.
+        gflop_per_image: work of a training step, forward and backward.
+        memory_mib: activations per image that the backward pass needs, counted.
         points: after the warm-up, the last at the end; on the valid split.
         elbo, bits_per_dim: on the images that were scored (test).
     """
@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def is_flat(self) -> bool:
-        """A flat VAE."""
+        """True for a flat VAE."""
         return self.width is None
 
     def training_gflop(self, point: Point) -> float:
@@ -74,7 +74,7 @@ def measured(path: Path) -> Measured:
     """Measure a stored run.
 
     Raises:
-        ValueError: something of it is missing or damaged.
+        ValueError: a record is missing or damaged.
     """
     run = read_run(path, None)
     config = run.saved.config

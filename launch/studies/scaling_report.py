@@ -1,4 +1,4 @@
-"""The scaling study's report: what each axis buys in words with intervals, tables, plots, and an extrapolation with its width."""
+"""The scaling study's report: the effect of each axis in words, tables, plots, and an extrapolation, with intervals."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ PROTOCOL = (
 
 
 def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
-    """Write ``index.md`` and its plots; the path of the first.
+    """Write ``index.md`` and its plots; return the path of ``index.md``.
 
     Args:
-        folder: of the report.
+        folder: folder of the report.
         stored: folders of the scored runs of each data set.
     """
     parts = ["# What depth, width, scales and data buy", OPENING, PROTOCOL]
@@ -57,7 +57,7 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
 
 
 def verdict(found: Estimate) -> str:
-    """Statement that an interval allows."""
+    """Conclusion that an interval supports."""
     if found.half_width is None:
         return "one seed: no interval, so nothing is claimed"
     if not found.excludes_zero:

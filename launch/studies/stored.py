@@ -1,4 +1,4 @@
-"""Scored runs of a study, and the part of them that a report is made of: small enough to publish, without weights or places."""
+"""Scored runs of a study, and the records that a report needs: small enough to publish, without weights or paths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _ScoreRun:
 
 
 def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> list[str]:
-    """Score what is trained and has no scores, several at once; what went wrong, a line for each run."""
+    """Score the trained runs that have no scores, several at once; return one error message per failed run."""
     devices = Devices(workers)
 
     def work(job: _ScoreRun) -> str | None:
@@ -57,7 +57,7 @@ def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> l
         log = job.run.log.with_suffix(".scores.txt")
         command = [sys.executable, str(LAUNCH / "score.py"), "--run", str(folder), *how.arguments()]
         problem = fault(devices.run(command, log), log)
-        shutil.rmtree(folder / "codes", ignore_errors=True)  # encoded images: large, and quickly made again
+        shutil.rmtree(folder / "codes", ignore_errors=True)  # encoded images: large, and quickly regenerated
         return problem
 
     trained = [_ScoreRun(run, how) for run in runs if run.is_done()]
@@ -65,7 +65,7 @@ def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> l
 
 
 def store(runs: Sequence[ScriptRun], folder: Path) -> None:
-    """Copy what a report needs of each scored run to ``folder / name``, without the places that it was made in."""
+    """Copy the records of each scored run that a report needs to ``folder / name``, without paths."""
     for run in runs:
         if not (run.folder / "scores.json").exists():
             continue
@@ -80,7 +80,7 @@ def store(runs: Sequence[ScriptRun], folder: Path) -> None:
 
 
 def _shortened(content: Any) -> Any:
-    """Numbers to ``DIGITS`` significant digits, which halves the files."""
+    """Round numbers to ``DIGITS`` significant digits, which halves the files."""
     if isinstance(content, dict):
         return {name: _shortened(value) for name, value in content.items()}
     if isinstance(content, list):
@@ -89,6 +89,6 @@ def _shortened(content: Any) -> Any:
 
 
 def of_runs(runs: Sequence[ScriptRun], folder: Path) -> list[Path]:
-    """The stored folders of those runs that are there, in their order."""
+    """The existing stored folders of the runs, in their order."""
     paths = (folder / run.folder.name for run in runs)
     return [path for path in paths if (path / "scores.json").is_file()]

@@ -39,7 +39,7 @@ COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8")
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A value of the flag and why."""
+    """A recommended value of the flag, and the reason."""
 
     value: str
     reason: str
@@ -48,8 +48,8 @@ class Recommendation:
 def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
     """The value with the highest mean MIG, or without factors the highest mean held-out ELBO.
 
-    Of the values within one standard error of the best (Breiman et al. 1984: what noise cannot tell apart) it is the one
-    that reconstructs best. Values whose runs have no active unit are out, unless there are no others.
+    Among the values within one standard error of the best, which noise cannot tell apart (Breiman et al. 1984), the one
+    that reconstructs best is chosen. Values whose runs have no active unit are excluded, unless there are no others.
     """
     alive = {v: runs for v, runs in results.items() if any(run["active_units"] > 0 for run in runs)} or dict(results)
     criterion = "mig" if all("mig" in run for runs in alive.values() for run in runs) else "elbo"
@@ -71,7 +71,7 @@ def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
 
 
 def table(flag: str, results: Mapping[str, Sequence[Scores]]) -> str:
-    """Mean and spread over seeds of every number that all runs have, a row for each value."""
+    """Mean and spread over seeds of every number that all runs have, in a row for each value."""
     columns = _common(results)
     rows = []
     for value, runs in results.items():
@@ -104,7 +104,7 @@ def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
 
 
 def plot(flag: str, series: Series) -> figures.Picture:
-    """Each number against the flag: every seed a point, means joined by a line, a colour for each series."""
+    """Plot each number against the flag: a point per seed, a line through the means, a colour for each series."""
     every = flat(series)
     names = [name for name in _common(every) if name in PLOTTED]
     figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
@@ -138,7 +138,7 @@ def flat(series: Series) -> dict[str, Sequence[Scores]]:
 def measure(run: Path, num_images: int) -> dict[str, Any]:
     """Collect the numbers of a finished run, from its summary and from codes of test images.
 
-    They are kept in ``sweep_scores.json`` of the run.
+    The numbers are kept in the run's ``sweep_scores.json``.
     """
     folder = RunFolder(run)
     summary = folder.read_json("summary.json")
@@ -157,7 +157,7 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
 
 
 def _representation(run: Path, num_images: int) -> dict[str, float]:
-    """Score the codes of test images as launch/score.py does: MIG where there are factors, and covariance distance."""
+    """Score the codes of test images as launch/score.py does: MIG if there are factors, and covariance distance."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved, how = open_run(run, device=device), ScoreConfig(run=run, images=num_images)
     data = saved.data(how.split)
@@ -175,11 +175,11 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
 
 
 def write(out: Path, flag: str, series: Series) -> str:
-    """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; the table's text.
+    """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; return the table's text.
 
     Args:
         out: the sweep's folder.
-        flag: what varied.
+        flag: flag that varied.
         series: for each value of a second flag (an empty name where there is none) and each value of the first the
             numbers of its runs, one mapping for each seed.
     """
