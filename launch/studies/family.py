@@ -51,8 +51,7 @@ class Length:
         return 4
 
     def arguments(self, script: Script) -> tuple[str, ...]:
-        """The flags. The learning rate is constant after its warm-up, so an intermediate point is as good as the
-        end."""
+        """The flags; the learning rate stays constant after its warm-up, so intermediate points count like the end."""
         steps = self.nvae_steps if script == "train_nvae" else self.flat_steps
         return (
             *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points)), "--eval-images", "256"),

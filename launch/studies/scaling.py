@@ -46,8 +46,7 @@ class ScalingConfig(FamilyConfig):
 
     @property
     def scoring(self) -> stored.Scoring:
-        """Settings of the scores, without untrained weights: sizes are compared with each other, and those double the
-        time."""
+        """Settings of the scores, without untrained weights: sizes are compared only with each other."""
         return replace(super().scoring, untrained=False)
 
     def members(self, data: DataName) -> list[Member]:
