@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from datasets.files import open_regular, read_bytes
+from datasets.files import open_regular, printable, read_bytes
 from datasets.spec import DataError
 from datasets.views import UInt8
 
@@ -90,8 +90,7 @@ def sha256(array: UInt8) -> str:
 
 def progress(total: int, what: str, unit: str) -> tqdm[NoReturn]:
     """Progress bar of a build: on a terminal lively, in a log file a line now and then."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in what)  # a folder's name could end the line
-    return tqdm(total=total, desc=shown, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
+    return tqdm(total=total, desc=printable(what), unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
 def open_cached(

@@ -238,3 +238,10 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(tmp_path: Path, monkeypa
             cache_folders(tmp_path, None)
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_a_progress_bar_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder's name may hold a line end and what controls a terminal."""
+    with cache.progress(1, "x\nerror: forged\x1b[2J", "img"):
+        pass
+    assert "x\\nerror: forged\\x1b[2J:" in capsys.readouterr().err
