@@ -89,13 +89,14 @@ def _unreadable(home: Path) -> None:
 
 
 def _renamed(home: Path) -> None:
-    """Somebody moves the run folder away while the script is at work: when it opens its fortieth file there."""
-    opened = 0
+    """Somebody moves the run folders away: when a script that trains opens its fortieth file, one that reads writes its first."""
+    reads, opened = (home / "other").exists(), 0
 
     def move(path: str, writes: bool) -> None:
         nonlocal opened
-        opened += 1
-        if opened == 40:
+        opened += writes or not reads
+        if opened == (1 if reads else 40):
+            opened += 1  # moving opens no file, but it changes one
             for run in [p for p in home.iterdir() if p.is_dir() and not p.name.endswith("-moved")]:
                 os.rename(run, run.with_name(run.name + "-moved"))
 
@@ -336,16 +337,23 @@ def make_runs(made: Path) -> None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Rows of faults and columns of commands, each cell an exit code, bold where it is not one that the fault allows."""
-    commands = list(dict.fromkeys(line["command"] for line in lines))
-    rows = [["fault", *commands], ["---"] * (len(commands) + 1)]
-    for fault in dict.fromkeys(line["fault"] for line in lines):
-        codes = {line["command"]: line for line in lines if line["fault"] == fault}
-        shown = [codes.get(command) for command in commands]
-        rows.append(
-            [fault, *("" if c is None else str(c["code"]) if c["right"] else f"**{c['code']}**" for c in shown)]
-        )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """Exit codes of faults (rows) and commands (columns), bold where wrong, and what was said and kept where it is not 0."""
+    commands, faults = (list(dict.fromkeys(line[name] for line in lines)) for name in ("command", "fault"))
+    found = {(line["fault"], line["command"]): line for line in lines}
+
+    def code(fault: str, command: str) -> str:
+        cell = found.get((fault, command))
+        return "" if cell is None else str(cell["code"]) if cell["right"] else f"**{cell['code']}**"
+
+    codes = [["fault", *commands], ["---"] * (len(commands) + 1)]
+    codes += [[fault, *(code(fault, command) for command in commands)] for fault in faults]
+    said = [["fault", "command", "code", "message", "kept"], ["---"] * 5]
+    said += [
+        [line["fault"], line["command"], str(line["code"]), line["error"].replace("|", "\\|"), line["left"]]
+        for line in sorted(lines, key=lambda line: faults.index(line["fault"]))
+        if line["code"]
+    ]
+    return "\n\n".join("\n".join("| " + " | ".join(row) + " |" for row in rows) for rows in (codes, said))
 
 
 def main() -> None:

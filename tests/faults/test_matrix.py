@@ -7,21 +7,40 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
+from tests.faults import matrix
 from tests.launch.running import environment
+
+COMMANDS, FAULTS = ["train", "evaluate", "compress"], ["full disk", "closed pipe", "renamed"]
 
 
 def test_a_few_faults_end_as_they_may() -> None:
-    faults = ["read-only", "closed pipe", "no HOME", "EIO"]
-    command = [
+    script = [
         sys.executable,
         str(ROOT / "tests" / "faults" / "matrix.py"),
         "--commands",
-        "evaluate",
+        *COMMANDS,
         "--faults",
-        *faults,
+        *FAULTS,
     ]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(script, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [cell["fault"] for cell in cells] == faults
+    assert [(cell["command"], cell["fault"]) for cell in cells] == [(c, f) for c in COMMANDS for f in FAULTS]
     assert [cell for cell in cells if not cell["right"]] == []
+    assert [cell["code"] for cell in cells] == [2, 0, 2, 2, 0, 2, 2, 0, 0]
+
+
+def test_the_table_shows_what_is_wrong() -> None:
+    cell = {
+        "command": "train",
+        "fault": "EIO",
+        "code": 1,
+        "right": False,
+        "made": False,
+        "error": "a|b",
+        "left": "run: step 4",
+    }
+    codes, said = matrix.table([cell, {**cell, "fault": "no git", "code": 0, "right": True}]).split("\n\n")
+    assert "| EIO | **1** |" in codes
+    assert "| no git | 0 |" in codes
+    assert said.splitlines()[2:] == ["| EIO | train | 1 | a\\|b | run: step 4 |"]
