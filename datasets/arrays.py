@@ -1,4 +1,4 @@
-"""The one kind of data set that holds decoded images in an array, and the promise that every data set keeps."""
+"""The interface of every data set, and the data set that holds decoded images in an array."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Dataset(Protocol):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Plain data that says everything that determines the pixels; equal recipes: comparable runs."""
+        """Plain data with everything that determines the pixels; runs with equal recipes are comparable."""
 
     @property
     def note(self) -> str:
-        """One line for the user about the data, such as the rule of the split and what is left out; may be empty."""
+        """One line for the user about the data, such as the rule of the split and the images left out; may be empty."""
 
     @property
     def factor_names(self) -> tuple[str, ...]:
-        """Names of the K factors; empty where the data has none."""
+        """Names of the K factors; empty if the data have none."""
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
@@ -57,10 +57,10 @@ class Dataset(Protocol):
         """Return uint8 `[B, C, H, W]` in 0..2^num_bits - 1; `draw` (the epoch) picks the random view, if any."""
 
     def factors(self, indices: Indices) -> Tensor:
-        """Return the factors `[B, K]`: classes as int64, or float64 where one of them is continuous.
+        """Return the factors `[B, K]`: classes as int64, or float64 if one of them is continuous.
 
         Raises:
-            ValueError: the data has no factors.
+            ValueError: the data have no factors.
         """
 
 
@@ -122,7 +122,7 @@ def check_split(name: str, split: str, choices: Sequence[str] = (*SPLITS, "all")
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """Ground-truth factors of the images of a split; the table is read when it is first needed."""
+    """Ground-truth factors of the images of a split; the table is read on first use."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # 0 for a continuous factor
@@ -130,7 +130,7 @@ class Factors:
 
     @cached_property
     def table(self) -> npt.NDArray[Any]:
-        """Factors [N, K]: int64 classes, or float64 where one of them is continuous."""
+        """Factors [N, K]: int64 classes, or float64 if one of them is continuous."""
         values = self.load()
         return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
@@ -143,7 +143,7 @@ def _mirrored(views: Views, draw: int, num_images: int) -> npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayDataset:
-    """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM), of which a split has some rows."""
+    """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM), a split holds some of its rows."""
 
     name: str
     array: UInt8  # [M, C, H, W]
@@ -181,13 +181,13 @@ class ArrayDataset:
 
     @property
     def storage(self) -> Storage | None:
-        """The images at 8 bits, before they are mirrored; None where pixels are drawn."""
+        """The images at 8 bits, before they are mirrored; None if pixels are drawn at random."""
         return None if self.views.binarise else Storage(self.array, self.rows)
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
         """Mask of the images that the `draw`-th view mirrors, bool `[B]`; None if the data set never mirrors.
 
-        None too where pixels are drawn, which happens to mirrored images: that can't be left to the device.
+        None, too, if pixels are drawn at random: drawing follows mirroring, so mirroring can't be left to the device.
         """
         flags = None if self.views.binarise else _mirrored(self.views, draw, len(self))
         return None if flags is None else torch.from_numpy(flags[as_indices(indices, len(self))])
@@ -195,7 +195,7 @@ class ArrayDataset:
     def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
         """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.
 
-        `mirror` False leaves out what `mirrored` says: the device does it faster.
+        `mirror` False leaves the mirroring to the caller: a device does it faster.
         """
         chosen = as_indices(indices, len(self))
         images: UInt8 = self.views.apply(self.array[self.rows[chosen]], chosen, draw, mirror=mirror)
@@ -204,7 +204,7 @@ class ArrayDataset:
         return torch.from_numpy(images)
 
     def factors(self, indices: Indices) -> Tensor:
-        """Return the factors of these images `[B, K]`: int64 classes, or float64 where one of them is continuous."""
+        """Return the factors of these images `[B, K]`: int64 classes, or float64 if one of them is continuous."""
         if self.factor_source is None:
             raise DataError(
                 f"{self.name} {self.no_factors}; choose a data set with factors, such as dsprites or celeba"

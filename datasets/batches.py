@@ -16,12 +16,12 @@ def _check_ranks(rank: int, world_size: int) -> None:
 
 
 class Batches:
-    """Training batches as a function of the step alone: resumable anywhere, the same order at any number of ranks.
+    """Training batches as a function of the step alone: they resume anywhere, in the same order at any number of ranks.
 
     Every epoch is a permutation of all images by (seed, epoch): the stable argsort of our own 64-bit hash of
     (seed, epoch, index), so it depends on no library's generator. An epoch is cut into global batches of
-    `batch_size`; what is left over at its end waits for another epoch (no short batches). Rank r takes the r-th
-    contiguous slice of each global batch. The state is the step counter, nothing else.
+    `batch_size`; images left over at its end wait for another epoch (no short batches). Rank r takes the r-th
+    contiguous slice of each global batch. The step counter is the only state.
 
     ValueError: a batch larger than the data, or one that the ranks do not divide.
     """
@@ -58,7 +58,7 @@ class Batches:
 
     def order(self, epoch: int) -> Int64:
         """Order of all images in an epoch: a permutation [num_images] of 0..num_images - 1."""
-        cached = self._cached  # one read: another thread may replace it
+        cached = self._cached  # read once, because another thread may replace it
         if cached is not None and cached[0] == epoch:
             return cached[1]
         order = np.arange(self.num_images)

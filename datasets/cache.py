@@ -1,8 +1,8 @@
 """Decoded images on disk: a uint8 `.npy` memory map and a checksummed JSON meta file, built once, replaced atomically.
 
 The meta file is the commit point: it names its array file, is renamed into place last, and carries a hash of itself
-and of the array's bytes. A crash leaves temporary names only, which the next build removes. Two processes that build at
-once meet at a file lock, which the kernel frees when its holder dies.
+and of the array's bytes. A crash leaves only temporary files, which the next build removes. A file lock, which the
+kernel frees when its holder dies, keeps two processes from building at once.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class Cached:
 
     @property
     def bad(self) -> dict[str, str]:
-        """Source files that could not be used, and why; their rows are zeros."""
+        """Source files that could not be used, with the reasons; their rows are zeros."""
         bad: dict[str, str] = self.meta["extra"].get("bad", {})
         return bad
 
 
 def cache_folders(root: Path, cache_dir: str | Path | None) -> tuple[Path, ...]:
-    """List the folders that may hold the caches of the data at `root`: the first is built in, all are looked in.
+    """List the folders that may hold caches of the data at `root`: new ones are built in the first, all are searched.
 
-    With `cache_dir`, a folder below it. Else `.strata_cache` beside the data where that can be written, else a folder
-    in the user's cache; a cache that somebody else prepared beside read-only data is used. Folders outside the data
-    are named after the root, so that data of the same name do not displace each other.
+    With `cache_dir`, a folder below it. Else `.strata_cache` beside the data if that is writable, else a folder in the
+    user's cache; an existing cache beside read-only data is used. Folders outside the data are named after the root, so
+    that data of the same name do not displace each other.
 
     Raises:
         DataError: the data are read-only and the user has no home folder.
@@ -79,7 +79,7 @@ def cache_folders(root: Path, cache_dir: str | Path | None) -> tuple[Path, ...]:
 def _writable(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
-    # The mode too: the superuser may write anywhere, and should not where the owner said read-only.
+    # Check the mode too: the superuser may write anywhere, but should respect a read-only folder.
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
 
 
@@ -89,18 +89,18 @@ def sha256(array: UInt8) -> str:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm[NoReturn]:
-    """Progress bar of a build: on a terminal lively, in a log file a line now and then."""
+    """Progress bar of a build: live on a terminal, an occasional line in a log file."""
     return tqdm(total=total, desc=printable(what), unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
 def open_cached(
     folders: Sequence[Path], label: str, recipe: dict[str, Any], fingerprint: str, build: Build, verify: bool = False
 ) -> Cached:
-    """Open the array of this recipe and these sources, and build it first where it is missing, stale or damaged.
+    """Open the array of this recipe and these sources; build it first if it is missing, stale or damaged.
 
-    `recipe` says how the rows are made, `fingerprint` what they are made from. Shape, size and the hash of the meta
-    file are checked always, the SHA-256 of the array's bytes with `verify`. The first valid cache in `folders` is used;
-    a new one is built in the first folder.
+    `recipe` describes how the rows are made, `fingerprint` identifies their sources. Shape, size and the hash of the
+    meta file are always checked, the SHA-256 of the array's bytes only with `verify`. The first valid cache in
+    `folders` is used; a new one is built in the first folder.
 
     Raises:
         DataError: there is no room to build it, or its folder cannot be written.
@@ -131,7 +131,7 @@ def open_cached(
 
 
 def _open(meta_path: Path, recipe: dict[str, Any], fingerprint: str, verify: bool) -> Cached | str:
-    """Open a cache that passes every check, or say why not."""
+    """Open a cache that passes every check, or return the reason why it does not."""
     try:
         if not meta_path.exists():
             return "there is none yet"
@@ -140,10 +140,10 @@ def _open(meta_path: Path, recipe: dict[str, Any], fingerprint: str, verify: boo
             return "the old meta file does not match its checksum"
         path = meta_path.parent / meta["array"]
         with open_regular(path, 2**63 - 1):
-            pass  # a pipe or a device under this name is no array
+            pass  # a pipe or a device under this name is not an array
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         size = path.stat().st_size
-    except Exception as error:  # damaged bytes can end numpy's reader with anything
+    except Exception as error:  # damaged bytes can make numpy's reader raise anything
         return f"the old cache cannot be read ({error!r})"
     if not isinstance(array, np.memmap):
         return "the old array holds no values"
@@ -171,7 +171,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _build(meta_path: Path, recipe: dict[str, Any], fingerprint: str, build: Build) -> None:
-    """Write the array, then the meta file; remove older arrays of this recipe, and whatever a crash left behind."""
+    """Write the array, then the meta file; remove older arrays of this recipe and leftovers of crashes."""
     for leftover in meta_path.parent.glob(f"{meta_path.stem}*.tmp"):
         leftover.unlink()
     array_path = meta_path.with_name(f"{meta_path.stem}-{fingerprint[:8]}.npy")
@@ -190,7 +190,7 @@ def _build(meta_path: Path, recipe: dict[str, Any], fingerprint: str, build: Bui
         temporary.unlink(missing_ok=True)
     for older in meta_path.parent.glob(f"{meta_path.stem}-*.npy"):
         if older != array_path:
-            older.unlink()  # a process that has it mapped keeps it
+            older.unlink()  # a process that has mapped it keeps its mapping
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -205,13 +205,13 @@ def _write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # makes the renames last
+        os.fsync(folder)  # makes the renames durable
     finally:
         os.close(folder)
 
 
 class _Writer:
-    """Writes rows one after another behind an `.npy` header, hashing them on the way: never the whole set in RAM."""
+    """Writer of rows behind an `.npy` header; it hashes them as they come and never holds the whole set in RAM."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path

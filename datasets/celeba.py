@@ -45,7 +45,7 @@ class _Found(NamedTuple):
 
 
 def _below(root: Path, depth: int = 3) -> list[Path]:
-    """List files and folders below a root, nearest first; what lies in folders of images is left out."""
+    """List files and folders below a root, nearest first, except the content of image folders."""
     found: list[Path] = []
     level = [root]
     for _ in range(depth):
@@ -84,7 +84,7 @@ def _images(below: list[Path]) -> Files | None:
 
 
 def _find(root: Path) -> _Found:
-    """Find a copy of CelebA. DataError says what is missing and where to put it."""
+    """Find a copy of CelebA; DataError names what is missing and where to put it."""
     how = (
         f"put {IMAGES}/ or {IMAGES}.zip, {PARTITION}.txt and {ATTRIBUTES}.txt from {HOME} there, "
         "or name the folder that has them (--data-root)"
@@ -104,10 +104,10 @@ def _find(root: Path) -> _Found:
 
 
 def _listed(partition: dict[str, int], found: _Found, *, skip_bad: bool) -> tuple[list[str], str]:
-    """Return the listed images that are there, and what to say of the others.
+    """Return the listed images that exist, and a note about the others.
 
     Raises:
-        DataError: listed images are missing, and are not to be skipped.
+        DataError: listed images are missing and `skip_bad` is off.
     """
     names = [name for name in partition if stem(name) in found.files.stamps]
     missing = [name for name in partition if stem(name) not in found.files.stamps]
@@ -117,9 +117,9 @@ def _listed(partition: dict[str, int], found: _Found, *, skip_bad: bool) -> tupl
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; complete the copy, or use the images that "
             "are there with skip_bad=True (--skip-bad)"
         )
-    said = [f"listed images that are not there, left out: {len(missing):,}"] if missing else []
+    said = [f"missing listed images, left out: {len(missing):,}"] if missing else []
     if len(found.files.stamps) > len(names):
-        said.append(f"images that are not listed, left out: {len(found.files.stamps) - len(names):,}")
+        said.append(f"unlisted images, left out: {len(found.files.stamps) - len(names):,}")
     return names, "; ".join(said)
 
 
@@ -176,7 +176,7 @@ def open_celeba(
         views=Views(seed=seed, hflip=flips),
         recipe=recipe,
         factor_source=factors and factors.of_rows(rows),
-        no_factors=f"has no attributes, for {ATTRIBUTES}.txt is missing",
+        no_factors=f"has no attributes, because {ATTRIBUTES}.txt is missing",
         note=note,
     )
 
@@ -223,7 +223,7 @@ class _Attributes(NamedTuple):
 
     @classmethod
     def of(cls, path: Path | None, names: list[str]) -> _Attributes | None:
-        """Read and check the list; None without one. DataError where it lacks an image."""
+        """Read and check the list; None without one. DataError if it lacks an image."""
         if path is None:
             return None
         table = read_attributes(path)

@@ -1,4 +1,4 @@
-"""CelebA's lists, as the official text files and as the CSV files that Kaggle gives; checked whole when they are read."""
+"""CelebA's lists, as the official text files and as Kaggle's CSV files; they are checked completely when read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stem(name: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Give the number and the words of each line that has some; words end at white space or commas."""
+    """Yield the number and the words of each non-empty line; words end at white space or commas."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.replace(",", " ").split()
         if words:
@@ -71,16 +71,16 @@ def read_partition(path: Path) -> dict[str, int]:
 def read_attributes(path: Path) -> AttributeTable:
     """Read the list of attributes: values -1 and 1, or 0 and 1, as classes 0 and 1.
 
-    The count of images in the first line may be missing, and where it is there it must be right.
+    The first line may give the number of images; if it does, the number must be right.
 
     Raises:
-        DataError: no names of attributes, a wrong line, or another number of images than is stated.
+        DataError: no names of attributes, a wrong line, or a number of images that differs from the stated one.
     """
     status = path.stat()
     return _read_attributes(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=2)  # three splits of a run read the same list, which takes a second
+@lru_cache(maxsize=2)  # cached, because three splits of a run read the same list, which takes a second
 def _read_attributes(path: Path, _mtime: int, _size: int) -> AttributeTable:
     names: tuple[str, ...] = ()
     stated: int | None = None

@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009): 60,000 RGB 32x32 images, from the official binary version.
 
-The version that most programs read is a pickle, which can run code of whoever wrote it. The binary one is six files of
+The version that most programs read is a pickle, which can run arbitrary code. The binary one is six files of
 10,000 records: a label 0..9, then the red, the green and the blue plane of a 32x32 image, row after row.
 """
 
@@ -29,7 +29,7 @@ NUM_RECORDS, RECORD_BYTES = 10_000, 1 + 3 * 32 * 32  # of one file
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive that is not the official one, before anything of it is unpacked."""
+    """Refuse an archive that is not the official one, before unpacking any of it."""
     with open_regular(path, _MOST_BYTES) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
@@ -52,7 +52,7 @@ def _from_archive(path: Path, names: Sequence[str]) -> list[bytes]:
                 if len(found) == len(names):
                     break
         return [found[name] for name in names]
-    except Exception as error:  # bytes that only seem to be the official ones can end tarfile with anything
+    except Exception as error:  # bytes that imitate the official ones can make tarfile raise anything
         raise DataError(f"{path} cannot be unpacked ({error!r}); download it again from {URL}") from error
 
 

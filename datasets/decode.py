@@ -1,6 +1,7 @@
 """Image files to uint8 arrays: decoded by a pool of threads, with every bad file named at once.
 
-Whatever a decoder raises for a file is a fault of that file: it is recorded with its reason, and the others go on.
+Any exception of a decoder counts as a fault of its file: it is recorded with the reason, and the other files are
+decoded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ _log = logging.getLogger(__name__)
 
 _CHUNK = 256  # images decoded between two writes
 _MAX_NAMED = 100
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # and no others: PIL runs programs for some
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+)  # and no others, because PIL runs external programs for some
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -51,18 +60,18 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, as it is stored, where the EXIF data is missing, damaged or says else."""
+    """Return the EXIF orientation, 1 to 8; 1 (as stored) if the EXIF data are missing, damaged or invalid."""
     if image.format == "TIFF":
         image.load()  # Pillow turns these itself, and removes the tag
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # a damaged block can end Pillow's reader with anything
+    except Exception:  # a damaged block can make Pillow's reader raise anything
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def header(image: Image.Image) -> tuple[int, int, bool]:
-    """Return height and width, as the image is to be seen, and whether it is grey; few formats are decoded for it."""
+    """Return height and width after orientation, and True for a grey image; only few formats must be decoded for it."""
     turned = orientation(image) >= 5  # these lie on their side
     width, height = reversed(image.size) if turned else image.size
     return height, width, _is_grey(image)
@@ -76,12 +85,12 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
-    """Turn an image as its EXIF orientation says, and convert it to 8 bits, grey (1) or RGB (3).
+    """Apply the EXIF orientation of an image, and convert it to 8 bits, grey (1) or RGB (3).
 
     Transparency is laid over black. Of 16 bits the upper 8 are kept, as Pillow does with 16-bit colour.
 
     Raises:
-        ValueError: 32-bit integers or floats, whose range no file states.
+        ValueError: 32-bit integers or floats, whose range is unknown.
     """
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
@@ -102,7 +111,7 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
 def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], height: int, width: int) -> Image.Image:
     """Cut out a box (left, top, right, bottom; pixels, fractions allowed) and resize it: bilinear with antialiasing.
 
-    The image is first cut to the whole pixels around the box, for PIL's filter would otherwise look beyond the box.
+    The image is first cut to the whole pixels around the box, because PIL's filter would otherwise read beyond the box.
     With a box of whole pixels this is exactly a crop and a resize.
     """
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))
@@ -140,7 +149,7 @@ def _only_bombs_are_errors() -> Iterator[None]:
 def each_image(
     files: Files, names: Sequence[str], use: Callable[[Image.Image, bytes], T], what: str
 ) -> Iterator[tuple[list[T | None], dict[str, str]]]:
-    """Open every image in turn in a pool of threads and yield chunks: results (None for bad files), and what is bad.
+    """Open images in a pool of threads and yield chunks of results (None for bad files) with the faults of bad files.
 
     `use` is given the opened image, which is not decoded yet, and the bytes of its file.
     """
@@ -159,7 +168,7 @@ def each_image(
                     return use(image, content), ""
             except UnidentifiedImageError:
                 return None, f"is no {', '.join(FORMATS)} image"
-            except Exception as error:  # damaged bytes can end a decoder with anything
+            except Exception as error:  # damaged bytes can make a decoder raise anything
                 return None, _why(error, files, name)
 
         for start in range(0, len(names), _CHUNK):
@@ -185,9 +194,9 @@ def decode_all(
     to_pixels: Callable[[Image.Image], UInt8],
     skip_bad: bool,
 ) -> dict[str, Any]:
-    """Decode all images into the cache. Bad ones: all named in one DataError, or zeros and recorded with `skip_bad`.
+    """Decode all images into the cache. One DataError names all bad ones; with `skip_bad` they are recorded as zeros.
 
-    The result also holds the first 64 bits of the SHA-256 of each file: what tells images apart under any name.
+    The result also holds the first 64 bits of the SHA-256 of each file: it identifies images under any name.
     """
     write = begin((len(names), *shape))
     bad: dict[str, str] = {}
@@ -200,7 +209,7 @@ def decode_all(
     for results, failed in each_image(files, names, use, f"decoding {files.where.name}"):
         bad |= failed
         contents += ["0" * 16 if result is None else result[1] for result in results]
-        if skip_bad or not bad:  # once one is bad, only look for the others
+        if skip_bad or not bad:  # after the first bad one, only look for more
             write(np.stack([blank if result is None else result[0] for result in results]))
     if bad and (not skip_bad or len(bad) == len(names)):
         refuse_bad(files.where, bad, len(names))

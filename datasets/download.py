@@ -1,4 +1,4 @@
-"""Downloads as a convenience: to a temporary name, checked, renamed; a failure says what to do by hand."""
+"""Downloads, as a convenience: to a temporary name, checked, then renamed; an error says what to do by hand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 from datasets.spec import DataError
 
-_MOST_BYTES = 2**31  # no file that is fetched has more than 170 MB
+_MOST_BYTES = 2**31  # the largest file is 170 MB
 
 
 def fetch(url: str, target: Path, check: Callable[[Path], None]) -> None:
-    """Download a file; `check` raises DataError for wrong content, and only a checked file gets its name."""
+    """Download a file; `check` raises DataError for wrong content, and only a valid file gets its name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -32,7 +32,7 @@ def fetch(url: str, target: Path, check: Callable[[Path], None]) -> None:
 
 
 def _copy(source: BinaryIO, target: BinaryIO, url: str) -> None:
-    """Copy at most `_MOST_BYTES`: a wrong server may send without end."""
+    """Copy at most `_MOST_BYTES`, because a faulty server may send without end."""
     total = 0
     while block := source.read(2**20):
         total += len(block)
@@ -42,7 +42,7 @@ def _copy(source: BinaryIO, target: BinaryIO, url: str) -> None:
 
 
 def celeba(root: Path, home: str) -> None:
-    """Download CelebA's zip and text files with gdown, where it is installed; else say how to get them."""
+    """Download CelebA's zip and text files with gdown if it is installed; else raise an error with instructions."""
     wanted = ("img_align_celeba.zip", "list_eval_partition.txt", "list_attr_celeba.txt")
     by_hand = f"get {', '.join(wanted)} from {home} and put them into {root}"
     try:

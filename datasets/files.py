@@ -1,7 +1,7 @@
-"""Files that people bring: read with a bound, listed in folders and zips.
+"""Users' files: bounded reading, and listing of folders and zips.
 
-Every read goes through `open_regular`: a named pipe would wait for ever, /dev/zero and a sparse file would fill all
-memory, so only regular files up to a stated size are read, and whatever fails ends in one kind of error.
+Every read goes through `open_regular`. A named pipe would block for ever, and /dev/zero or a sparse file would fill the
+memory. So only regular files up to a stated size are read, and every failure becomes the same kind of error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def open_regular(path: Path, limit: int) -> Iterator[io.BufferedReader]:
     """Open a regular file of at most `limit` bytes.
 
     Raises:
-        DataError: it is missing, unreadable, larger, or no regular file (a folder, a pipe, a device).
+        DataError: it is missing, unreadable, larger, or not a regular file (a folder, a pipe, a device).
     """
     try:
         # Without O_NONBLOCK, opening a pipe that nobody writes to never returns.
@@ -73,7 +73,7 @@ def normalised(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text with what no terminal shows as Python writes it: names hold line ends, ESC, bytes that are no UTF-8."""
+    """Escape everything that is not printable: names may hold line ends, ESC, or bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -119,7 +119,7 @@ class Files:
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     with archive.open(name) as file:
-        content = file.read(LARGEST_IMAGE_FILE + 1)  # the size that the archive states may be a lie
+        content = file.read(LARGEST_IMAGE_FILE + 1)  # the size stated in the archive may be wrong
     if len(content) > LARGEST_IMAGE_FILE:
         raise DataError(f"has more than {LARGEST_IMAGE_FILE:,} bytes")
     return content
@@ -175,7 +175,7 @@ def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
         status = entry.stat()
     except OSError:
-        return -1, -1  # a link that leads nowhere: listed, so that decoding names it
+        return -1, -1  # a broken link is listed, so that decoding names it
     return status.st_size, status.st_mtime_ns
 
 
@@ -183,7 +183,7 @@ def zip_files(path: Path, suffixes: tuple[str, ...]) -> Files:
     """List the image files of a zip by their last name, without the folders in front of it.
 
     Raises:
-        DataError: it is no zip.
+        DataError: it is not a zip.
     """
     try:
         with open_regular(path, 2**63 - 1) as file, zipfile.ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Any folder of images: people's own data, ImageNet 32, CelebA-HQ, FFHQ."""
+"""Any folder of images: your own data, ImageNet 32, CelebA-HQ, FFHQ."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _list(root: Path, suffixes: tuple[str, ...]) -> Files:
 
 
 def _note(names: list[str], split: Assignment, files: Files, cached: Cached, copies: str) -> str:
-    """Say in one line by which rule images are split, what is used and what is not."""
+    """Describe in one line the rule of the split, and which images are used."""
     good = [(name, role) for name, role in zip(names, split.roles, strict=True) if name not in cached.bad]
     counts = Counter(role for _, role in good)
     where = {part: ", ".join(path for path, role in split.folders.items() if role == part) for part in SPLITS}
@@ -54,7 +54,7 @@ def _note(names: list[str], split: Assignment, files: Files, cached: Cached, cop
 
 
 def _rows(root: Path, split: str, assignment: Assignment, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Rows of a split. DataError where it has no image."""
+    """Rows of a split; DataError if it has no image."""
     roles = assignment.roles
     mine = np.array([role is not None and split in ("all", role) for role in roles])
     rows = np.flatnonzero(mine & usable).astype(np.int64)
@@ -134,15 +134,15 @@ def open_folder(
         split: train, valid, test or all.
         size: an int is square, or (height, width): each image is cropped to its middle of that aspect ratio and
             resized, bilinear and antialiased. None keeps the size that all images must then have.
-        channels: 1 (grey), 3 (RGB), or "auto": grey where nearly all images are (fewer than one in 20 in colour).
+        channels: 1 (grey), 3 (RGB), or "auto": grey if nearly all images are (fewer than one in 20 in colour).
         num_bits: bits of a value; below 8 the highest are kept.
         hflip: mirror at random in split train only.
-        seed: of the mirroring.
+        seed: seed of the mirroring.
         split_by: "folders" by sub-folders train, valid, test in any usual spelling at any level; "content" by a hash of
             each file's content (`roles_by_content`); "auto" by folders where there are any; "path" as runs recorded
             before these rules were split (`roles_by_path`).
         labels: a CSV file with a row of factors for each image (`labels.read_labels`).
-        cache_dir: where decoded images are kept.
+        cache_dir: folder for decoded images.
         skip_bad: leave out unreadable images and record which, instead of refusing all.
         verify: check the checksum of the decoded images.
 
@@ -150,7 +150,7 @@ def open_folder(
         The data set. EXIF orientation is followed, transparency is laid over black, of 16 bits the upper 8 are kept.
 
     Raises:
-        DataError: no usable images, or unusable ones (all named); no image in this split.
+        DataError: there are no usable images, there are unusable ones (all named), or the split has no image.
     """
     check_split("folder", split)
     check_bits(num_bits)

@@ -1,4 +1,4 @@
-"""The shape that all images of a folder get: found from their headers where it is not given."""
+"""The common shape of a folder's images: given, or found from their headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Header(NamedTuple):
 
 
 def _headers(files: Files, names: list[str]) -> dict[str, _Header]:
-    """Headers of the images that have one. DataError where none has."""
+    """Headers of the images that have one; DataError if none has."""
     found: dict[str, _Header] = {}
     bad: dict[str, str] = {}
     done = 0
@@ -37,7 +37,7 @@ def _headers(files: Files, names: list[str]) -> dict[str, _Header]:
 
 
 def _without_broken(files: Files, found: dict[str, _Header]) -> dict[str, _Header]:
-    """Headers without the few odd ones whose images cannot be decoded: those decide nothing about the others."""
+    """Headers without the few whose images cannot be decoded, which must not decide about the others."""
     sizes = Counter((entry.height, entry.width) for entry in found.values())
     usual = sizes.most_common(1)[0][0]
     mostly_grey = sum(entry.is_grey for entry in found.values()) * 2 > len(found)
@@ -53,7 +53,7 @@ def _without_broken(files: Files, found: dict[str, _Header]) -> dict[str, _Heade
 def survey(
     files: Files, names: list[str], size: tuple[int, int] | None, channels: Channels
 ) -> tuple[tuple[int, int, int], list[str]]:
-    """Find the shape (C, H, W) that all images get, from their headers where it is not given, and what to say of it."""
+    """Find the common shape (C, H, W), from the headers if it is not given, and a note about it."""
     if size is not None and channels != "auto":
         return (channels, *size), []
     found = _without_broken(files, _headers(files, names))

@@ -26,7 +26,7 @@ Roles = Sequence[str | None]
 
 @dataclass(frozen=True)
 class Assignment:
-    """The split of each image, and how it came about."""
+    """The split of each image, and the rule that assigned it."""
 
     roles: Roles
     """train, valid, test, or None for an image that is not used; in the order of the names."""
@@ -43,7 +43,8 @@ def roles_by_path(names: list[str]) -> Assignment:
     """Split images by the rules of version 1.
 
     Where a top folder is called train: by the top folders train, valid (val, validation) and test. Else by the SHA-256
-    of the path below the root: moving or renaming images moves them between splits, which is why this rule was left.
+    of the path below the root: moving or renaming images moves them between splits, which is why this rule was
+    abandoned.
     """
     tops = [name.split("/", 1)[0] if "/" in name else "" for name in names]
     if "train" in tops:
@@ -56,8 +57,8 @@ def roles_by_path(names: list[str]) -> Assignment:
 def roles_by_content(names: list[str], words: UInt64, folders: dict[str, str]) -> Assignment:
     """Split images by split folders where there are any, else by the images' content.
 
-    The content decides by the first 64 bits of the SHA-256 of the file: train 90 %, valid 5 %, test 5 %. No name, no
-    place, no ending changes it, images come and go without moving others, and copies of a file share a split.
+    The content decides by the first 64 bits of the SHA-256 of the file: train 90 %, valid 5 %, test 5 %. It does not
+    depend on names, paths or endings; adding or removing images moves no others; and copies of a file share a split.
 
     Args:
         names: paths of the images.
@@ -85,7 +86,7 @@ def assign(root: Path, names: list[str], words: UInt64, split_by: SplitBy) -> As
     """Split the images of a folder by the chosen rule.
 
     Raises:
-        DataError: split folders are asked for, and there are none.
+        DataError: split folders are requested, but there are none.
     """
     if split_by == "path":
         return roles_by_path(names)
@@ -98,7 +99,7 @@ def assign(root: Path, names: list[str], words: UInt64, split_by: SplitBy) -> As
 
 
 def copies_of_train(words: UInt64, roles: Roles, usable: npt.NDArray[np.bool_]) -> str:
-    """Say how many held-out images are copies of training images, as split folders may hold; "" for none."""
+    """Count held-out images that are copies of training images, which split folders may hold; "" for none."""
     of = {split: words[usable & np.array([role == split for role in roles])] for split in SPLITS}
     copies = {split: int(np.isin(of[split], of["train"]).sum()) for split in ("valid", "test")}
     return "".join(f"; {num:,} of {split} are copies of training images" for split, num in copies.items() if num)

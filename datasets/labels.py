@@ -1,4 +1,4 @@
-"""Labels of one's own images from a table: a CSV file with a row for each image and a column for each factor."""
+"""Labels for your own images from a CSV file with a row for each image and a column for each factor."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DataError(f"{path}: two columns have the same name, or one has none; give each its own ({_HOW})")
     for number, row in rows:
         if len(row) != len(header):
-            raise DataError(f"{path} line {number}: {len(row)} values for {len(header)} columns; mend the row")
+            raise DataError(f"{path} line {number}: {len(row)} values for {len(header)} columns; correct the row")
     return header, rows
 
 
 def _keys(name: str) -> list[str]:
-    """Return what may name an image in a table, best first: its path or its last part, with or without the ending."""
+    """Keys that may name an image in a table, best first: its path or its last part, with or without the ending."""
     path = normalised(name)
     last = path.rsplit("/", 1)[-1]
     return [path, path.rsplit(".", 1)[0], last, last.rsplit(".", 1)[0]]
@@ -65,7 +65,7 @@ def _row_of_each(path: Path, names: Sequence[str], table: list[tuple[int, list[s
             owners.setdefault(key, set()).add(name)
     found: dict[str, int] = {}
     for name in names:
-        # A part of a path names an image only where no other image has the same part.
+        # A part of a path names an image only if no other image has the same part.
         own = next((key for key in _keys(name) if key in places and owners[key] == {name}), None)
         if own is not None:
             found[name] = places[own]
@@ -88,7 +88,7 @@ def _number(text: str) -> float | None:
 
 
 def _column(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -> tuple[npt.NDArray[Any], int]:
-    """Return a factor's values [N] and its number of classes, 0 where it is continuous.
+    """Return a factor's values [N] and its number of classes, 0 if it is continuous.
 
     Whole numbers and texts are classes, 0 to K - 1 in ascending order; a column with other numbers is continuous.
     """
@@ -116,11 +116,11 @@ def read_labels(path: Path, names: Sequence[str], chosen: Sequence[str]) -> tupl
             last part where that is unique, with or without ending. Each further column is a factor: whole numbers and
             texts are classes, other numbers are continuous.
         names: paths of the images of all splits, so that a class has the same number in each.
-        chosen: those of the split.
+        chosen: paths of the images of the split.
 
     Returns:
-        The factors of the split, and what to tell the user in one line: the factors, rows that name no image, and columns
-        that are left out because nearly every image has a text of its own.
+        The factors of the split, and a one-line note: the factors, rows that name no image, and columns left out
+        because nearly every image has a different text.
 
     Raises:
         DataError: images without a row, empty cells, or text among numbers.

@@ -29,7 +29,7 @@ class Order(Protocol):
 
 @runtime_checkable
 class Mirroring(Protocol):
-    """A data set that can leave the mirroring of its images to whoever uses them."""
+    """A data set that can leave the mirroring of its images to the caller."""
 
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
         """Mask of the mirrored images, bool [B]; None if the data set never mirrors."""
@@ -39,7 +39,7 @@ class Mirroring(Protocol):
 
 
 class Batch(NamedTuple):
-    """One rank's images of one optimiser step, as they are stored, and which of them are to be mirrored."""
+    """One rank's stored images of one optimiser step, and the mask of those to mirror."""
 
     step: int
     epoch: int
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
         if self.mirrored is None:
             return images
         chosen = self.mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1)
-        return torch.where(chosen, images.flip(-1), images)  # all of them: to choose would wait for the device
+        return torch.where(chosen, images.flip(-1), images)  # all of them, because selecting would wait for the device
 
     @property
     def images(self) -> Tensor:
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 
 def _mirror_some(images: Tensor, mirrored: Tensor | None) -> Tensor:
-    """On a CPU only those images are touched that have to be."""
+    """Mirror the masked images; on a CPU only those are touched."""
     if mirrored is None:
         return images
     pixels, chosen = images.numpy().copy(), mirrored.numpy()
@@ -78,7 +78,7 @@ class Loader:
     """Iterate over `Batch`es from `start_step` on, read ahead by a background thread.
 
     The epoch is the `draw` of random views. `num_steps` None never ends. `resident` are the data set's images on a
-    device: of a batch only the indices are then made here. An exception in the thread is raised by the next `next()`.
+    device: batches then hold only indices. An exception in the thread is raised by the next `next()`.
     Use as a context manager, or call `close()`; iterate once.
     """
 
@@ -130,7 +130,7 @@ class Loader:
                 self._put(self._read(step))
                 step += 1
             self._put(None)
-        except BaseException as error:  # handed to the loop, which raises it
+        except BaseException as error:  # passed to the loop, which raises it
             self._put(error)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ def decode(content: bytes, where: str) -> UInt8:
     """Decode an IDX file of images: uint8 [N, 1, 28, 28].
 
     Raises:
-        DataError: anything else.
+        DataError: the content is anything else.
     """
     try:
         content = _unpack(content) if content[:2] == b"\x1f\x8b" else content
@@ -50,16 +50,16 @@ def decode(content: bytes, where: str) -> UInt8:
 
 
 def _download(root: Path, train: bool) -> None:
-    from torchvision.datasets import MNIST  # a second, and used nowhere else; it knows mirrors and checksums
+    from torchvision.datasets import MNIST  # takes a second and is used only here; it knows mirrors and checksums
 
     try:
         MNIST(root, train=train, download=True)
-    except Exception as error:  # what it finds there may be damaged
+    except Exception as error:  # the files there may be damaged
         raise DataError(f"no mnist in {root} ({error}); check the connection, or get the files by hand") from error
 
 
 def _read(root: Path, train: bool, download: bool) -> UInt8:
-    """Official training or test images, uint8 [N, 1, 28, 28]; DataError where they are not there or damaged."""
+    """Official training or test images, uint8 [N, 1, 28, 28]; DataError if they are missing or damaged."""
     if download and _find(root, train) is None:
         _download(root, train)
     path = _find(root, train)

@@ -1,4 +1,4 @@
-"""Recipes: what a run recorded about its images, compared with the images that are there now."""
+"""Recipes: a run's record of its images, compared with the present images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def rows_sha256(rows: Int64) -> str:
 
 
 def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `open_dataset` that rebuild a recorded split, whatever the rules and defaults are today.
+    """Return the options of `open_dataset` that rebuild a recorded split, independent of today's rules and defaults.
 
-    Recipes of folders without "rules" are of version 1, which split by path. MNIST and CIFAR-10 held out 5,000 images
-    by default then, and say so in their rule. The seed of random views is the recorded one.
+    Recipes of folders without "rules" are of version 1, which split by path. At that time MNIST and CIFAR-10 held out
+    5,000 images by default; their recorded rule says so. The seed of random views is the recorded one.
     """
     options: dict[str, Any] = {}
     if recipe.get("name") == "folder" and "rules" not in recipe:
@@ -42,20 +42,20 @@ def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], *, in_order: bool = False) -> list[str]:
-    """Say in words how the images of two recipes of the same split differ; empty where they are the same images.
+    """Describe how the images of two recipes of the same split differ; empty if they are the same.
 
-    Only what both recipes state is compared, so recipes of earlier versions can be. Seeds and mirroring make no other
-    data.
+    Only keys in both recipes are compared, so that older recipes can be read. Seeds and mirroring do not count as
+    differences.
 
     Args:
         recorded: the recipe of a run.
-        found: the recipe of the data that is there now.
-        in_order: demand the same order of the images too, as an exact continuation of training does.
+        found: the recipe of the present data.
+        in_order: also require the same order of the images, which an exact continuation of training needs.
     """
     is_folder = recorded.get("name") == "folder"  # its source is the name of the folder
     both = [key for key in recorded if key in found and not (is_folder and key == "source")]
     said = [f"{key} {recorded[key]} -> {found[key]}" for key in _PIXELS if key in both and recorded[key] != found[key]]
-    by_content = "images_sha256" in both  # of the images in any order: the same ones may have come by another rule
+    by_content = "images_sha256" in both  # digest of the images in any order: another rule may give the same images
     if "split_rule" in both and not by_content and recorded["split_rule"] != found["split_rule"]:
         said.append(f"split by {recorded['split_rule']!r} -> {found['split_rule']!r}")
     for key, what in _CONTENT.items():

@@ -47,11 +47,11 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def open_dataset(name: str, root: str | Path | None = None, split: str = "train", **options: Any) -> Dataset:
-    """Open a split (train, valid, test; most also have all) of a data set, building its cache first where needed.
+    """Open a split (train, valid, test; most also have all) of a data set, building its cache first if needed.
 
     `root` is the folder with the data (default `data/<name>` in the checkout); `options` are those of the data set's
-    own function, such as `datasets.celeba.open_celeba`. ValueError, in one line with what to do: an unknown name, split
-    or option, missing data, unusable images (all of them named).
+    own function, such as `datasets.celeba.open_celeba`. ValueError (one line, with the remedy): an unknown name, split
+    or option, missing data, or unusable images (all of them named).
     """
     opener = _opener(name)
     taken = option_names(name)
@@ -77,7 +77,7 @@ def prepare(name: str, root: str | Path | None = None, **options: Any) -> dict[s
             opened[split] = open_dataset(name, root, split, **options, **more)
         except NoSuchSplit as error:
             missing = error
-        more = {}  # once is enough: all splits are rows of one array
+        more = {}  # once is enough, because all splits are rows of one array
     if missing is not None and not opened:
         raise missing
     return opened

@@ -1,4 +1,4 @@
-"""The stored images of a split kept on a device: batches are gathered and unpacked there, nothing is read in a step."""
+"""Images of a split kept on a device, where batches are gathered and unpacked without reading files in a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.arrays import Dataset, Storage
 from datasets.spec import ImageSpec
 
-_BLOCK = 2**26  # bytes sent at once
+_BLOCK = 2**26  # bytes per transfer
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ def to_device(dataset: Dataset, device: torch.device) -> Resident:
     """Bring the images of ``dataset`` to ``device``.
 
     Raises:
-        ValueError: they are drawn anew each time.
+        ValueError: the pixels are drawn anew each time.
     """
     storage = _storage(dataset)
     if storage is None:

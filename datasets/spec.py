@@ -1,4 +1,4 @@
-"""Shape and bit depth of images: all that a model is told about its data."""
+"""Shape and bit depth of images: all that a model knows about its data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LARGEST_SIDE = 8192  # pixels: an image of this size takes 200 MB
 
 
 class DataError(ValueError):
-    """Something is wrong with the data or the options that a user gave; the message is one line for the user."""
+    """The user's data or options are invalid; the message is one line for the user."""
 
 
 class NoSuchSplit(DataError):
-    """The data has no image in the split that was asked for; `splits` names those that have some."""
+    """The requested split has no image; `splits` names those that have some."""
 
     def __init__(self, message: str, splits: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class ImageSpec:
     """Bits of one value, 1 (binary) to 8."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no whole number, sizes outside 1 to 65,536 and bit depths outside 1 to 8."""
+        """Refuse values that are not whole numbers, sizes outside 1 to 65,536 and bit depths outside 1 to 8."""
         for field in ("channels", "height", "width", "num_bits"):
             value, most = getattr(self, field), 8 if field == "num_bits" else _LARGEST_SPEC
             if not isinstance(value, int) or isinstance(value, bool):
@@ -71,8 +71,8 @@ def to_float(images: Tensor, spec: Levels, device: torch.device | str | None = N
 
     Args:
         images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.
-        spec: says `num_bits`.
-        device: where the result goes; default where `images` are.
+        spec: image spec with `num_bits`.
+        device: device of the result; default that of `images`.
 
     Returns:
         float32 `[B, C, H, W]` in [0, 1].

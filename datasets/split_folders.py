@@ -14,7 +14,7 @@ _ROLE_WORDS = {
     "test": ("test", "testing", "tst", "holdout", "heldout"),
 }
 _ROLE_OF = {word: role for role, words in _ROLE_WORDS.items() for word in words}
-# Words that say nothing about what is in a folder: train_images, val2017 and test-set-32x32 are split folders.
+# Words that say nothing about a folder's content: train_images, val2017 and test-set-32x32 are split folders.
 _NEUTRAL = {
     *("set", "sets", "split", "data", "dataset", "image", "images", "imgs", "img", "files", "file"),
     *("photo", "photos", "picture", "pictures", "pics", "pic", "samples", "sample", "frames", "x", "px", "of", "the"),
@@ -28,8 +28,7 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 def role_of(folder: str) -> tuple[str, str] | None:
     """Return the role of a folder's name (train, valid or test) and the rest of the name; None for any other name.
 
-    The rest is "" where the name says nothing else: `Train`, `val2017`, `test_images`. A name that holds two roles has
-    none.
+    The rest is "" if the name says nothing else: `Train`, `val2017`, `test_images`. A name with two roles has none.
     """
     words = [w.casefold() for w in _WORD.findall(_CAMEL.sub(" ", unicodedata.normalize("NFKC", folder)))]
     roles, rest = list[str](), list[str]()
@@ -52,7 +51,7 @@ class _Folder:
     """True if sibling folders, here or below, have two or more roles."""
 
     def roles(self) -> dict[str, str]:
-        """Roles of the sub-folders that stand beside another role: the rest of their names agrees, or says nothing."""
+        """Roles of sub-folders that have a sibling with another role and the same rest of the name."""
         found = {name: named for name in self.children if (named := role_of(name))}
         partners: dict[str, set[str]] = {}
         for role, rest in found.values():
@@ -74,13 +73,13 @@ def _tree(names: Iterable[str]) -> _Folder:
     nodes = [root]
     for node in nodes:
         nodes += node.children.values()
-    for node in reversed(nodes):  # no recursion: a path may have two thousand folders
+    for node in reversed(nodes):  # no recursion, because a path may have two thousand folders
         node.has_pairs = bool(node.roles()) or any(child.has_pairs for child in node.children.values())
     return root
 
 
 def _find(root: _Folder) -> dict[str, str]:
-    """Find split folders from the top down: role by path. What lies in a split folder is not looked at again."""
+    """Find split folders from the top down: role by path. Folders inside a split folder are not searched."""
     found: dict[str, str] = {}
     pending = [root]
     while pending:

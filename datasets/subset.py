@@ -1,4 +1,4 @@
-"""Some images of a split: which rows, and a data set of those rows."""
+"""A subset of a split: the choice of rows, and a data set of those rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from datasets.views import Int64
 def choose_rows(num_images: int, count: int | None = None, *, seed: int | None = None) -> Int64:
     """Choose `count` of a split's images, ascending and each at most once; all of them by default.
 
-    A part of a split is never its first images: dSprites and folders are sorted, and their first images are alike.
+    It never takes just the first images: dSprites and folders are sorted, and their first images are alike.
 
     Args:
         num_images: images of the split.
-        count: how many to choose; None, or a number not below `num_images`, takes all.
+        count: number to choose; None, or a number not below `num_images`, takes all.
         seed: None spreads the rows evenly over the split; a number draws them at random, without replacement. Scores
-            draw, because an even spread can step through a grid of factors in time with one of them.
+            draw, because an even spread can be in step with one factor of a grid.
 
     Raises:
         DataError: a count below 1.
@@ -39,7 +39,7 @@ def choose_rows(num_images: int, count: int | None = None, *, seed: int | None =
 
 @dataclass(frozen=True)
 class Subset:
-    """The images of a data set at some of its rows, in the order of `rows`; a data set itself.
+    """A data set of some rows of another, in the order of `rows`.
 
     Random views stay those of the whole data set: image i of the subset is drawn as image `rows[i]` is.
 
@@ -65,7 +65,7 @@ class Subset:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe of the whole data set, and which of its rows these are."""
+        """The recipe of the whole data set, and the chosen rows."""
         digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
         return {**self.data.recipe, "count": len(self), "rows_sha256": digest}
 

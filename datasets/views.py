@@ -65,7 +65,7 @@ class Views:
     def apply(self, images: UInt8, indices: Int64, draw: int, *, mirror: bool = True) -> UInt8:
         """Return the `draw`-th view of images [B, C, H, W], uint8, that have these indices [B]; may write in place.
 
-        `mirror` False leaves out what `mirrored` says, for whoever does it later.
+        `mirror` False leaves the mirroring to the caller.
         """
         mirrored = self.mirrored(indices, draw) if mirror else None
         if mirrored is not None:
