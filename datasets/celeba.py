@@ -119,7 +119,7 @@ def _listed(partition: dict[str, int], found: _Found, *, skip_bad: bool) -> tupl
         )
     said = [f"missing listed images, left out: {len(missing):,}"] if missing else []
     if len(found.files.stamps) > len(names):
-        said.append(f"unlisted images, left out: {len(found.files.stamps) - len(names):,}")
+        said.append(f"images not listed, left out: {len(found.files.stamps) - len(names):,}")
     return names, "; ".join(said)
 
 

@@ -1,8 +1,8 @@
-"""Scores of representations and the meaning both models share: beliefs, likelihoods, the ELBO.
+"""Scores of representations, and what all models share: beliefs, likelihoods, the ELBO.
 
 Arrays in, plain values out. Nothing here knows a model, a data set or a file. Scores of codes and factors need NumPy,
-SciPy and scikit-learn; what needs PyTorch (``metrics.elbo``, ``metrics.likelihoods``, ``metrics.normal``,
-``metrics.image_scores``) is imported when it is first used.
+SciPy and scikit-learn; modules that need PyTorch (``metrics.elbo``, ``metrics.likelihoods``, ``metrics.normal``,
+``metrics.image_scores``) are imported on first use.
 """
 
 from importlib import import_module
@@ -62,7 +62,7 @@ _MODULES_WITH_TORCH = frozenset(
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs PyTorch when it is first asked for (PEP 562)."""
+    """Import names that need PyTorch on first use (PEP 562)."""
     if name in _MODULES_WITH_TORCH:
         return import_module(f"metrics.{name}")
     if name in _NEEDS_TORCH:

@@ -45,7 +45,7 @@ class AggregatePosteriorMIG:
         score: mean over factors, in [0, 1].
         per_factor: [K].
         mutual_information: [D, K] in nats.
-        entropy: [K], empirical H(v_k): log n_k where the rows are a full grid.
+        entropy: [K], empirical H(v_k): log n_k if the rows are a full grid.
         latent_entropy: [D], differential entropy of q(z_j) in nats.
         kept: the factors' columns that K counts.
     """
@@ -83,7 +83,7 @@ def aggregate_posterior_mig(means: Array, variances: Array, factors: Table) -> A
 
 
 def marginal_entropy(mean: Float64, variance: Float64) -> tuple[float, tuple[str, ...]]:
-    """Differential entropy in nats of the mixture of N(mean_i, variance_i), both [N]; and a note where it is inexact."""
+    """Differential entropy in nats of the mixture of N(mean_i, variance_i), both [N]; and a note if it is inexact."""
     masses, step, notes = _mixture_masses(mean, variance, np.zeros((1, len(mean)), dtype=np.int64), 1)
     return float(_entropies(masses, step)[0]), notes
 

@@ -1,4 +1,4 @@
-"""Input checks for codes: arrays or tensors in, NumPy out, a clear ValueError for what cannot be scored.
+"""Input checks for codes: arrays or tensors in, NumPy out, a clear ValueError for input that cannot be scored.
 
 Codes are [N, D] floats. :mod:`metrics.factors` reads the factors beside them. PyTorch is not imported: tensors are
 recognised by their ``detach`` method.
@@ -73,7 +73,7 @@ def as_factors(factors: Array, name: str = "factors") -> Int64:
     """Class indices [N, K] as they are, int64 from 0; :func:`metrics.factors.as_classes` also relabels others.
 
     Raises:
-        ValueError: the shape, or the first value that is no whole number from 0.
+        ValueError: a wrong shape, or a value that is not a whole number from 0.
     """
     array = to_numpy(factors)
     if array.ndim != 2 or array.size == 0:
@@ -126,7 +126,7 @@ def usual_scale(codes: Floats, name: str = "codes") -> Floats:
 
 
 def same_rows(first: tuple[int, ...], second: tuple[int, ...], names: str) -> None:
-    """Raise ValueError naming both shapes where the numbers of rows differ."""
+    """Raise ValueError with both shapes if the numbers of rows differ."""
     if first[0] != second[0]:
         raise ValueError(f"{names} have shapes {first} and {second}; give the same number of rows in both")
 

@@ -25,7 +25,7 @@ class BetaVAEMetric:
         train_score: on the points it was fitted to.
         per_factor: [K], accuracy on the points of each label; 0 where a label was not drawn.
         baseline: 1/K, chance; its binomial sd at 5,000 points and K = 5 is .0057.
-        num_draws: images looked at, num_distinct: how many of them differ, each encoded once.
+        num_draws: number of images drawn, num_distinct: number of different ones, each encoded once.
     """
 
     score: float
@@ -76,10 +76,10 @@ def beta_vae_of_rows(
     batch_size: int = 64,
     standardise: bool = False,
 ) -> BetaVAEMetric:
-    """:func:`beta_vae_metric` of codes [N, D] and factors [N, K] as they are, where no grid of factors can be encoded.
+    """:func:`beta_vae_metric` of given codes [N, D] and factors [N, K], for data without a grid to encode.
 
     The two images of a pair are rows with the same class of the factor; the other factors vary as they do among the
-    rows. A row may meet itself, which makes classes of few rows look too easy.
+    rows. A row may be paired with itself, which makes classes of few rows look too easy.
     """
     _check_counts(num_train, num_eval, batch_size)
     data, rng = paired(codes, factors, any_scale=False), np.random.default_rng(seed)

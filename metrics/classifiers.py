@@ -1,6 +1,6 @@
-"""The classifiers and regressors that carry several scores' definitions; scikit-learn's warnings become notes.
+"""The classifiers and regressors on which several scores are defined; scikit-learn's warnings become notes.
 
-scikit-learn is imported where it is used: both models import this package for the ELBO and should not wait for it.
+scikit-learn is imported where it is used: models import this package for the ELBO and should not wait for scikit-learn.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fit_with_notes(estimator: E, features: Floats, labels: npt.NDArray[Any]) -> 
 
 
 class OneClass:
-    """The only possible classifier where train rows hold one class."""
+    """The only possible classifier if train rows hold one class."""
 
     def __init__(self, only: int) -> None:
         self.classes_: Int64 = np.array([only], dtype=np.int64)

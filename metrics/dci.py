@@ -20,11 +20,12 @@ class DCI:
 
     Args:
         disentanglement: does a latent serve one factor only? In [0, 1].
-        completeness: is a factor served by one latent only? Its logarithm's base is D, so values at different D do
-            not compare.
+        completeness: is a factor served by one latent only? Its logarithm has base D, so values at different D are not
+            comparable.
         informativeness: mean over factors of the performance on test rows: accuracy of classes, R2 of numbers.
         train_informativeness: on train rows.
-        baseline: mean over factors of what a constant prediction reaches on test rows (the majority class; R2 of 0).
+        baseline: mean over factors of the performance of a constant prediction on test rows (the majority class; R2 of
+            0).
         importance: [D, K].
         per_latent: [D], disentanglement of each latent. per_factor: [K], completeness of each factor.
         accuracy: [K], performance on test rows. majority: [K], that of a constant prediction.

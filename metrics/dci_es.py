@@ -21,9 +21,9 @@ class DCIES:
     """Explicitness and size; ``score`` is the explicitness.
 
     Args:
-        explicitness: mean of ``per_factor``, in [-1, 1]: 1 where a linear map reads all factors, 0 where the loss falls
-            evenly with log capacity, -1 where no map of the ladder reads anything.
-        size: K / D; 1 where there is one latent for each factor.
+        explicitness: mean of ``per_factor``, in [-1, 1]: 1 if a linear map reads all factors, 0 if the loss falls
+            evenly with log capacity, -1 if no map of the ladder reads anything.
+        size: K / D; 1 if there is one latent for each factor.
         per_factor: [K], 1 - 2 x area under the loss over capacity.
         loss: [capacities, K], squared error on the scored half over the factor's variance, at most 1.
         capacities: random features beside the linear ones.
@@ -48,7 +48,7 @@ def dci_es(codes: Array, factors: Table, *, seed: int = 0) -> DCIES:
     E is 1 minus the area under the loss-capacity curve over that of a curve which falls evenly. The probes are ridge
     regressions on the latents and 0, 8, 32, 128, 512 random Fourier features (Rahimi & Recht 2007), fitted on one random
     half of the rows and scored on the other; the steps of this ladder count alike. The paper's probes and capacities
-    differ from study to study, so E compares only with E from the same ladder. Classes count by their index.
+    differ from study to study, so E is comparable only with E from the same ladder. Classes count by their index.
     """
     data = paired(codes, factors)
     fit, score = halves(len(data), seed)

@@ -25,7 +25,7 @@ class Decomposition:
     Args:
         rate: mean KL(q(z|x) || p), exact.
         index_code_information: I(x; z), at most log N; sampled.
-        total_correlation: TC of the aggregate posterior; the rest, so it carries the same sampling error.
+        total_correlation: TC of the aggregate posterior, computed as the remainder, with the same sampling error.
         dimension_wise_kl: sum_j KL(q(z_j) || p(z_j)), by quadrature.
         per_latent: [D], the terms of ``dimension_wise_kl``.
         standard_error: of the two sampled parts.

@@ -23,7 +23,7 @@ PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: f
 MAX_BINS = 2**16
 MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched: rounding could put the division more than one bin off
 LATENTS_AT_ONCE = 8  # whose joint counts are held together
-ROWS_COUNTED = 10_000  # about so many, evenly spread, tell whether a bin is crowded
+ROWS_COUNTED = 10_000  # about this many evenly spread points show if a bin is crowded
 CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
 
 Binning = Literal["width", "quantile"]
@@ -55,7 +55,7 @@ def _quantile_bins(latent: Floats, bins: int) -> Int64:
 
 
 def crowded_note(binned: Bins, bins: int, binning: Binning = "width") -> tuple[str, ...]:
-    """A note where one bin holds nearly all points of a latent that varies: outliers stretch its range."""
+    """A note if one bin holds nearly all points of a varying latent, because outliers stretch its range."""
     some = binned[:, :: max(1, binned.shape[1] // ROWS_COUNTED)]
     shares = np.array([np.bincount(latent, minlength=bins).max() / len(latent) for latent in some])
     crowded = [d for d in np.flatnonzero(shares >= CROWDED_SHARE) if binned[d].min() != binned[d].max()]
@@ -94,7 +94,7 @@ class Labels:
     Args:
         values: per factor the class values that occur, ascending.
         dense: [K, N], each factor relabelled 0..n_k-1 in that order.
-        packs: which factors are counted jointly.
+        packs: sets of factors that are counted jointly.
         packed: [packs, N], one mixed-radix label per pack, offset so that no two packs share a label.
     """
 
@@ -205,7 +205,7 @@ def bin_factors(labels: Labels, bins: int, binning: Binning = "width") -> Bins:
 
 
 def top_two_gap(values: Float64, axis: int = 0) -> Float64:
-    """Largest minus second largest along an axis; where there is one value, that value."""
+    """Largest minus second largest along an axis; a single value is its own gap."""
     if values.shape[axis] == 1:
         return np.asarray(values.sum(axis=axis))
     ordered = np.partition(values, values.shape[axis] - 2, axis=axis)

@@ -70,7 +70,7 @@ def decode_top(
     """Images ``[B, C, H, W]`` from the top ``num_fixed`` groups of the latents ``zs``.
 
     Latents are as :meth:`metrics.model.VAE.encode` returns them. The groups below are at their prior means, or drawn
-    from their priors at a ``temperature``: what several draws have in common is what the fixed groups determine.
+    from their priors at a ``temperature``: features common to several draws are determined by the fixed groups.
 
     Raises:
         ValueError: ``num_fixed`` is no number of groups, or the temperature is not positive.
@@ -189,8 +189,8 @@ def traverse(
         x: images ``[B, C, H, W]``.
         axis: an axis of :func:`latent_axis` or :func:`principal_axes`.
         values: positions on the axis; for a latent or a channel in standard deviations of the prior.
-        below: what the groups below the moved one keep: their "coordinates", their "latents", or neither ("prior":
-            they are at their prior means).
+        below: treatment of the groups below the moved one: keep their "coordinates", keep their "latents", or take
+            their prior means ("prior").
 
     Raises:
         ValueError: ``below`` is none of these.
@@ -223,7 +223,7 @@ def swap(
 ) -> tuple[Tensor, Tensor]:
     """Reconstructions of ``x_a`` with the given groups of ``x_b``, and of ``x_b`` with those of ``x_a``.
 
-    A swap of all groups exchanges the images. ``below`` says what every group keeps, its coordinates or its latents.
+    A swap of all groups exchanges the images. With ``below``, every group keeps its coordinates or its latents.
 
     Raises:
         ValueError: the model has no such group.

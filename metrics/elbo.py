@@ -1,4 +1,4 @@
-"""The ELBO as arithmetic on beliefs: what a forward pass returns, and the numbers that follow from it.
+"""The ELBO as arithmetic on beliefs: the result of a forward pass, and the numbers that follow from it.
 
 Every model returns a :class:`VAEOutput`; a flat VAE has one group, NVAE many, and nothing here asks which. Values are
 in nats per image unless a name says bits per dimension.

@@ -27,7 +27,7 @@ class FactorVAEMetric:
         pruned: [D], latents that take no part: constant, or std at most ``prune_std`` times the prior's.
         global_variance: [D], ddof 1.
         baseline: 1/K.
-        num_draws: images looked at, num_distinct: how many of them differ, each encoded once.
+        num_draws: number of images drawn, num_distinct: number of different ones, each encoded once.
     """
 
     score: float
@@ -59,7 +59,7 @@ def factor_vae_metric(
 
     A latent whose std is at most ``prune_std * prior_std`` is pruned: .05 of a standard-normal prior is the published
     threshold (disentanglement_lib); ``prune_std=0`` prunes only exactly constant latents, which otherwise would give
-    0/0 and take every vote. Codes that live on another scale than the prior's say so by ``prior_std``.
+    0/0 and take every vote. For codes on another scale than the prior's, give ``prior_std``.
     """
     _check_counts(num_train, num_eval, batch_size, num_variance)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def factor_vae_of_rows(
     prune_std: float = 0.05,
     prior_std: float = 1.0,
 ) -> FactorVAEMetric:
-    """:func:`factor_vae_metric` of codes [N, D] and factors [N, K] as they are, where no grid of factors can be encoded.
+    """:func:`factor_vae_metric` of given codes [N, D] and factors [N, K], for data without a grid to encode.
 
     A batch holds rows with the same class of a factor, drawn with replacement; the other factors vary as they do among
     the rows. Variances come from all rows.

@@ -47,7 +47,7 @@ class Factors:
 
     @property
     def continuous(self) -> tuple[int, ...]:
-        """Columns that hold numbers and no classes."""
+        """Columns that hold numbers, not classes."""
         return tuple(k for k, column in enumerate(self.columns) if column.dtype.kind == "f")
 
     def rows(self, index: npt.NDArray[Any] | slice) -> Factors:
@@ -140,7 +140,7 @@ def as_classes(factors: Table, name: str = "factors") -> Int64:
 
 
 def refuse_continuous(table: Factors) -> None:
-    """Raise ValueError naming the scores that take continuous factors, where there are any."""
+    """Raise ValueError if factors are continuous; the message names the scores that take them."""
     if table.continuous:
         names = ", ".join(table.names[k] for k in table.continuous[:8])
         raise ValueError(
@@ -291,7 +291,7 @@ def _joined(factors: Table, test_factors: Table, tables: tuple[Factors, Factors]
 
 
 def few_points_note(num_points: int, bins: int, num_classes: int = 1) -> tuple[str, ...]:
-    """A note where a histogram of ``bins`` x ``num_classes`` cells holds too few points to mean much."""
+    """A note if a histogram of ``bins`` x ``num_classes`` cells holds too few points to mean much."""
     if num_points < bins:
         return (f"{num_points} points are fewer than the {bins} bins: the information is biased upwards",)
     if num_points >= bins * num_classes:

@@ -1,6 +1,6 @@
 """Scores of generated images on feature arrays: FID, KID, improved precision and recall, density and coverage.
 
-Any features [N, F] will do; the figures compare only with figures from the same extractor. :mod:`metrics.inception`
+Any features [N, F] will do; scores are comparable only if they come from the same extractor. :mod:`metrics.inception`
 extracts such features from images.
 """
 

@@ -37,8 +37,8 @@ class GroupInformation:
         per_factor: [K], group-MIG of each factor.
         matrix: [L, K], I(G_l; v_k) >= H(v_k) - held-out cross entropy, at least 0.
         cumulative: [L, K], I(G_1..G_l; v_k), never falling with l.
-        conditional_gain: [L, K], what group l adds to those above: differences of ``cumulative``, so estimates of
-            I(G_l; v_k | G_<l) and no bounds.
+        conditional_gain: [L, K], information that group l adds to those above: differences of ``cumulative``, so
+            estimates of I(G_l; v_k | G_<l) and no bounds.
         entropy: [K], H(v_k) of the test half.
         num_train, num_test: points of the two halves.
     """
@@ -118,7 +118,7 @@ def _probe_all(
             bounds[row, k] = nats[k] - cross_entropy
             notes.extend(fit_notes)
     if (bounds < 0).any():
-        notes.append("a probe did worse than knowing nothing: its bound, which was below 0, is reported as 0")
+        notes.append("a probe did worse than a constant prediction: its bound, which was below 0, is reported as 0")
     return np.maximum(bounds, 0.0), tuple(notes)
 
 
@@ -161,9 +161,9 @@ class ReducedScore:
     """Scores of one reduction at one dimension.
 
     Args:
-        dim: dimension asked for. num_latents: dimension reached; rows compare where these agree.
+        dim: dimension requested. num_latents: dimension reached; rows are comparable if these agree.
         mig, mig_sup: of the reduced codes on the scored half.
-        information_threshold: I / H of a latent that chance reaches: 95 % quantile over shuffles of the largest cell.
+        information_threshold: level of chance of a latent's I / H: 95 % quantile over shuffles of the largest cell.
         mig_sup_threshold: the same for MIG-sup.
     """
 
@@ -192,7 +192,7 @@ def reduced_scores(
 ) -> list[ReducedScore]:
     """MIG and MIG-sup of groups at equal dimension, for each kind of reduction and each of ``dims``.
 
-    Kinds by default: "pool", "moments", "pca", and "top" where the top group is small. Use the same call on a flat
+    Kinds by default: "pool", "moments", "pca", and "top" if the top group is small. Use the same call on a flat
     model ([N, D] as one group) as the control.
     """
     arrays = as_groups(groups)

@@ -1,4 +1,4 @@
-"""Histogram information I(latent; factor) of codes and factors: what MIG and its relatives are computed from."""
+"""Histogram information I(latent; factor) of codes and factors: the basis of MIG and its relatives."""
 
 from __future__ import annotations
 

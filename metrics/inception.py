@@ -40,7 +40,7 @@ class ImageScores:
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
-    """Refuse what the extractor would silently misread: FID of wrong input is a number like any other.
+    """Refuse images that the extractor would misread silently: the FID of wrong input looks like any other number.
 
     Raises:
         ValueError: not [N, C, H, W] with 1 or 3 channels, not floats, values outside [0, 1], or fewer than two images.
@@ -64,7 +64,7 @@ def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
     """torchvision's inception_v3 from a file of its weights: images [B, C, H, W] in [0, 1] -> features [B, 2048].
 
     The file is read with ``weights_only=True``, so it can hold no code. Raises ValueError for a file that is missing,
-    is no state dict, or does not fit.
+    is not a state dict, or does not fit.
     """
     from torchvision.models import inception_v3
 
@@ -83,7 +83,7 @@ def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
             raise ValueError("it has no Conv2d_1a_3x3.conv.weight")
         model = inception_v3(weights=None, init_weights=False, transform_input=True)
         model.load_state_dict(state)
-    except Exception as error:  # bytes that somebody else made can end the reader with anything
+    except Exception as error:  # bytes of unknown origin can make the reader raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
             f"{weights} is no state dict of torchvision's inception_v3 ({reason}); save model.state_dict()"

@@ -55,8 +55,8 @@ def infomec(codes: Array, factors: Table, *, seed: int = 0, neighbours: int = NE
     Information comes from nearest neighbours (Ross 2014 for classes, Kraskov et al. 2004 for numbers), so there are no
     bins to choose; ``seed`` breaks ties between equal codes. Continuous factors have no entropy: their information is
     divided by log 20, that of 20 quantile bins, and their explicitness is the R2 of a linear map. A latent that is
-    constant, or whose estimated information is 0 for every factor, has no modularity and is left out of the mean,
-    where the authors' code gives NaN. With one factor InfoM is 1, with one latent InfoC is 1, by definition.
+    constant, or whose estimated information is 0 for every factor, has no modularity and is left out of the mean; the
+    authors' code gives NaN. With one factor InfoM is 1, with one latent InfoC is 1, by definition.
     """
     check_count(neighbours, "neighbours")
     data = paired(codes, factors)

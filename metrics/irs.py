@@ -17,8 +17,8 @@ class IRS:
 
     Args:
         score: mean over latents of each one's best entry in ``matrix``, weighted by its largest deviation; in [0, 1].
-        noise_level: the same of shuffled factors: what a code scores that knows nothing. It grows as ``quantile``
-            falls: .09 at 1 and .36 at .99 for 12,000 rows of noise about factors of 2, 3 and 5 values.
+        noise_level: the same with shuffled factors, i.e. the score of a code without information. It grows as
+            ``quantile`` falls: .09 at 1 and .36 at .99 for 12,000 rows of noise about factors of 2, 3 and 5 values.
         per_latent: [D], 0 for constant latents.
         matrix: [D, K], 1 - (deviation from the latent's mean at each value of the factor) / largest deviation.
         factor_of_latent: [D], the factor of the best entry.
@@ -45,10 +45,10 @@ def irs(codes: Array, factors: Table, *, quantile: float = 1.0, num_shuffles: in
     Args:
         codes: finite numbers; the scale of a latent is its weight.
         factors: classes; continuous factors are cut into quantile bins.
-        quantile: of the deviations within a value of the factor; 1, the paper's, is their maximum. The library's
-            default is .99, at which noise scores high.
-        num_shuffles: of the factors, for the noise level.
-        seed: of the shuffles.
+        quantile: quantile of the deviations within a value of the factor; 1, as in the paper, is their maximum. The
+            library's default is .99, at which noise scores high.
+        num_shuffles: number of shuffles of the factors, for the noise level.
+        seed: seed of the shuffles.
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile={quantile} is not possible; give a share above 0 and at most 1")

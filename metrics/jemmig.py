@@ -1,4 +1,4 @@
-"""JEMMIG (Do & Tran 2020): MIG that also asks the best latent to know nothing else."""
+"""JEMMIG (Do & Tran 2020): MIG that also requires the best latent to know nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JEMMIG:
 def jemmig(codes: Array, factors: Table, *, bins: int = 20, binning: Binning = "width") -> JEMMIG:
     """Joint entropy minus the MIG's gap, of codes [N, D] about factors [N, K], by histograms.
 
-    MIG does not mind that a latent which knows factor k knows another as well; the joint entropy H(z*, v_k) does.
+    MIG does not penalise a latent that knows a second factor besides k; the joint entropy H(z*, v_k) does.
     """
     found = histogram(codes, factors, bins, binning)
     information, nats = found.mutual_information, found.entropy

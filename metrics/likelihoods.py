@@ -24,7 +24,7 @@ UNIFORM_MARGIN = 1e-5  # published: u in (1e-5, 1 - 1e-5), so that neither logar
 
 
 class ImageSpec(Protocol):
-    """The shape and bit depth of images: all that a likelihood or a model knows of its data."""
+    """The shape and bit depth of images: all that a likelihood or a model knows about its data."""
 
     @property
     def channels(self) -> int:

@@ -35,7 +35,7 @@ def ranks(values: Float64) -> Float64:
 def least_squares(codes: Float64, values: Float64, fit: Rows) -> Float64:
     """Predictions [N, K] of values from codes by the linear map with intercept that fits the rows ``fit`` best.
 
-    Where latents depend on each other the smallest map among the best is taken.
+    If latents depend on each other, the smallest of the best maps is taken.
     """
     features, mean = standardised(codes, fit), values[fit].mean(axis=0)
     weights = np.linalg.lstsq(features[fit], values[fit] - mean, rcond=None)[0]
@@ -51,7 +51,7 @@ def canonical_correlations(codes: Float64, values: Float64) -> Float64:
 def canonical_maps(codes: Float64, values: Float64, fit: Rows) -> tuple[Float64, Float64]:
     """Codes [N, D] and values [N, K] as canonical variates fitted on the rows ``fit``, both padded to [N, K].
 
-    Pair i of columns is the i-th canonical pair; where there are fewer pairs than K the rest is 0.
+    Pair i of columns is the i-th canonical pair; if there are fewer than K pairs, the rest is 0.
     """
     (code_basis, all_codes), (value_basis, all_values) = _whitened(codes, fit), _whitened(values, fit)
     left, _, right = np.linalg.svd(code_basis.T @ value_basis, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Mean correlation coefficient: each factor's correlation with the latent that is matched to it, one to one.
+"""Mean correlation coefficient: the correlation of each factor with the latent matched to it, one to one.
 
 The score of nonlinear ICA (Hyvärinen & Morioka 2016; Khemakhem et al. 2020). Strong MCC takes the latents as they are;
 weak MCC first maps them linearly, and asks for identifiability up to a linear map.
@@ -63,7 +63,7 @@ def mcc(
         correlation: "pearson", or "spearman", which forgives monotone warping.
         mapping: None for strong MCC. For weak MCC a map fitted on one random half of the rows and scored on the other:
             "linear" predicts the factors by least squares, "cca" maps codes and factors to their canonical pairs.
-        seed: of the halves.
+        seed: seed of the halves.
 
     Raises:
         ValueError: an unknown option, or codes or factors that cannot be scored.

@@ -1,4 +1,4 @@
-"""Modularity (Ridgeway & Mozer 2018): the share of what a latent knows that is about one factor."""
+"""Modularity (Ridgeway & Mozer 2018): the share of a latent's information that is about one factor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Modularity:
 
     Args:
         score: mean over ALL latents, in [0, 1]; a dead latent counts 0, a noise latent about ``noise_level``.
-        active_score: the same over active latents (variance of means above .01) alone; 0 where there is none.
+        active_score: the same over active latents (variance of means above .01) alone; 0 if there is none.
         noise_level: expected modularity of a latent that knows nothing of these factors. It depends on their sizes
             alone: .99 for sizes (2, 100), .2 for five factors of ten classes.
         per_latent: [D].

@@ -25,7 +25,7 @@ class MIG:
         per_factor: [K].
         mutual_information: [D, K] in nats.
         entropy: [K] in nats.
-        ceiling: what codes = factors score on the same rows with the same bins: 20 bins cannot tell 32 values apart.
+        ceiling: the score of codes = factors on the same rows with the same bins; 20 bins cannot tell 32 values apart.
         ceiling_per_factor: [K].
         num_points: N.
         kept: the factors' columns that K counts.
@@ -51,9 +51,9 @@ def mig(codes: Array, factors: Table, *, bins: int = 20, binning: Binning = "wid
     """Histogram MIG of codes [N, D] about factors [N, K] (Chen et al. 2018, sec. 4; bins as Locatello et al. 2019).
 
     The gap is over bins of the means, by default of equal width; ``binning="quantile"`` does not depend on outliers.
-    The paper's own estimate, from the aggregate posterior, is :func:`metrics.aggregate_posterior_mig`, and the two do
-    not belong into one column. With one latent the gap is I itself. Continuous factors are cut into ``bins`` quantile
-    bins. Raises ValueError for codes or factors that cannot be scored.
+    The paper's own estimate, from the aggregate posterior, is :func:`metrics.aggregate_posterior_mig`, and the two are
+    not comparable. With one latent the gap is I itself. Continuous factors are cut into ``bins`` quantile bins. Raises
+    ValueError for codes or factors that cannot be scored.
     """
     found = histogram(codes, factors, bins, binning)
     data, labels, nats, values, notes = found.data, found.labels, found.entropy, found.mutual_information, found.notes
@@ -90,7 +90,7 @@ class MIGSup:
     Args:
         score: mean over active latents of the gap between the two factors that a latent knows most about, in [0, 1].
         per_latent: [D], 0 for latents that are not active.
-        active: [D], whether the variance of the means exceeds the threshold.
+        active: [D], True if the variance of the means exceeds the threshold.
         mutual_information: [D, K] in nats.
         entropy: [K] in nats.
     """

@@ -47,7 +47,7 @@ class NearestScores:
         coverage: for each factor, the share of its values that the nearest images of the samples within ``within`` have.
         value_shares: for each factor, how these samples spread over its values; sums to 1, or all 0 without such samples.
         num_samples: rows.
-        notes: what a reader has to know.
+        notes: warnings for the reader.
     """
 
     score: float
@@ -87,7 +87,7 @@ class ImageBank:
         starts = range(0, len(packed), ROWS_AT_ONCE)
         counts = np.concatenate([_counts(self.words[start : start + ROWS_AT_ONCE]) for start in starts])
         areas = counts.sum(axis=1, dtype=np.int64)
-        self._order = np.argsort(areas, kind="stable")  # the search looks at images of about the same area only
+        self._order = np.argsort(areas, kind="stable")  # the search considers only images of about the same area
         self._areas, self._sorted_counts = areas[self._order], np.ascontiguousarray(counts[self._order].T)
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from metrics.arrays import Float64, Int64
 
 EULER = 0.5772156649015329
-JITTER = 1e-10  # of a standard deviation: equal values have no order, and neighbours at distance 0 no radius
+JITTER = 1e-10  # of a standard deviation: because equal values have no order, and neighbours at distance 0 no radius
 
 
 def jittered(values: Float64, rng: np.random.Generator) -> Float64:

@@ -14,7 +14,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, which autocast may have left in half precision; float64 stays as it is."""
+    """The tensor in float32, which autocast may have left in half precision; float64 is unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

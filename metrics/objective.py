@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
         """
 
     def path(self, step: int) -> Hashable:
-        """Name the operations of a loss at ``step``; None where numbers that depend on the step are among them.
+        """Name the operations of a loss at ``step``; None if they contain numbers that depend on the step.
 
         Losses along one path differ only in tensors that :meth:`prepare` fills, so that a recording of one serves all.
         By default numbers are taken from the step, and no recording serves two.
@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
         return None
 
     def prepare(self, step: int) -> None:
-        """Bring what depends on the step to the device; by default a loss takes it from its step."""
+        """Copy values that depend on the step to the device; by default a loss computes them from its step."""
 
     def one_step(self, num_batches: int) -> AbstractContextManager[None]:
         """Return a context for the losses and backward passes of a step's batches, in which they may share work."""

@@ -16,9 +16,9 @@ class Baseline:
     """Chance level of a statistic of any shape S under shuffled factors.
 
     Args:
-        mean: S, mean over the shuffles: subtract it to remove the bias.
+        mean: S, mean over the shuffles: subtract it to remove the bias of the estimator.
         threshold: the 95 % quantile over shuffles of the statistic's largest entry. A cell of a heat map above it is
-            no accident of having looked at many cells.
+            not explained by the number of cells.
         draws: [num_draws, *S].
     """
 

@@ -1,7 +1,7 @@
 """The likelihood with no latents: one discretised logistic per pixel and channel, fitted to the training images.
 
-What a model must beat before its latents say anything. Exact bins, so its bits per dimension compare with every
-discrete likelihood here; for 1-bit images it is a Bernoulli per pixel.
+A model must beat it before its latents mean anything. Its bins are exact, so its bits per dimension are comparable with
+those of every discrete likelihood here. For 1-bit images it is a Bernoulli per pixel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pixel head: how many parameters per pixel a likelihood needs, and the likelihood that they describe."""
+"""The pixel head: the number of parameters per pixel that a likelihood needs, and the likelihood that they describe."""
 
 from __future__ import annotations
 

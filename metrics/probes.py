@@ -20,8 +20,8 @@ class ProbeR2:
     """R2 of a probe.
 
     Args:
-        score: mean over factors of 1 - squared error / variance; at most 1, below 0 where the probe does worse than
-            the mean.
+        score: mean over factors of 1 - squared error / variance; at most 1, below 0 if the probe does worse than the
+            mean.
         per_factor: [K].
         adjusted: the score corrected for the latents that a linear fit spends (Wherry 1931), where rows are scored that
             were fitted; else the score.
@@ -126,7 +126,7 @@ class CCA:
     """Canonical correlation of codes and factors.
 
     Args:
-        score: mean over K of the canonical correlations, in [0, 1]; where there are fewer pairs, the rest counts 0.
+        score: mean over K of the canonical correlations, in [0, 1]; if there are fewer pairs, the rest counts 0.
         correlations: falling, at most min(D, K).
         num_points: N.
     """

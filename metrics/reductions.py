@@ -1,4 +1,4 @@
-"""A hierarchy's groups as a few numbers, without looking at labels: what makes it comparable with a flat code.
+"""Reduction of a hierarchy's groups to a few numbers without labels, which makes it comparable with a flat code.
 
 Groups are [N, C, H, W] or [N, D], top group first, and should hold residual means (:func:`residual_mean`). Everything
 that is fitted (which channels, PCA, standardisation) is fitted on one half of the points; codes of the other half come
@@ -21,9 +21,9 @@ LARGEST_TOP = 32  # dims up to which a top group is scored flat
 
 
 def residual_mean(posterior_mean: Array, prior_mean: Array, prior_std: Array) -> Floats:
-    """(mu_q - mu_p) / sigma_p: what a group adds to the groups above it, in prior standard deviations; any equal shapes.
+    """(mu_q - mu_p) / sigma_p: the change that a group adds to the groups above, in prior stds; any equal shapes.
 
-    Absolute means would repeat what the levels above said.
+    Absolute means would repeat the information of the groups above.
     """
     mean, prior, std = (
         as_floats(to_numpy(values), name)
@@ -72,7 +72,7 @@ class Reduced:
 
     Args:
         codes: [N/2, D], standardised with the mean and standard deviation of the other half.
-        rows: [N/2], which points these are.
+        rows: [N/2], indices of these points.
     """
 
     codes: Float64

@@ -1,4 +1,4 @@
-"""Separated attribute predictability (Kumar et al. 2018), in its two forms, which do not compare."""
+"""Separated attribute predictability (Kumar et al. 2018), in its two forms, which are not comparable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SAP:
         score: mean over factors of the gap between the two latents that predict it best.
         per_factor: [K].
         matrix: [D, K], accuracy on test rows ("discrete") or squared correlation on train rows ("r2").
-        ceiling: what codes = factors score on the same rows: about .24 in the discrete form on dSprites, and None in
-            the R2 form, where it is 1 up to the factors' accidental correlation.
+        ceiling: the score of codes = factors on the same rows: about .24 in the discrete form on dSprites, and None in
+            the R2 form, for which it is 1 up to the factors' accidental correlation.
     """
 
     score: float

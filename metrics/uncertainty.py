@@ -42,11 +42,11 @@ class Uncertain:
         interval: (low, high), which covers the score's limit at many rows with probability ``confidence``. It is
             centred on ``corrected``, so a strongly biased score may lie outside.
         chance: mean score where the rows of the factors are shuffled.
-        chance_high: 95 % quantile of the same; a score above it is no accident.
+        chance_high: 95 % quantile of the same; a score above it is unlikely to be chance.
         bias: estimate of score minus its limit. corrected: score - bias.
         standard_error: of the score.
         bias_note: the bias in words.
-        result: what ``score`` returned on all rows.
+        result: result of ``score`` on all rows.
     """
 
     score: float
@@ -84,14 +84,14 @@ def with_uncertainty(
             returns a number or a result with ``.score``. A score that needs test rows gets a random half of the rows.
         codes: [N, D], rows drawn independently.
         factors: [N, K]; None for scores of codes alone, whose chance level shuffles each latent by itself.
-        num_resamples: random halves of the rows.
-        num_shuffles: of the rows of the factors.
-        confidence: of the interval.
-        seed: of halves and shuffles, and of the score where it takes one that ``options`` does not give.
+        num_resamples: number of random halves of the rows.
+        num_shuffles: number of shuffles of the factors' rows.
+        confidence: probability that the interval covers.
+        seed: seed of halves and shuffles, and of the score if it takes one that ``options`` does not give.
         options: passed on to the score.
 
     Raises:
-        ValueError: fewer than 16 rows, or what the score refuses.
+        ValueError: fewer than 16 rows, or input that the score refuses.
     """
     check_count(num_resamples, "num_resamples", 2)
     check_count(num_shuffles, "num_shuffles", 1)
@@ -167,7 +167,7 @@ def _shuffled(codes: Floats, factors: Factors | None, rng: np.random.Generator) 
 
 
 def _within_range(low: float, high: float, draws: Float64, name: str) -> tuple[float, float]:
-    """The interval cut to what the score can be: at least 0 where no draw is below, at most 1 for scores up to 1."""
+    """The interval cut to the score's range: at least 0 if no draw is below, at most 1 for scores up to 1."""
     if draws.min() >= 0.0:
         low, high = max(low, 0.0), max(high, 0.0)
     return (min(low, 1.0), min(high, 1.0)) if name in UP_TO_ONE else (low, high)

@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
         return mean, var
 
     def _take(self, mean: Tensor, var: Tensor, count: float | Tensor, copies: int) -> None:
-        """Take over moved copies, the batch's variance corrected for ``count`` values that are there ``copies`` times."""
+        """Store moved copies; the batch's variance is corrected for ``count`` values, each there ``copies`` times."""
         if copies == 1 or _is_frozen():
             return
         ratio = copies * (count - 1) / (copies * count - 1)  # ratio of the two corrections of the batch's variance
@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
         self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var * ratio)
 
     def _over_ranks(self, x: Tensor, weight: Tensor, copies: int) -> Tensor:
-        """In training between ranks."""
+        """Normalise in training on several ranks."""
         if x.is_cuda:
             mean, var = self._statistics_to_move(copies)
             found = once(lambda: exchange_on_device(x, mean, var, self.momentum))

@@ -31,7 +31,7 @@ def _as_in_the_forward_pass(weights: Mapping[nn.Module, Given], exchanged: list[
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The recomputation, perhaps in another thread, takes the same weights and statistics, and moves none again."""
+    """Contexts in which the recomputation, perhaps in another thread, uses the same weights and moves no statistics."""
     exchanged: list[Any] = []
     return recording(exchanged), _as_in_the_forward_pass(weights_in_use(), exchanged)
 

@@ -147,7 +147,7 @@ class NVAEObjective(Objective):
         return self.config.kl_balance and coefficient < 1.0, self.config.spectral_weight > 0.0
 
     def prepare(self, step: int) -> None:
-        """Bring what depends on ``step`` to the device; the losses of this step need not be told again."""
+        """Copy values that depend on ``step`` to the device, for all losses of this step."""
         if self._prepared == step:
             return
         coefficient = kl_coefficient(step, self.total_steps, self.config)
@@ -175,7 +175,7 @@ class NVAEObjective(Objective):
             torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
 
     def _stacks(self) -> Stacks | None:
-        """The weights that the model is to convolve with, or None where every layer computes its own.
+        """The weights for the model's convolutions, or None if every layer computes its own.
 
         A model does that which sets its weights from the first batch, and so do compiled cells, which fuse that work.
         """
@@ -205,8 +205,8 @@ class NVAEObjective(Objective):
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` at an optimiser step.
 
-        ``model`` is what to call, perhaps wrapped in DDP. In training mode the KL is balanced while its coefficient is
-        below 1 and the penalties are added; in evaluation mode they are left out.
+        ``model`` is the model to call, perhaps wrapped in DDP. In training mode the KL is balanced while its
+        coefficient is below 1 and the penalties are added; in evaluation mode they are left out.
         """
         self.prepare(step)
         balances, penalises = (is_on and model.training for is_on in self.path(step))

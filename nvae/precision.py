@@ -1,4 +1,4 @@
-"""Autocast, asked of devices that have it and of those that do not."""
+"""Autocast, on devices with and without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the type that convolutions compute in under autocast; None where it is off or the device has none."""
+    """Return the type that convolutions compute in under autocast; None if it is off or the device has none."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
