@@ -2,7 +2,8 @@
 
 A score is computed again on many random halves of the rows, drawn without replacement. For a statistic whose variance
 and bias fall as 1/N, halves spread around the score as the score spreads around its limit, and lie above it by as much
-as it lies above its limit (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). Resampling with
+as it lies above its limit (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). A score that is
+fitted on one half of its rows and computed on the other varies with that split as well: see :func:`_scale`. Resampling with
 replacement would repeat rows, which raises every information, every nearest-neighbour estimate and every fit: measured
 coverage is in docs/metrics/uncertainty.md.
 """
@@ -13,7 +14,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from metrics.factors import Factors, Table, as_table
 from metrics.reductions import halves
 
 FEWEST_ROWS = 16
+NUM_SPLITS = 10  # of all rows, over which the luck of one split is averaged out
 STRONG_BIAS = 6.0  # standard errors, beyond which a bias that does not fall as 1/N exactly shows
 UP_TO_ONE = frozenset(
     (
@@ -109,9 +110,11 @@ def with_uncertainty(
         rows = np.sort(rng.permutation(num_points)[:num_half])
         draws[i] = _number(compute(array[rows], None if table is None else table.rows(rows)))
     chance = np.array([_number(compute(*_shuffled(array, table, rng))) for _ in range(num_shuffles)])
-    share = num_half / (num_points - num_half)
-    bias, error = share * float(draws.mean() - estimate), math.sqrt(share) * float(draws.std(ddof=1))
-    reach = NormalDist().inv_cdf(0.5 + confidence / 2.0) * error
+    splits = _splits_rows(result, num_points)
+    centre = _mean_over_splits(compute, array, table, rng) if splits else estimate
+    bias = num_half / (num_points - num_half) * float(draws.mean() - centre)
+    error = math.sqrt(_scale(num_points, num_half, splits=splits)) * float(draws.std(ddof=1))
+    reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error * math.sqrt(1.0 + 1.0 / num_resamples)
     name = getattr(getattr(score, "func", score), "__name__", "")  # a partial keeps the function
     return Uncertain(
         score=estimate,
@@ -130,6 +133,38 @@ def with_uncertainty(
         result=result,
         notes=(*getattr(result, "notes", ()), *_notes(estimate, error)),
     )
+
+
+def _splits_rows(result: Any, num_points: int) -> bool:
+    """Tell whether a score was fitted on one half of the rows and computed on the other."""
+    num_train = getattr(result, "num_train", None)
+    return isinstance(num_train, int) and abs(2 * num_train - num_points) <= 1
+
+
+def _mean_over_splits(
+    compute: Callable[[Floats, Factors | None], Any], codes: Floats, factors: Factors | None, rng: np.random.Generator
+) -> float:
+    """Mean score over random orders of all rows, so that one split's luck does not pass for bias."""
+    orders = [rng.permutation(len(codes)) for _ in range(NUM_SPLITS)]
+    return float(np.mean([_number(compute(codes[o], None if factors is None else factors.rows(o))) for o in orders]))
+
+
+def _scale(num_points: int, num_half: int, *, splits: bool) -> float:
+    """Variance of the score over the variance of its halves: about 1, and 2/3 for a score that splits its own rows.
+
+    With unit variance per row, m of N rows drawn without replacement have a mean of variance 1/m - 1/N given the rows. A
+    score that splits has m = N/4 in a half and N/2 itself; its variance is 2/N around the limit.
+    """
+    if splits:
+        return (2.0 / num_points) / (2.0 / num_half - 1.0 / num_points)
+    return num_half / (num_points - num_half)
+
+
+def _students_t(share: float, freedom: int) -> float:
+    """Quantile of Student's distribution: the standard error comes from few halves, and so does the bias."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, share))
 
 
 def _on_rows(score: Callable[..., Any], options: dict[str, Any], seed: int) -> Callable[[Floats, Factors | None], Any]:

@@ -18,7 +18,18 @@ from launch.machine import files
 from launch.report import figures, words
 from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean, describe_terms, why_apart
 from launch.report.statistics import spread
-from launch.report.tables import Block, Bullets, Figure, Heading, Table, Text, number, to_html, to_markdown
+from launch.report.tables import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Table,
+    Text,
+    number,
+    to_html,
+    to_markdown,
+    with_interval,
+)
 
 TITLE = "Hierarchical and flat VAEs compared"
 MOST_HEAT_MAPS = 4  # configurations that get their own figures
@@ -96,6 +107,20 @@ def other_scores_table(compared: Comparable) -> Table:
     ]
     caption = "Other scores, each on the model's own code: only group-MIG (groups) is meant for comparing families"
     return Table(["configuration", "code", *names], rows, caption, wordy=frozenset({1}))
+
+
+def uncertainty_table(compared: Comparable) -> Table:
+    """List the scores of each configuration's first run with their intervals over images and chance levels."""
+    rows = [
+        [c.label, str(c.first.seed), name, with_interval(value, found)]
+        for c in compared.configurations
+        for name in c.first.with_intervals
+        if (value := c.first.score(name)) is not None and (found := c.first.uncertainty(name)) is not None
+    ]
+    caption = (
+        "Scores with their uncertainty over images: score [95 % interval], chance level; one run of each configuration"
+    )
+    return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 
 def _of_samples(run: ScoredRun, name: str, images: str = "samples") -> float | None:
@@ -186,6 +211,8 @@ def _figures(compared: Comparable, prefix: str) -> Iterator[Figure]:
     if compared.dims:
         drawing = figures.mig_against_dimension(compared)
         yield Figure(f"{prefix}mig", "MIG against dimension", drawing, words.dimension(compared))
+    if compared.with_intervals:
+        yield Figure(f"{prefix}intervals", "Scores and chance", figures.intervals(compared), words.INTERVALS)
     if any(run.held_out("rate") is not None for run in compared.runs):
         drawing = figures.rate_distortion(compared)
         yield Figure(f"{prefix}rate-distortion", "Rate, distortion and score", drawing, words.scatter(compared))
@@ -220,6 +247,8 @@ def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Dra
     if compared.dims:
         yield score_table(compared)
     yield other_scores_table(compared)
+    if compared.with_intervals:
+        yield uncertainty_table(compared)
     if len(compared.configurations) > 1:
         yield difference_table(compared)
     yield run_table(compared)

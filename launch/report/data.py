@@ -111,6 +111,17 @@ class ScoredRun:
         value = self.record["scores"].get(name, {}).get("score")
         return float(value) if isinstance(value, int | float) else None
 
+    @property
+    def with_intervals(self) -> list[str]:
+        """Names of the scores that have an interval over images and a chance level."""
+        found = self.record["scores"].items()
+        return [name for name, result in found if result.get("uncertainty") and self.score(name) is not None]
+
+    def uncertainty(self, name: str) -> dict[str, Any] | None:
+        """Return the ``interval`` and ``chance`` of a score."""
+        found: dict[str, Any] | None = self.record["scores"].get(name, {}).get("uncertainty")
+        return found
+
     def held_out(self, name: str) -> float | None:
         """Return one of the held-out numbers."""
         value = (self.record["held_out"] or {}).get(name)
@@ -294,6 +305,11 @@ class Comparable:
     def runs(self) -> list[ScoredRun]:
         """Runs of all configurations."""
         return [run for configuration in self.configurations for run in configuration.runs]
+
+    @property
+    def with_intervals(self) -> list[str]:
+        """Names of the scores with an interval in at least one first run."""
+        return list(dict.fromkeys(name for c in self.configurations for name in c.first.with_intervals))
 
     @cached_property
     def dims(self) -> list[int]:

@@ -190,6 +190,38 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
     return draw(build, "dimension")
 
 
+def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:
+    """Draw the scores of a run as points with intervals, and their chance levels as bars."""
+    for name in names:
+        found, value, place = run.uncertainty(name), run.score(name), names.index(name) + offset
+        if found is None or value is None:
+            continue
+        axes.plot(found["interval"], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
+        axes.scatter([value], [place], color=colour, s=18, zorder=3, label=label)
+        axes.plot([found["chance"]], [place], marker="|", color=INK, markersize=7, markeredgewidth=1.4, alpha=0.7)
+        label = None  # one line in the legend
+
+
+def intervals(compared: Comparable) -> Drawing:
+    """Draw the scores of each configuration's first run with intervals over images and chance levels."""
+    names, shown = compared.with_intervals, compared.configurations[:MOST_NAMED]
+
+    def build() -> Figure:
+        height = 1.4 + len(names) * max(0.3, 0.13 * len(shown))
+        figure, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")
+        for index, configuration in enumerate(shown):
+            offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
+            _interval_lines(axes, configuration.first, names, offset, COLOURS[index], clean(configuration.label))
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("score, 95 % interval over images; bar: chance level")
+        axes.spines[["top", "right"]].set_visible(False)
+        _legend(figure, axes)
+        return figure
+
+    return draw(build, "intervals")
+
+
 def _equal_elbo(axes: Any) -> None:
     """Draw lines of equal ELBO behind the points."""
     (low, high), (bottom, ceiling) = axes.get_xlim(), axes.get_ylim()

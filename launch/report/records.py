@@ -77,8 +77,14 @@ class _Groups(Record):
         return self
 
 
+class _Uncertainty(Record):
+    interval: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
+    chance: FiniteFloat
+
+
 class _Score(Record):
     score: FiniteFloat | None = None
+    uncertainty: _Uncertainty | None = None
 
 
 class _Nearest(Record):

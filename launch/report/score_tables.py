@@ -11,24 +11,30 @@ from launch.results.scores import METRICS, headline
 
 
 def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
-    """List each score with its ceiling or its level of chance, and its meaning."""
+    """List each score with its 95 % interval, its chance level, its ceiling and its meaning."""
     rows = []
     for name, result in results.items():
         value = headline(result)
         shown = f"{value:.4f}" if value is not None else str(result.get("score"))
         beside = next((f"{k} {result[k]:.4f}" for k in ("ceiling", "baseline") if isinstance(result.get(k), float)), "")
-        rows.append([name, shown, beside, METRICS[name].says])
-        rows += [["", "", "", _uncertainty(result["uncertainty"])]] if result.get("uncertainty") else []
-        rows += [["", "", "", f"note: {note}"] for note in result.get("notes", ())]
-    rows += [[name, "-", "", f"left out: {reason}"] for name, reason in skipped.items()]
-    return Table(["score", "value", "", "meaning"], rows, wordy=frozenset({2, 3}))
+        rows.append([name, shown, *_uncertainty(result.get("uncertainty")), beside, METRICS[name].says])
+        notes = [f"note: {note}" for note in (*_bias(result.get("uncertainty")), *result.get("notes", ()))]
+        rows += [["", "", "", "", "", note] for note in notes]
+    rows += [[name, "-", "", "", "", f"left out: {reason}"] for name, reason in skipped.items()]
+    return Table(["score", "value", "95 % interval", "by chance", "", "meaning"], rows, wordy=frozenset({4, 5}))
 
 
-def _uncertainty(found: Mapping[str, Any]) -> str:
-    """Interval, chance level and, where it matters, the bias of one score."""
+def _uncertainty(found: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Format the interval and the chance level of a score that has them."""
+    if found is None:
+        return "", ""
     low, high = found["interval"]
-    shown = f"{found['confidence']:.0%} interval {low:.4f} to {high:.4f}; by chance {found['chance']:.4f}"
-    return shown + (f"; {found['bias_note']}" if abs(found["bias"]) > found["standard_error"] else "")
+    return f"[{low:.4f}, {high:.4f}]", f"{found['chance']:.4f}"
+
+
+def _bias(found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Say how biased a score is, where its bias is larger than its standard error."""
+    return (found["bias_note"],) if found and abs(found["bias"]) > found["standard_error"] else ()
 
 
 def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
@@ -93,6 +99,9 @@ def _unit_labels(record: dict[str, Any]) -> list[str]:
 def _parts(record: dict[str, Any]) -> Iterator[str]:
     found = record["scores"]
     yield f"code: {one_line(record['code'])}; {record['num_images']:,} images"
+    if record.get("ignored_columns"):
+        names = ", ".join(one_line(name) or "(no name)" for name in record["ignored_columns"])
+        yield f"columns left out, because they number or name the rows: {names}"
     yield scores(found, record["skipped"]).text()
     if record["untrained"]:
         fresh = {name: headline(result) for name, result in record["untrained"].items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import jinja2
 
@@ -120,6 +120,12 @@ Block: TypeAlias = Heading | Text | Bullets | Table | Figure
 def number(value: float | None, digits: int = 3) -> str:
     """Format a number for a table; None becomes a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def with_interval(value: float, uncertainty: Mapping[str, Any], digits: int = 3) -> str:
+    """Format a score with its interval and its chance level for a table."""
+    low, high = uncertainty["interval"]
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], {uncertainty['chance']:.{digits}f}"
 
 
 def escape(text: str) -> str:

@@ -215,6 +215,12 @@ GLOSSARY = (
     "there is none, nothing is claimed.",
 )
 
+INTERVALS = (
+    "One run of each configuration: its scores with 95 % intervals over images, corrected for the bias of few images, and as a "
+    "bar the level that shuffled factors reach. An interval says nothing about other seeds. A score within reach of its bar "
+    "has found nothing."
+)
+
 PICTURES = {
     "reconstructions": (
         "Originals above their reconstructions from posterior means. All models show the same images, chosen by position and "

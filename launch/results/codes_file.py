@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import metrics
 from launch.machine import files
@@ -31,12 +32,14 @@ class CodesFile:
         factors: [N, K] with their names, or None.
         variances: [N, D] of the posteriors, or None.
         sha256: digest of the file.
+        ignored: columns that number or name the rows, such as a frame's index or file names, and so are no factors.
     """
 
     codes: Floats
     factors: Factors | None
     variances: Floats | None
     sha256: str
+    ignored: tuple[str, ...] = ()
 
 
 def read_codes(path: Path) -> CodesFile:
@@ -49,6 +52,13 @@ def read_codes(path: Path) -> CodesFile:
         raise ValueError(f"there is no file {path}; {_SAVE}")
     readers = {".csv": _from_csv, ".tsv": _from_csv, ".parquet": _from_parquet}
     codes, factors, variances = readers.get(path.suffix.lower(), _from_npz)(path)
+    ignored = (
+        tuple(name for name, column in factors.items() if _names_rows(name, column))
+        if isinstance(factors, dict)
+        else ()
+    )
+    if ignored:
+        factors = {name: column for name, column in factors.items() if name not in ignored} or None
     checked = metrics.arrays.as_codes(codes)
     table = None if factors is None else as_table(factors)
     for name, other in (("factors", table), ("variances", variances)):
@@ -57,7 +67,24 @@ def read_codes(path: Path) -> CodesFile:
                 f"codes {checked.shape} and {name} {other.shape} of {path} differ in their rows; save both alike"
             )
     digest = files.sha256(path)
-    return CodesFile(checked, table, None if variances is None else metrics.arrays.as_codes(variances), digest)
+    return CodesFile(checked, table, None if variances is None else metrics.arrays.as_codes(variances), digest, ignored)
+
+
+def _names_rows(name: str, column: npt.NDArray[Any]) -> bool:
+    """Tell whether a column is an index without a name, or a text of its own for every row."""
+    if name.strip() == "" or name == "__index_level_0__":
+        return True
+    if column.dtype.kind not in "OUS" or len(np.unique(column.astype(str))) < max(len(column), 2):
+        return False
+    return not _is_number(str(column[0]))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_npz(path: Path) -> tuple[Any, Any, Any]:

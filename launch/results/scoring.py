@@ -338,6 +338,7 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
         "num_latents": num_latents,
         "code": scored.code_name,
         "factor_names": [] if read.factors is None else list(read.factors.names),
+        "ignored_columns": list(read.ignored),
         "scores": scores.compute(names, scored, _say),
         "skipped": skipped,
         "untrained": None,

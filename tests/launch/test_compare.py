@@ -116,6 +116,18 @@ def test_a_report_of_both_families(report: tuple[running.Result, Path], runs: di
     assert named == {path.name for path in (out / "figures").iterdir()}
 
 
+def test_a_report_has_the_interval_and_the_chance_level_of_each_score(
+    report: tuple[running.Result, Path], runs: dict[str, Path]
+) -> None:
+    """A line for each score of each configuration's first run, and a figure."""
+    markdown = (report[1] / "report.md").read_text().replace("\\", "")
+    for name in ("nvae0", "flat"):
+        found = json.loads((runs[name] / "scores.json").read_text())["scores"]["mig"]
+        low, high = found["uncertainty"]["interval"]
+        assert f"{found['score']:.3f} [{low:.3f}, {high:.3f}], {found['uncertainty']['chance']:.3f}" in markdown
+    assert (report[1] / "figures" / "intervals.png").is_file()
+
+
 def test_the_page_needs_nothing_but_itself(report: tuple[running.Result, Path]) -> None:
     """No script, no request; ids that are referred to are there, once."""
     page = parsed(report[1] / "report.html")
@@ -187,13 +199,16 @@ def damage(run: Path, name: str) -> None:
     elif name == "keys":
         del record["protocol"]
         (run / "scores.json").write_text(json.dumps(record))
+    elif name == "interval":
+        record["scores"]["mig"]["uncertainty"]["interval"] = [0.1]
+        (run / "scores.json").write_text(json.dumps(record))
     elif name == "arrays":
         (run / "scores.npz").write_bytes(b"PK" + bytes(50))
     else:
         shutil.rmtree(run)
 
 
-@pytest.mark.parametrize("name", ["config", "json", "list", "keys", "arrays", "folder"])
+@pytest.mark.parametrize("name", ["config", "json", "list", "keys", "interval", "arrays", "folder"])
 def test_a_broken_run_is_left_out_with_a_reason(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     broken = shutil.copytree(runs["nvae1"], tmp_path / "broken")
     damage(broken, name)
@@ -280,7 +295,7 @@ def test_two_hundred_runs_stay_readable(runs: dict[str, Path], tmp_path: Path) -
     assert "200 runs of 40 configurations" in page
     assert "20 more rows" in page  # folded away
     assert len(page) < 4e6
-    assert len(list((tmp_path / "out" / "figures").iterdir())) <= 10
+    assert len(list((tmp_path / "out" / "figures").iterdir())) <= 11  # 2 of each of 4 heat maps, and 3 of all
     assert len(result.out.splitlines()) < 30
     parsed(tmp_path / "out" / "report.html")
 

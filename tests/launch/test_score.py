@@ -8,6 +8,7 @@ import math
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -392,11 +393,40 @@ def test_a_table_of_codes(separator: str, tmp_path: Path) -> None:
     found = record["scores"]["mcc"]["uncertainty"]
     assert found["interval"][0] <= found["corrected"] <= found["interval"][1]
     assert str(tmp_path / "mine.scores.json") in result.out
-    assert "interval" in result.out
-    assert "by chance" in result.out
+    assert "[{:.4f}, {:.4f}]".format(*found["interval"]) in result.out
+    assert f"{found['chance']:.4f}" in result.out
     first = (tmp_path / "mine.scores.json").read_bytes()
     assert call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2").code == 0
     assert (tmp_path / "mine.scores.json").read_bytes() == first
+
+
+def test_parquet_scores_as_csv_does(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet is read where pyarrow is installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(0)
+    columns = {"z0": rng.normal(size=60), "kind": np.array(["ball", "cone"])[rng.integers(2, size=60)]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    rows = [f"{z!r},{kind}" for z, kind in zip(columns["z0"].tolist(), columns["kind"], strict=True)]
+    (tmp_path / "b.csv").write_text("\n".join(["z0,kind", *rows]) + "\n")
+    scores = []
+    for name in ("a.parquet", "b.csv"):
+        result = call("score", "--codes", tmp_path / name, "--metrics", "mig", "mcc", "--resamples", "0")
+        assert result.code == 0, result.err
+        scores.append(json.loads((tmp_path / name).with_suffix(".scores.json").read_text())["scores"])
+    assert scores[0] == scores[1]
+
+
+def test_columns_that_number_or_name_the_rows_are_no_factors(tmp_path: Path) -> None:
+    """As pandas writes an index, and file names; a factor of distinct fractions stays."""
+    rng = np.random.default_rng(0)
+    lines = [f"{i},image{i}.png,{i % 3 + 0.01 * i},{i % 3},{rng.uniform():.6f}" for i in range(60)]
+    (tmp_path / "mine.csv").write_text("\n".join([",image,z0,kind,size", *lines]))
+    result = call("score", "--codes", tmp_path / "mine.csv", "--metrics", "mcc", "--resamples", "0")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "mine.scores.json").read_text())
+    assert record["factor_names"] == ["kind", "size"]
+    assert record["ignored_columns"] == ["", "image"]
+    assert "image" in result.out
 
 
 def test_plain_rows_serve_sampled_metrics(tmp_path: Path) -> None:
@@ -429,7 +459,7 @@ def test_wide_codes_leave_out_what_would_take_hours(tmp_path: Path) -> None:
         ("words.csv", "z0,f\nx,2\n1,3\n", ["column z0", "'x'"]),
         ("gaps.csv", "z0,f\n1,2\n1,\n", ["empty", "factor f"]),
         ("head.csv", "z0,f\n", ["no rows"]),
-        ("table.parquet", "no parquet", ["table.parquet"]),
+        ("table.parquet", "no parquet", ["table.parquet", "save a csv" if find_spec("pyarrow") is None else "again"]),
     ],
 )
 def test_bad_tables_are_one_line(name: str, text: str, words: list[str], tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ def exact_share(size: int, keep: float) -> float:
     return float((joint * np.log(joint * size**2)).sum() / math.log(size))
 
 
+KEEPS = np.array([0.8, 0.4])
+TRUE_WEAK_MCC = math.sqrt(KEEPS @ np.linalg.solve([[1.0, 0.32], [0.32, 1.0]], KEEPS))  # R of both copies together
 TRUE_MIG = float(np.mean([exact_share(n, 0.8) - exact_share(n, 0.4) for n in SIZES]))
 
 
@@ -99,3 +101,27 @@ def test_what_has_no_interval_is_refused() -> None:
         metrics.with_uncertainty(metrics.mig, codes, factors, confidence=2)
     with pytest.raises(ValueError, match="score is inf"):
         metrics.with_uncertainty(metrics.total_correlation, np.repeat(codes[:, :1], 2, axis=1))
+
+
+def test_few_halves_make_wider_intervals_than_many() -> None:
+    """Student's quantile: 2 halves tell next to nothing of the spread."""
+    codes, factors = noisy_copies(400, np.random.default_rng(6))
+    few = [
+        metrics.with_uncertainty(metrics.mcc, codes, factors, num_resamples=2, num_shuffles=1, seed=s)
+        for s in range(10)
+    ]
+    many = metrics.with_uncertainty(metrics.mcc, codes, factors, num_resamples=60, num_shuffles=1)
+    width = np.median([u.interval[1] - u.interval[0] for u in few])
+    assert width > 2 * (many.interval[1] - many.interval[0])
+
+
+def test_the_luck_of_one_split_is_no_bias() -> None:
+    """Weak MCC is fitted on half of the rows: its value on one split moved the interval away from the limit."""
+    rng, hits = np.random.default_rng(7), 0
+    for seed in range(40):
+        codes, factors = noisy_copies(200, rng)
+        found = metrics.with_uncertainty(
+            metrics.mcc, codes, factors, mapping="linear", num_resamples=20, num_shuffles=1, seed=seed
+        )
+        hits += found.interval[0] <= TRUE_WEAK_MCC <= found.interval[1]
+    assert hits >= 36
