@@ -24,7 +24,8 @@ from metrics.reductions import halves
 
 FEWEST_ROWS = 16
 NUM_SPLITS = 10  # of all rows, over which the luck of one split is averaged out
-STRONG_BIAS = 6.0  # standard errors, beyond which a bias that does not fall as 1/N exactly shows
+STRONG_BIAS = 3.0  # standard errors, beyond which it shows that a bias does not fall as 1/N exactly
+SLOWEST_BIAS = 1.0 / (math.sqrt(2.0) - 1.0)  # by how much a bias that falls as 1/sqrt(N) exceeds the estimate
 UP_TO_ONE = frozenset(
     (
         *("mig", "mig_sup", "jemmig", "med", "modularity", "infomec", "irs", "sap", "mcc", "cca"),
@@ -118,7 +119,7 @@ def with_uncertainty(
     name = getattr(getattr(score, "func", score), "__name__", "")  # a partial keeps the function
     return Uncertain(
         score=estimate,
-        interval=_within_range(estimate - bias - reach, estimate - bias + reach, draws, name),
+        interval=_interval(estimate, bias, error, reach, _range(draws, name)),
         chance=float(chance.mean()),
         chance_high=float(np.quantile(chance, 0.95)),
         bias=bias,
@@ -201,18 +202,29 @@ def _shuffled(codes: Floats, factors: Factors | None, rng: np.random.Generator) 
     return codes, factors.rows(rng.permutation(len(codes)))
 
 
-def _within_range(low: float, high: float, draws: Float64, name: str) -> tuple[float, float]:
-    """The interval cut to the score's range: at least 0 if no draw is below, at most 1 for scores up to 1."""
-    if draws.min() >= 0.0:
-        low, high = max(low, 0.0), max(high, 0.0)
-    return (min(low, 1.0), min(high, 1.0)) if name in UP_TO_ONE else (low, high)
+def _range(draws: Float64, name: str) -> tuple[float, float]:
+    """Return the score's range: at least 0 if no draw is below, at most 1 for scores up to 1."""
+    return 0.0 if draws.min() >= 0.0 else -math.inf, 1.0 if name in UP_TO_ONE else math.inf
+
+
+def _interval(
+    estimate: float, bias: float, error: float, reach: float, possible: tuple[float, float]
+) -> tuple[float, float]:
+    """The interval around the corrected score; under a strong bias it reaches as far as a slower bias would lead."""
+    bottom, top = possible
+    centre = min(max(estimate - bias, bottom), top)
+    further = (SLOWEST_BIAS - 1.0) * bias if abs(bias) > STRONG_BIAS * error else 0.0
+    low, high = centre - reach - max(further, 0.0), centre + reach - min(further, 0.0)
+    return min(max(low, bottom), top), max(min(high, top), bottom)
 
 
 def _bias_note(bias: float, error: float, num_points: int) -> str:
     if abs(bias) <= 0.25 * error or bias == 0.0:
         return f"bias {bias:+.2g} at {num_points} rows: small beside the standard error {error:.2g}"
     strong = (
-        "; that is so much that the limit may lie beyond: give more rows" if abs(bias) > STRONG_BIAS * error else ""
+        f" and reaches to {-SLOWEST_BIAS * bias:+.2g}, where a bias that falls as 1/sqrt(N) would end: give more rows"
+        if abs(bias) > STRONG_BIAS * error
+        else ""
     )
     return (
         f"at {num_points} rows the score is about {abs(bias):.2g} too {'high' if bias > 0 else 'low'} "

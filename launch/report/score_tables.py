@@ -59,7 +59,8 @@ def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Seque
 def reduced(result: Mapping[str, Any]) -> Table:
     """List the MIG of each reduction at each dimension; a star marks codes with fewer numbers than requested."""
     found = result["rows"]
-    dims = sorted({row["dim"] for row in found})
+    every = sorted({row["dim"] for row in found})
+    dims = [d for d in every if any(row["num_latents"] >= d == row["dim"] for row in found)] or every[:1]
     rows = []
     for kind in dict.fromkeys(row["kind"] for row in found):
         of_kind = {row["dim"]: row for row in found if row["kind"] == kind}

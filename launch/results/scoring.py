@@ -351,7 +351,10 @@ def _available_in(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores
     """For each need of a score, None or a message about what the file lacks and what to do."""
     no_factors = f"{path} holds no factors; add the key 'factors' to the npz, or columns to the table"
     continuous = [] if read.factors is None else [read.factors.names[k] for k in read.factors.continuous]
-    numbers = f"the factors {', '.join(continuous[:8])} are continuous; choose mcc, linear_r2, cca, infomec or sap_r2"
+    numbers = (
+        f"needs classes, and these factors are continuous: {', '.join(continuous[:8])}; "
+        "choose mcc, linear_r2, cca, infomec or sap_r2"
+    )
     units = f"probes {read.codes.shape[1]} latents one by one and together; request it with --metrics groups"
     return {
         "factors": None if read.factors is not None else no_factors,

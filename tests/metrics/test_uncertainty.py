@@ -125,3 +125,14 @@ def test_the_luck_of_one_split_is_no_bias() -> None:
         )
         hits += found.interval[0] <= TRUE_WEAK_MCC <= found.interval[1]
     assert hits >= 36
+
+
+def test_an_interval_reaches_the_limit_of_a_score_whose_bias_falls_slowly() -> None:
+    """MED of a perfect code beside latents of noise is 1 at many rows and far below at 300."""
+    rng = np.random.default_rng(8)
+    factors = np.stack([rng.integers(n, size=300) for n in (3, 5)], axis=1)
+    codes = np.concatenate([factors, rng.integers(8, size=(300, 4))], axis=1).astype(np.float64)
+    found = metrics.with_uncertainty(metrics.med, codes, factors, num_resamples=40, num_shuffles=1)
+    assert found.score < 0.9
+    assert found.interval[0] < found.interval[1] == 1.0
+    assert "1/sqrt(N)" in found.bias_note
