@@ -242,7 +242,7 @@ class LogConfig:
     iw_samples: int = 10
     """Draws of the importance-weighted bound in the final evaluation."""
     score_every: int | None = None
-    """Steps between cheap scores of the code (MIG at d = 10, active latents) on the valid split; default never."""
+    """Steps between cheap scores of codes of the valid split (MIG, JEMMIG, MCC, linear R2, active latents); default never."""
     figure_images: int = 16
     """Images in each grid of samples and reconstructions."""
 

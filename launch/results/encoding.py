@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 FORMAT = 1
 CHEAP_IMAGES = 2000
+CHEAP_SCORES: dict[str, Callable[..., Any]] = {
+    "mig": metrics.mig,
+    "jemmig": metrics.jemmig,
+    "mcc": metrics.mcc,
+    "linear_r2": metrics.linear_r2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +292,11 @@ def encode_once(
 def cheap_scores(
     model: VAE, data: datasets.Dataset, ranks: Ranks, *, batch_size: int, seed: int, images: int = CHEAP_IMAGES
 ) -> dict[str, float]:
-    """MIG at d = 10 (``moments`` of residual means, scored on one half) and active latents, by tag."""
+    """Scores at d = 10 (``moments`` of residual means, scored on one half) and active latents, by tag."""
     encoded = encode(
         model, data, Protocol(images=images, seed=seed).rows(len(data)), ranks, batch_size=batch_size, max_gib=1.0
     )
     reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=10, seed=seed)
-    score = metrics.mig(reduced.codes, data.factors(encoded.rows[reduced.rows]))
-    return {"score/mig_d10": score.score, "score/active_latents": float(encoded.active_latents)}
+    factors = data.factors(encoded.rows[reduced.rows])
+    found = {f"score/{name}_d10": float(score(reduced.codes, factors).score) for name, score in CHEAP_SCORES.items()}
+    return {**found, "score/active_latents": float(encoded.active_latents)}

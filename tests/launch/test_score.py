@@ -336,9 +336,10 @@ def test_bad_codes_are_one_line(name: str, words: list[str], tmp_path: Path) -> 
 
 def test_the_trainer_scores_on_a_schedule(tmp_path: Path) -> None:
     run = toy.train("nvae", tmp_path / "run", "--score-every", "8")
-    scored = {r["step"]: r["score/mig_d10"] for r in running.records(run) if "score/mig_d10" in r}
-    assert set(scored) == {8, 16}
-    assert all(0.0 <= v <= 1.0 for v in scored.values())
+    for name in ("mig", "jemmig", "mcc", "linear_r2"):
+        scored = {r["step"]: r[f"score/{name}_d10"] for r in running.records(run) if f"score/{name}_d10" in r}
+        assert set(scored) == {8, 16}
+        assert all(0.0 <= v <= 1.0 for v in scored.values())
 
 
 def test_the_trainer_refuses_scores_without_factors(data: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_every_kind_of_score() -> None:
     assert read.chance == pytest.approx(0.5, abs=0.1)
     alone = metrics.with_uncertainty(metrics.total_correlation, codes, **few)
     assert alone.score > alone.chance_high
+    assert any("81 to 84 %" in note for note in metrics.with_uncertainty(metrics.irs, codes, factors, **few).notes)
     mean = metrics.with_uncertainty(lambda codes, factors: codes.mean(), codes, {"a": factors[:, 0]}, **few)
     assert mean.score == codes.mean()
     assert metrics.with_uncertainty(metrics.infomec, codes, factors, **few).interval[1] <= 1.0
