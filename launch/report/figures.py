@@ -213,7 +213,7 @@ def intervals(compared: Comparable) -> Drawing:
             offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
             _interval_lines(axes, configuration.first, names, offset, COLOURS[index], clean(configuration.label))
         axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("score, 95 % interval over images; bar: chance level")
         axes.spines[["top", "right"]].set_visible(False)
         _legend(figure, axes)
