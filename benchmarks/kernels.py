@@ -27,6 +27,7 @@ from launch.training.flat import FlatState, Vector
 from launch.training.memory import image_spec
 from launch.training.optim import Findings, Verdict
 from launch.training.step import Trainer, new_state
+from nvae.cross_rank import equal_counts
 
 TOTAL_STEPS, AT_STEP = 1_000_000, 100_000  # a third of the warm-up: balancing and every penalty are at work
 
@@ -63,6 +64,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
     """The launches of one training step; of one rank among ``world_size``, on a process group that is not there either."""
     if world_size > 1:
         dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
+    equal_counts.cache_clear()
     findings = Findings(bad_loss=False, bad_gradient=False, too_long=False, stop=False)
     try:
         with (
@@ -86,6 +88,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
                 trainer.train_step(images)
         return recorder
     finally:
+        equal_counts.cache_clear()  # whoever comes next has other fake tensors, or real ones
         if world_size > 1:
             dist.destroy_process_group()
 

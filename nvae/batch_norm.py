@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
             mean, var = mean.clone(), var.clone()
         return mean, var
 
-    def _take(self, mean: Tensor, var: Tensor, count: float | Tensor, copies: int) -> None:
+    def _take(self, mean: Tensor, var: Tensor, count: int, copies: int) -> None:
         """Store moved copies; the batch's variance is corrected for ``count`` values, each there ``copies`` times."""
         if copies == 1 or _is_frozen():
             return
@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
         if x.is_cuda:
             mean, var = self._statistics_to_move(copies)
             found = once(lambda: exchange_on_device(x, mean, var, self.momentum))
-            self._take(mean, var, found.counts.sum(), copies)
+            self._take(mean, var, num_ranks() * x.numel() // x.shape[1], copies)
             return device_batch_norm(x, weight, self.bias, found, self.activation)
         moments = once(lambda: batch_moments(x))
         if not _is_frozen():

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -166,19 +167,29 @@ class DeviceMoments:
     inverse_std: Tensor
 
 
+@cache
+def equal_counts(num_values: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``num_values`` for each rank, [ranks]; made once, because a step has hundreds of norms and few sizes of images."""
+    with torch.inference_mode(False):  # it may serve a training step later
+        return torch.full((ranks,), num_values, dtype=dtype, device=device)
+
+
 @torch.no_grad()
 def exchange_on_device(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> DeviceMoments:
-    """Statistics of ``x`` [B, C, H, W] over all ranks, one collective; moves the running ones by ``momentum``."""
+    """Statistics of ``x`` [B, C, H, W] over all ranks, one collective; moves the running ones by ``momentum``.
+
+    All ranks must hold equally many images, as they do in training: exchanging counts would cost three kernels a norm.
+    """
     mean, inverse_std = torch.batch_norm_stats(x, EPS)
-    count = torch.full((1,), x.numel() // x.shape[1], dtype=mean.dtype, device=x.device)
-    means, inverse_stds, counts = _gathered(torch.cat([mean, inverse_std, count])).split([len(mean), len(mean), 1], 1)
-    counts = counts.flatten()
+    means, inverse_stds = _gathered(torch.cat([mean, inverse_std])).chunk(2, 1)
+    size = x.numel() // x.shape[1], num_ranks()
     mean, inverse_std = torch.batch_norm_gather_stats_with_counts(
-        x, means, inverse_stds, running_mean, running_var, momentum, EPS, counts
+        *(x, means, inverse_stds, running_mean, running_var, momentum, EPS),
+        equal_counts(*size, mean.dtype, x.device),
     )
-    return DeviceMoments(counts.int(), mean, inverse_std)
+    return DeviceMoments(equal_counts(*size, torch.int32, x.device), mean, inverse_std)
 
 
 class _DeviceNorm(torch.autograd.Function):
