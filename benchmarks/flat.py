@@ -102,7 +102,7 @@ class Ours:
 
     def forward(self) -> object:
         """The forward pass on the first batch."""
-        return self.trainer.forward(self.images.to(self.trainer.ranks.device).float())
+        return self.trainer.state.model(self.images.to(self.trainer.ranks.device).float())
 
     def epoch(self) -> None:
         """Train one epoch."""
@@ -176,10 +176,6 @@ def flat_step(options: argparse.Namespace, device: torch.device) -> list[Row]:
     for case in cases:
         if case.variant in losses:
             case.counts["loss_last_epoch"] = losses[case.variant][-1]
-    rows = with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], *_peaks(device))
+    rows = with_rates([harness.timing_row("flat-step", c, seconds[c.variant]) for c in cases], device)
     rows += [harness.ratio_row("flat-step", p, case.variant, seconds) for p, case in together.items()]
     return rows + [harness.ratio_row("flat-step", p, "pythae", seconds) for p in ours if "pythae" in seconds]
-
-
-def _peaks(device: torch.device) -> tuple[float, float]:
-    return harness.matrix_rate(device), harness.copy_bandwidth(device)

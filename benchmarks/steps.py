@@ -20,7 +20,7 @@ from launch.families import family_of
 from launch.families.nvae import NVAE_PRESETS, NVAETrainConfig
 from launch.machine.distributed import Ranks
 from launch.training.memory import image_spec
-from launch.training.step import Trainer, new_state, resolve_precision
+from launch.training.step import DTYPES, Trainer, new_state
 from metrics.elbo import terms
 from nvae import NVAE, NVAEConfig
 
@@ -136,11 +136,15 @@ def nvae_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
     return cases
 
 
-def with_rates(rows: list[Row], matrix: float, bandwidth: float) -> list[Row]:
-    """FLOP/s and bytes/s of each row as shares of what this machine reached in the same run."""
+def with_rates(rows: list[Row], device: torch.device) -> list[Row]:
+    """FLOP/s and bytes/s of each row as shares of what this machine reaches, in the precision that the row begins with."""
+    bandwidth = harness.copy_bandwidth(device)
+    kinds = {row["variant"].split(",")[0].split()[0] for row in rows if "gflop" in row}
+    rates = {kind: harness.matrix_rate(device, DTYPES.get(kind, torch.float32)) for kind in kinds}
     for row in rows:
         if "gflop" in row:
-            row["share_of_matrix_rate"] = row["gflop"] * 1e9 / row["median_s"] / matrix
+            rate = rates[row["variant"].split(",")[0].split()[0]]
+            row["share_of_matrix_rate"] = row["gflop"] * 1e9 / row["median_s"] / rate
         if "gb_touched" in row:
             row["share_of_bandwidth"] = row["gb_touched"] * 1e9 / row["median_s"] / bandwidth
     return rows
@@ -151,8 +155,7 @@ def nvae_step(options: argparse.Namespace, device: torch.device) -> list[Row]:
     cases = nvae_cases(options, device)
     seconds = harness.interleave(cases, options.rounds, device)
     rows = [harness.timing_row("nvae-step", case, seconds[case.variant]) for case in cases]
-    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
-    with_rates(rows, harness.matrix_rate(device, dtype), harness.copy_bandwidth(device))
+    with_rates(rows, device)
     rows += [
         harness.ratio_row("nvae-step", case.variant, cases[-1].variant, seconds)
         for case in cases[:-1]

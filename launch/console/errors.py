@@ -33,7 +33,9 @@ EXIT_INTERRUPTED = 130
 INSISTENCE_SECONDS = 3.0
 PRECEDENCE_SECONDS = 20.0
 
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|Cannot allocate memory", re.I)
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|bad_alloc|Cannot allocate memory|STATUS_ALLOC_FAILED", re.I
+)  # the last one is that of cuDNN and cuBLAS
 DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 

@@ -1,7 +1,8 @@
 """Noise as a function of (seed, step): no generator state is saved, and any number of ranks sees the same draw.
 
 Every rank draws the noise of the whole global batch, group by group, and keeps its slice. So a step on two processes
-equals the step on one up to rounding, and a resumed run continues exactly, even on another number of processes.
+equals the step on one up to rounding, and a resumed run continues exactly, even on another number of processes. All CPUs
+draw the same numbers. A GPU draws others, and its large draws depend on its number of multiprocessors.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ def generator(device: torch.device, *key: int | str) -> torch.Generator:
     """A generator seeded by a hash of ``key``, e.g. (purpose, seed, step)."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def drawn_by(device: torch.device) -> str:
+    """Name of the device that draws the noise; devices of one name draw the same numbers."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def standard_normal(

@@ -13,6 +13,7 @@ import torch
 
 from launch.console import errors
 from launch.console.config import RunConfig, SharedConfig
+from launch.machine import noise
 from launch.training import checkpoint, resume
 from launch.training.step import Trainer
 from tests.launch import running, toy
@@ -167,3 +168,16 @@ def test_a_batch_norm_of_one_value_is_refused_before_a_folder_is_made(tmp_path: 
     flags = running.flags(data, run, "--num-scales", "3", "--groups-per-scale", "1", "1", "1", batch=1)
     running.assert_one_error(call("train_nvae", *flags), "--batch-size 2")
     assert not run.exists()
+
+
+def test_noise_that_another_device_drew_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert train(run, "--max-steps", "2").code == 0
+    same = train(run, "--resume", "auto", "--max-steps", "4")
+    monkeypatch.setattr(noise, "drawn_by", lambda _: "another GPU")
+    other = train(run, "--resume", "auto", "--max-steps", "6")
+    assert (same.code, other.code) == (0, 0)
+    assert "another GPU" not in same.err
+    assert "noise" not in same.err
+    assert "cpu" in other.err
+    assert "another GPU" in other.err
