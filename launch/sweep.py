@@ -52,6 +52,8 @@ class SweepConfig:
     """Training script."""
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
+    share: str = "1/1"
+    """Part of the runs to train here: 3/8 is the third of eight machines that share --out. A sweep without it writes the report."""
     images: int = 10_000
     """Number of test images for MIG and covariance distance: the same images as score.py --images takes."""
 
@@ -60,6 +62,9 @@ class SweepConfig:
             raise ValueError(f"--seeds {self.seeds} --images {self.images}; give at least 1 seed and 8 images")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}; give 1 or more")
+        count = self.share.partition("/")[2]
+        if not (count.isdecimal() and self.share in [f"{i}/{count}" for i in range(1, int(count) + 1)]):
+            raise ValueError(f"--share {self.share}; give the machines 1/N, 2/N, ... N/N")
         if not self.values or any(len(set(v)) < len(v) for v in (self.values, self.by_values)):
             raise ValueError(f"--values {' '.join(self.values)}; give each value once, at least one")
         if (self.by is None) != (not self.by_values) or self.by == self.flag:
@@ -67,6 +72,11 @@ class SweepConfig:
         for flag in self.flags:
             if flag in OWN_FLAGS:
                 raise ValueError(f"--flag {flag} is set by the sweep itself; choose another flag, or --seeds")
+
+    def part(self, runs: Sequence[ScriptRun]) -> list[ScriptRun]:
+        """Return every Nth run, those of this share."""
+        number, count = map(int, self.share.split("/"))
+        return list(runs[number - 1 :: count])
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -115,7 +125,18 @@ def main(arguments: list[str]) -> None:
         (setting, seed): _run(sweep, shared, setting, seed) for seed in range(sweep.seeds) for setting in sweep.settings
     }
     errors.stop_with_children()
-    faults = jobs.train_all(list(runs.values()), sweep.workers)
+    part = sweep.part(list(runs.values()))
+    faults = jobs.train_all(part, sweep.workers)
+    if sweep.share == "1/1":
+        _write_report(sweep, runs)
+    if faults:
+        raise ValueError(
+            f"{len(faults)} of {len(part)} runs failed ({faults[0]}); mend it and give the same command again"
+        )
+
+
+def _write_report(sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun]) -> None:
+    """Measure the runs that are done, and write table, plot and results."""
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():
@@ -126,10 +147,6 @@ def main(arguments: list[str]) -> None:
     if series:
         print()
         print(sweep_report.write(sweep.out, sweep.flag, series))
-    if faults:
-        raise ValueError(
-            f"{len(faults)} of {len(runs)} runs failed ({faults[0]}); correct the cause and repeat the command"
-        )
 
 
 if __name__ == "__main__":

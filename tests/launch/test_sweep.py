@@ -100,6 +100,30 @@ def test_sweep_refuses_before_it_trains(
     assert not (tmp_path / "out").exists()
 
 
+def test_machines_share_a_sweep(swept: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is trained by one of them, and only a sweep without --share writes the report."""
+    trained: list[list[str]] = []
+
+    def train_all(runs: list[jobs.ScriptRun], workers: int | None) -> list[str]:
+        trained.append([str(run) for run in runs])
+        return []
+
+    monkeypatch.setattr(jobs, "train_all", train_all)
+    report = (swept / "table.md").stat().st_mtime_ns
+    for share in ("1/2", "2/2"):
+        own = ["--values", "1", "40", "80", "--share", share]
+        assert running.call("sweep", *flags(data, swept, *own)).code == 0
+    assert trained == [["beta-1-seed0", "beta-80-seed0"], ["beta-40-seed0"]]
+    assert (swept / "table.md").stat().st_mtime_ns == report
+    assert sweep.SweepConfig(values=("1",)).share == "1/1"
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "2", "1/", "/2", "1/2/2", "a/b", "01/2"])
+def test_a_share_that_is_none_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match=f"--share {share}"):
+        sweep.SweepConfig(values=("1",), share=share)
+
+
 def test_values_of_several_numbers() -> None:
     chosen = sweep.SweepConfig(values=("3,3",), flag="latent-groups", out=Path("out"))
     run = sweep._run(chosen, ["--lr", "1"], ("3,3",), 1)
