@@ -56,6 +56,11 @@ class Ranks:
         """True for the process that prints, logs and writes files."""
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        """Name of the device; devices of one name draw the same noise."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
     def barrier(self) -> None:
         """Wait until every rank has arrived."""
         if self.world_size > 1:

@@ -22,11 +22,6 @@ def generator(device: torch.device, *key: int | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def drawn_by(device: torch.device) -> str:
-    """Name of the device that draws the noise; devices of one name draw the same numbers."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def standard_normal(
     shapes: Sequence[tuple[int, ...]],
     source: torch.Generator,

@@ -12,7 +12,7 @@ import datasets
 from datasets import recipes
 from launch.console.config import SharedConfig, to_json
 from launch.console.terminal import say
-from launch.machine import files, noise
+from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
 from launch.training.checkpoint import load_state
@@ -119,7 +119,7 @@ def resume(
         _refuse_half(content, path)
         changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
         _load(state, content, path)
-        here = noise.drawn_by(ranks.device)
+        here = ranks.device_name
         if (before := content.get("noise_drawn_by", here)) != here:
             warn(f"noise was drawn by {before} and is now by {here}; the run goes on, but not as it would have there")
         if ranks.is_main:

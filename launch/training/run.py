@@ -118,7 +118,7 @@ class Run:
             "global_batch": self.order.batch_size,
             "num_images": self.order.num_images,
             "recipe": self.train_data.recipe,
-            "noise_drawn_by": noise.drawn_by(self.ranks.device),
+            "noise_drawn_by": self.ranks.device_name,
         }
         keep = self.config.run.keep_checkpoints + bool(self.state.num_bad_in_a_row)  # never displace a good one
         try:

@@ -13,7 +13,7 @@ import torch
 
 from launch.console import errors
 from launch.console.config import RunConfig, SharedConfig
-from launch.machine import noise
+from launch.machine.distributed import Ranks
 from launch.training import checkpoint, resume
 from launch.training.step import Trainer
 from tests.launch import running, toy
@@ -174,7 +174,7 @@ def test_noise_that_another_device_drew_is_said(tmp_path: Path, monkeypatch: pyt
     run = tmp_path / "run"
     assert train(run, "--max-steps", "2").code == 0
     same = train(run, "--resume", "auto", "--max-steps", "4")
-    monkeypatch.setattr(noise, "drawn_by", lambda _: "another GPU")
+    monkeypatch.setattr(Ranks, "device_name", "another GPU")
     other = train(run, "--resume", "auto", "--max-steps", "6")
     assert (same.code, other.code) == (0, 0)
     assert "another GPU" not in same.err
