@@ -114,7 +114,7 @@ class _Engine:
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _of_tensors(self, node: Any, outputs: Any) -> Sequence[Tensor | None]:
-        """Of what a function of ours returns, the gradients of its tensors: arguments of other kinds have no edge."""
+        """Gradients of the tensors that one of our functions returns; other arguments have no edge."""
         outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
         spare = len(outputs) - len(node.next_functions)
         for _ in range(spare):
@@ -215,7 +215,7 @@ def num_kernels(name: str, args: Sequence[Any]) -> int:
 
 
 def _flops(name: str, args: Sequence[Any], out: Any) -> float:
-    """Of matrix products and convolutions."""
+    """FLOPs of matrix products and convolutions."""
     if name == "convolution":
         return 2.0 * out.numel() * math.prod(args[1].shape[1:])
     if name == "convolution_backward":
@@ -299,7 +299,7 @@ def to_device(module: nn.Module) -> None:
 
 
 def on_meta(build: Callable[[], Any]) -> Any:
-    """What ``build`` makes, on the meta device, within :func:`fake_cuda`."""
+    """The result of ``build`` on the meta device, within :func:`fake_cuda`."""
     with unset_fake_temporarily(), torch.device("meta"):
         return build()
 

@@ -94,7 +94,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
 
 
 def kind(launch: fake_cuda.Launch) -> str:
-    """What sort of work a launch belongs to."""
+    """Kind of work that a launch belongs to."""
     name, where = launch.name, launch.where
     if name in ("convolution", "convolution_backward"):
         return "convolutions"

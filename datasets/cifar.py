@@ -103,9 +103,9 @@ def open_cifar10(
 ) -> ArrayDataset:
     """Open CIFAR-10, RGB 32x32: 50,000 / 10,000 images for train / test, as published models are trained and tested.
 
-    With `num_valid`, the last so many training images are valid instead: 5,000 leaves 45,000. `hflip` mirrors at random in split
-    train only. `root` holds the archive `cifar-10-binary.tar.gz`, checked by its SHA-256, or what it unpacks to, which
-    is read faster.
+    With `num_valid`, that many training images, from the end, are valid instead: 5,000 leaves 45,000. `hflip` mirrors
+    at random in split train only. `root` holds the archive `cifar-10-binary.tar.gz`, checked by its SHA-256, or what it
+    unpacks to, which is read faster.
     """
     check_options("cifar10", split, num_bits)
     flips = hflip and split == "train"

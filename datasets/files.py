@@ -40,7 +40,7 @@ def open_regular(path: Path, limit: int) -> Iterator[io.BufferedReader]:
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
         os.close(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path} is no regular file; put a file there")
+            raise DataError(f"{path} is not a regular file; put a file there")
         raise DataError(f"{path} has {status.st_size:,} bytes; give a file of at most {limit:,}")
     with os.fdopen(descriptor, "rb") as file:
         yield file

@@ -139,7 +139,7 @@ def open_folder(
         hflip: mirror at random in split train only.
         seed: seed of the mirroring.
         split_by: "folders" by sub-folders train, valid, test in any usual spelling at any level; "content" by a hash of
-            each file's content (`roles_by_content`); "auto" by folders where there are any; "path" as runs recorded
+            each file's content (`roles_by_content`); "auto" by folders if there are any; "path" as runs recorded
             before these rules were split (`roles_by_path`).
         labels: a CSV file with a row of factors for each image (`labels.read_labels`).
         cache_dir: folder for decoded images.

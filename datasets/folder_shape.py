@@ -10,7 +10,7 @@ from datasets.files import Files
 from datasets.spec import DataError
 
 Channels = Literal["auto", 1, 3]
-_FEW = 20  # colour among grey, or another size: fewer than one image in so many is a stray
+_FEW = 20  # colour among grey, or another size: fewer than one image in this many counts as a stray
 _MOST_CHECKED = 100
 
 

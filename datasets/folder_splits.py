@@ -55,7 +55,7 @@ def roles_by_path(names: list[str]) -> Assignment:
 
 
 def roles_by_content(names: list[str], words: UInt64, folders: dict[str, str]) -> Assignment:
-    """Split images by split folders where there are any, else by the images' content.
+    """Split images by split folders if there are any, else by the images' content.
 
     The content decides by the first 64 bits of the SHA-256 of the file: train 90 %, valid 5 %, test 5 %. It does not
     depend on names, paths or endings; adding or removing images moves no others; and copies of a file share a split.

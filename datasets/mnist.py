@@ -83,7 +83,7 @@ def open_mnist(
 ) -> ArrayDataset:
     """Open MNIST, grey 28x28: 60,000 / 10,000 images for train / test, as published models are trained and tested.
 
-    With `num_valid`, the last so many training images are valid instead: 5,000 leaves 55,000.
+    With `num_valid`, that many training images, from the end, are valid instead: 5,000 leaves 55,000.
 
     `binarise`: dynamic binarisation, each pixel drawn anew as Bernoulli(value / 255) for each `draw`, by (seed, draw,
     index), on every split as NVAE does; a fixed `draw` is a fixed evaluation set. Without it `num_bits` bits.

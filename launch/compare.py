@@ -52,7 +52,7 @@ class CompareConfig:
     other_data: bool = False
     """Accept data that differ from those that the run was trained on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         if self.pictures < 0 or (self.images is not None and self.images < 8):

@@ -51,7 +51,7 @@ class EvaluateConfig:
     seed: int = 0
     """Seed of the latent draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes GPUs where there are any."""
+    """auto takes GPUs if there are any."""
     timeout_minutes: float = 30.0
     """Minutes to wait for another rank before all ranks stop and the missing one is named."""
 

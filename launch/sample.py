@@ -54,7 +54,7 @@ class SampleConfig:
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         if self.num < 1 or self.batch_size < 1:

@@ -28,7 +28,7 @@ def check_group(model: VAE, group: int) -> None:
     """Refuse a group that the model does not have.
 
     Raises:
-        ValueError: ``group`` is no index of a group.
+        ValueError: ``group`` is not the index of a group.
     """
     count = len(model.group_shapes)
     if not 0 <= group < count:
@@ -73,7 +73,7 @@ def decode_top(
     from their priors at a ``temperature``: features common to several draws are determined by the fixed groups.
 
     Raises:
-        ValueError: ``num_fixed`` is no number of groups, or the temperature is not positive.
+        ValueError: ``num_fixed`` is not a valid number of groups, or the temperature is not positive.
     """
     count = len(model.group_shapes)
     if not 1 <= num_fixed <= min(count, len(zs)):

@@ -86,7 +86,7 @@ def load_inception(weights: Path) -> Callable[[Tensor], Tensor]:
     except Exception as error:  # bytes of unknown origin can make the reader raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
-            f"{weights} is no state dict of torchvision's inception_v3 ({reason}); save model.state_dict()"
+            f"{weights} is not a state dict of torchvision's inception_v3 ({reason}); save model.state_dict()"
         ) from error
     model.fc = nn.Identity()
     model.eval().requires_grad_(False)

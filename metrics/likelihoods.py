@@ -228,7 +228,7 @@ class DiscretizedLogisticMixture:
         num_mixtures = parameters.shape[1] // num_mixture_parameters(channels, 1)
         if parameters.shape[1] != num_mixture_parameters(channels, num_mixtures):
             raise ValueError(
-                f"{parameters.shape[1]} parameters per pixel are no whole number of components for {channels} channels; "
+                f"{parameters.shape[1]} parameters per pixel are not a whole number of components for {channels} channels; "
                 f"give a multiple of {num_mixture_parameters(channels, 1)}"
             )
         blocks = _block_sizes(channels)

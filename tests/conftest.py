@@ -1,4 +1,4 @@
-"""What every test shares: one thread, fixed seeds, the folder of golden data where it exists."""
+"""Fixtures of all tests: one thread, fixed seeds, the folder of golden data if it exists."""
 
 from __future__ import annotations
 

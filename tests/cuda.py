@@ -1,4 +1,4 @@
-"""What tests of CUDA share."""
+"""Helpers of the tests of CUDA."""
 
 from __future__ import annotations
 

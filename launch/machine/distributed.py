@@ -188,7 +188,9 @@ def _number(variable: str, otherwise: int) -> int:
     """A number that torchrun set in the environment."""
     typed = os.environ.get(variable, str(otherwise))
     if not (typed.isascii() and typed.isdigit()):
-        raise ValueError(f"the environment says {variable}={typed!r}, which is no number; unset it or start torchrun")
+        raise ValueError(
+            f"the environment says {variable}={typed!r}, which is not a number; unset it or start torchrun"
+        )
     return int(typed)
 
 

@@ -164,7 +164,7 @@ def sha256(path: Path) -> str:
     """Hex digest of a regular file's bytes.
 
     Raises:
-        ValueError: it is missing, can't be read, or is no regular file.
+        ValueError: it is missing, can't be read, or is not a regular file.
     """
     with open_regular(path, MOST_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

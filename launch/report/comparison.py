@@ -94,7 +94,7 @@ def score_table(compared: Comparable) -> Table:
         for c in compared.configurations
     ]
     caption = (
-        "MIG at equal dimension: the same label-free reductions for every model; a dash where a model has fewer numbers"
+        "MIG at equal dimension: the same label-free reductions for every model; a dash if a model has fewer numbers"
     )
     return Table(["configuration", *(name for name, *_ in columns)], rows, caption)
 

@@ -79,7 +79,7 @@ def _training_length(compared: Comparable) -> str:
     if max(passes) < 1.0:
         return (
             f"Short training: at most {max(passes):.2g} passes over the training images. This checks that everything works; "
-            "it is no result about architectures."
+            "it is not a result about architectures."
         )
     return f"Training: {min(passes):.2g} to {max(passes):.2g} passes over the training images."
 
@@ -188,7 +188,7 @@ def _control(compared: Comparable) -> str:
 
 
 def scatter(compared: Comparable) -> str:
-    """Say what the plane of rate and distortion shows; a correlation only where there are enough runs."""
+    """Say what the plane of rate and distortion shows; a correlation only if there are enough runs."""
     runs = [(run, elbo) for run in compared.runs if (elbo := run.held_out("elbo")) is not None]
     said = f"{len(runs)} runs; grey lines join equal ELBO, better towards the lower left."
     if runs:
@@ -233,6 +233,6 @@ PICTURES = {
     ),
     "traversals": (
         "One image; each row moves one axis by two standard deviations each way: principal axes of groups, top group first, "
-        "or the latents of highest KL. A row that changes one thing is no proof that another image behaves alike."
+        "or the latents of highest KL. A row that changes one thing does not prove that other images behave alike."
     ),
 }

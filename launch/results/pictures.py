@@ -141,7 +141,7 @@ class TraverseConfig:
     seed: int = 0
     """Seed of the draws."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.steps < 2 or self.images < 2:

@@ -87,7 +87,7 @@ class ScoreConfig:
     out: Path | None = None
     """JSON file; default scores.json in the run folder, or beside the codes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes GPUs where there are any."""
+    """auto takes GPUs if there are any."""
     timeout_minutes: float = 30.0
     """Minutes to wait for another rank before all ranks stop and the missing one is named."""
 

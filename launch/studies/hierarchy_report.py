@@ -68,7 +68,7 @@ def _cost(compared: Comparable) -> str:
     seconds = [float(run.summary["seconds"]) for run in compared.runs if "seconds" in run.summary]
     return (
         f"{len(compared.runs)} runs, {sum(seconds) / 60:.0f} minutes of training in all (one thread each, on a machine that did "
-        f"other work too, so minutes are no measurement of speed)."
+        f"other work too, so minutes do not measure speed)."
     )
 
 

@@ -180,7 +180,7 @@ def write(out: Path, flag: str, series: Series) -> str:
     Args:
         out: the sweep's folder.
         flag: flag that varied.
-        series: for each value of a second flag (an empty name where there is none) and each value of the first the
+        series: for each value of a second flag (an empty name if there is none) and each value of the first the
             numbers of its runs, one mapping for each seed.
     """
     results = flat(series)

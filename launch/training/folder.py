@@ -154,7 +154,9 @@ class RunFolder:
         """
         path = self.path / name
         if not path.exists():
-            raise ValueError(f"{self.path} has no {name}, so it is no run folder; give the folder of a run (runs/...)")
+            raise ValueError(
+                f"{self.path} has no {name}, so it is not a run folder; give the folder of a run (runs/...)"
+            )
         return files.read_json(path, remedy="restore it or start a new run")
 
     @property

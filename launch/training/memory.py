@@ -189,7 +189,7 @@ def _steps(file: IO[bytes]) -> list[dict[str, Any]]:
         if not (
             _gflop_per_s(row) > 0.0 and _images_per_s(row) > 0.0 and {"variant", "hardware", "batch_size"} <= row.keys()
         ):
-            raise ValueError("a line makes no sense")
+            raise ValueError("a line has invalid values")
     return chosen
 
 

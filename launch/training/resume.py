@@ -163,7 +163,7 @@ def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
             raise ValueError("it counts fewer than 0 steps")
     except Exception as error:  # a file from another program can raise anything while a part is loaded
         raise ValueError(
-            f"{path} is no whole checkpoint of this run ({type(error).__name__}: {files.reason(error)}); "
+            f"{path} is not a complete checkpoint of this run ({type(error).__name__}: {files.reason(error)}); "
             "remove it to use an older one"
         ) from error
 

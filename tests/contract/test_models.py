@@ -1,4 +1,4 @@
-"""What holds for every model of every family: shapes, signs, gradients, bounds, and that all passes agree."""
+"""Properties of every model of every family: shapes, signs, gradients, bounds, and agreement of all passes."""
 
 from __future__ import annotations
 

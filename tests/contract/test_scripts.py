@@ -111,7 +111,7 @@ def test_score(run: Path) -> None:
 
 
 def test_compress(run: Path, tmp_path: Path) -> None:
-    """What is coded comes back bit for bit."""
+    """Coded images come back bit for bit."""
     packed = call("compress", "--run", run, "--images", "3", "--out", tmp_path / "c")
     assert packed.code == 0, packed.err
     restored = call("compress", "--run", run, "--decompress", tmp_path / "c", "--out", tmp_path / "images")

@@ -32,7 +32,7 @@ class Command(NamedTuple):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows the program."""
+        """Arguments of the program."""
         return self.words[self.words.index(self.program) + 1 :]
 
 

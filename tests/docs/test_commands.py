@@ -36,7 +36,7 @@ def module_of(program: str) -> str:
 
 @functools.cache
 def help_of(program: str, subcommand: str = "") -> str:
-    """What ``--help`` prints."""
+    """Output of ``--help``."""
     if program != BENCHMARKS:
         result = running.call(module_of(program), "--help")
         assert result.code == 0, result.err

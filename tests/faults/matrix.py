@@ -214,7 +214,7 @@ def _prepare(home: Path, command: str, made: Path) -> None:
 
 
 def _in_this_process(script: str, arguments: list[str]) -> int:
-    """What the script does when it is started, up to its exit code."""
+    """Run a script's start in this process, up to its exit code."""
     sys.argv = [f"launch/{script}.py", *arguments]
     try:
         errors.main(MAINS[script])
@@ -310,7 +310,7 @@ def cell(command: str, fault: str, made: Path) -> dict[str, Any]:
 
 
 def _left(home: Path) -> str:
-    """What is there after a cell, in a word or two."""
+    """State of the run folder after a cell, in a word or two."""
     found = []
     for run in sorted({path.parent for path in home.rglob("config.json")}):
         valid = next(checkpoint.newest_valid(run / "checkpoints", lambda text: None), None)

@@ -1,4 +1,4 @@
-"""How a fuzzed case may end.
+"""Permitted ends of a fuzzed case.
 
 A target damages a genuine input and reads it as the project does. It returns True where the damaged input was read as
 something, False where it was refused with a ValueError whose message, as a script prints it, is a line that a terminal
@@ -17,7 +17,7 @@ Target = Callable[[random.Random], bool]
 
 
 def refused(read: Callable[[], object]) -> bool:
-    """Whether ``read`` refuses in one line; lets every other exception through."""
+    """True if ``read`` refuses in one line; every other exception passes."""
     try:
         read()
     except ValueError as error:

@@ -68,7 +68,7 @@ def run(name: str, first: int, cases: int, done: mmap.mmap, report: IO[str], *, 
 
 
 def _one(target: Target, seed: int, *, debug: bool) -> str:
-    """How a case ends: "read", "refused", or what was found."""
+    """End of a case: "read", "refused", or the finding."""
     said = io.StringIO()
     signal.alarm(SECONDS)
     try:

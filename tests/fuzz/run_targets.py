@@ -284,7 +284,7 @@ def throughput(home: Path) -> Target:
 
 
 def script_log(home: Path) -> Target:
-    """What a run of a sweep said: the last error in it is quoted."""
+    """Log of a sweep's run, of which the last error is quoted."""
     path, text = home / "log.txt", "step 1\nerror: wrong\n  fix: that\n" * 3
 
     def one(chance: random.Random) -> bool:
@@ -347,7 +347,7 @@ def label_tables(home: Path) -> Target:
 
 
 def inception_weights(home: Path) -> Target:
-    """What a user gives as weights of the extractor; none here is a whole model, so all are refused."""
+    """A user's weights of the extractor; none here is a complete model, so all are refused."""
     path, file = home / "inception.pt", io.BytesIO()
     torch.save({"weight": torch.zeros(3, 3), "step": 2}, file)
     raw = file.getvalue()

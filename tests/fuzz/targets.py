@@ -1,4 +1,4 @@
-"""What is fuzzed: files of runs, command lines, and with them all readers of data sets."""
+"""Targets of the fuzzer: files of runs, command lines, and all readers of data sets."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class _Notes(TorchDispatchMode):
 
 
 class EmulatedGraph:
-    """What :class:`launch.machine.captured.CudaGraph` is on a GPU."""
+    """Emulation of :class:`launch.machine.execution.CudaGraph` without a GPU."""
 
     def __init__(self) -> None:
         self._notes = _Notes()

@@ -61,7 +61,7 @@ class Result(NamedTuple):
 
 
 def call(script: str, *arguments: object) -> Result:
-    """What a person would type, without paying for another start of torch; signals are put back afterwards."""
+    """Run a typed command without the cost of starting torch again; restore the signal handlers afterwards."""
     module = importlib.import_module(f"launch.{script}")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     said, warned = io.StringIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""What people get wrong: one line what, one line what to do, exit code 2, and nothing half-written."""
+"""Users' mistakes: one line on the error, one on the remedy, exit code 2, and nothing half-written."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class _Killed(BaseException):
 
 @pytest.mark.parametrize("fatal", range(1, 9))
 def test_killed_at_any_call_to_the_disk(fatal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is on the disk after each system call either is the old state or the new one, and damage is noticed."""
+    """After each system call the disk holds the old state or the new one, and damage is noticed."""
     checkpoint.save(tmp_path, 1, content(1.0))
     calls = 0
 

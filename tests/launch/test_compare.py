@@ -62,7 +62,7 @@ def test_a_report_says_how_near_samples_come_to_real_images(report: tuple[runnin
 
 
 class Page(HTMLParser):
-    """What a page refers to, and whether its tags close."""
+    """References of a page, and a check that its tags close."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -203,7 +203,7 @@ def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
 
 
 def test_sigterm_in_the_first_step(data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where kernels are chosen and models are compiled, which takes long: the step is done, then all is saved."""
+    """The first step chooses kernels and compiles, which takes long; it is completed, then everything is saved."""
     real = stepping.Trainer._accumulate
 
     def accumulate(self: stepping.Trainer, *drawn: Any) -> Any:

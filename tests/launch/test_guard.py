@@ -138,7 +138,8 @@ class Questions(TorchDispatchMode):
 
 
 def questions(one: stepping.Trainer, images: Tensor) -> Counter[str]:
-    """Of the third step. Step counters of optimisers that are not fused are on the host, here and on a GPU where not captured."""
+    """Synchronisations of the third step. Counters of optimisers that are not fused stay on the host unless
+    captured."""
     one.settles_late = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(likelihoods, "check_pixels", lambda x: None)  # which on a GPU looks at nothing

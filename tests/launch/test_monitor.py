@@ -1,4 +1,4 @@
-"""What a person watches is really in the files: event files, JSON lines, figures."""
+"""Records are complete in the files: event files, JSON lines, figures."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_records_that_are_no_file_end_nothing(make: Any, tmp_path: Path) -> None
     if make is os.mkfifo:  # a pipe without a reader blocks whoever opens it to write
         (tmp_path / "metrics.jsonl").unlink()
         make(tmp_path / "other")
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="regular file"):
             records.read(tmp_path / "other")
     _log(tmp_path, range(1, 3))
 

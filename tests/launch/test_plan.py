@@ -1,4 +1,4 @@
-"""What a run will need, said before it starts."""
+"""Prediction of a run's needs before it starts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_largest_batch_leaves_a_tenth_free() -> None:
 
 
 def test_checkpointing_keeps_at_most_15_percent() -> None:
-    """Of the recipe's own activations; a plain port keeps a third more than those."""
+    """Share of the recipe's own activations; a plain port keeps a third more than those."""
     config = NVAE_PRESETS["small"].build()
     spec = memory.image_spec(config)
     without, within = (

@@ -26,7 +26,7 @@ SMALL = NVAETrainConfig(preset="tiny")
 
 
 def typed(*arguments: str) -> NVAETrainConfig:
-    """What train_nvae.py makes of a command line."""
+    """Configuration that train_nvae.py parses from a command line."""
     preset = nvae.FAMILY.recipe(arguments)[0]
     return flags.parse(NVAETrainConfig, preset, list(arguments), prog="train_nvae.py", description="")
 

@@ -243,7 +243,7 @@ def test_measured_scores_are_kept_with_their_step(swept: Path, monkeypatch: pyte
 
 
 def test_sweep_and_score_give_a_run_one_mig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 of 54 test images: the same images, the same code, the same number; for a hierarchy too."""
+    """On 20 of 54 test images both use the same images and codes and get the same number; for a hierarchy too."""
     toy.register(monkeypatch)
     for name in ("flat", "nvae"):
         run = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "runs" / name, tmp_path / name))

@@ -1,4 +1,4 @@
-"""What is printed can end nothing and control nothing."""
+"""Output can neither end a program nor control the terminal."""
 
 from __future__ import annotations
 

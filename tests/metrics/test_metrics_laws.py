@@ -1,4 +1,4 @@
-"""What must hold for all codes and factors."""
+"""Laws that hold for all codes and factors."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_forward(case: Case, mode: str) -> None:
 
 
 def test_every_cell(case: Case) -> None:
-    """Where a forward pass differs, this names the first cell that does."""
+    """If a forward pass differs, this test names the first cell that does."""
     recorded: dict[str, Tensor] = {}
     towers = {
         "preprocess": "pre_process",

@@ -97,7 +97,7 @@ class Try:
         self.codes: dict[int, int] = {}
 
     def reap(self) -> bool:
-        """Whether all have ended."""
+        """True if all have ended."""
         for pid in list(self.alive):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:

@@ -1,4 +1,4 @@
-"""What grows in a long run: memory, open files, the size of the records; and whether a month's log can be opened."""
+"""Growth in a long run of memory, open files and records; a month's log can still be opened."""
 
 from __future__ import annotations
 
