@@ -178,6 +178,6 @@ def test_noise_that_another_device_drew_is_said(tmp_path: Path, monkeypatch: pyt
     other = train(run, "--resume", "auto", "--max-steps", "6")
     assert (same.code, other.code) == (0, 0)
     assert "another GPU" not in same.err
-    assert "noise" not in same.err
+    assert "cpu" not in same.err
     assert "cpu" in other.err
     assert "another GPU" in other.err
