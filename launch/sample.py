@@ -133,7 +133,8 @@ def main(arguments: list[str]) -> None:
         saved = _save_each(images, config.files)
     else:
         name = f"samples_t{shown}_seed{config.seed}.png"
-        saved = figures.save(figures.grid(images), config.out or run.files.figures / name)
+        title = f"{run.title}: samples at temperature {shown}, seed {config.seed}"
+        saved = figures.save(figures.grid(images, title=title), config.out or run.files.figures / name)
     say(f"{config.num} samples of {config.run} (step {run.step:,}) at temperature {shown}: {saved}")
 
 

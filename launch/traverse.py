@@ -48,16 +48,15 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"there is no image {index}; the {config.split} split has images 0 to {len(data) - 1}")
     several, pair = datasets.choose_rows(len(data), config.images), np.array([config.image, config.other])
     x, chosen = (datasets.to_float(data.images(i), data.spec, ranks.device) for i in (several, pair))
-    rows = pictures.show(run.model, x, chosen, config).cpu()
-    if not torch.isfinite(rows).all():
+    shown = pictures.show(run.model, x, chosen, config)
+    if not torch.isfinite(shown.images).all():
         raise FloatingPointError(
             f"the images that {config.run} decodes are not finite, so its weights are broken; use an earlier checkpoint"
         )
     folder, name = config.out or run.files.figures, pictures.name_of(config)
-    saved = [figures.save(figures.grid(rows.flatten(0, 1), columns=rows.shape[1]), folder / f"{name}.png")]
+    saved = [figures.save(shown.picture(run.title), folder / f"{name}.png")]
     if config.show in ("traverse", "interpolate"):
-        frames = [figures.grid(column) for column in rows.transpose(0, 1)]
-        saved.append(pictures.save_gif(frames, folder / f"{name}.gif"))
+        saved.append(pictures.save_gif(shown.frames(run.title), folder / f"{name}.gif"))
     say(f"{config.show} of {config.run} (step {run.step:,}): {', '.join(map(str, saved))}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 matplotlib.use("agg")
+GAP = 2  # pixels between images
+FONT_SIZE = 13
+LEAST_WIDTH = 320  # of a title's lines
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -36,20 +40,73 @@ def _enlarge(images: Tensor) -> Tensor:
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
-def grid(images: Tensor, columns: int | None = None) -> Picture:
-    """Arrange images [N, C, H, W] in [0, 1] row by row; as square as possible by default."""
+def grid(
+    images: Tensor,
+    columns: int | None = None,
+    *,
+    title: str = "",
+    rows: Sequence[str] = (),
+    heads: Sequence[str] = (),
+) -> Picture:
+    """Arrange images [N, C, H, W] in [0, 1] row by row; as square as possible by default.
+
+    Args:
+        images: the images.
+        columns: number of columns.
+        title: line above the grid, which says what a stranger sees.
+        rows: label of each row, on its left.
+        heads: label of each column, above it.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     shown = _enlarge(to_uint8(images if images.shape[1] in (1, 3) else images[:, :1]))
-    picture: Picture = make_grid(shown, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()
-    return picture
+    picture: Picture = make_grid(shown, nrow=columns, padding=GAP, pad_value=255).permute(1, 2, 0).numpy()
+    if not (title or rows or heads):
+        return picture
+    return _label(picture, (shown.shape[-2] + GAP, shown.shape[-1] + GAP), title, rows, heads)
 
 
-def pairs(originals: Tensor, reconstructions: Tensor) -> Picture:
+def _label(picture: Picture, cell: tuple[int, int], title: str, rows: Sequence[str], heads: Sequence[str]) -> Picture:
+    """Write a title above a grid and a label beside each row and above each column; ``cell`` is (height, width)."""
+    font = _font()
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    line = FONT_SIZE + 6
+    left = max((math.ceil(pen.textlength(row, font)) + 10 for row in rows), default=0)
+    lines = _wrap(title, max(left + picture.shape[1], LEAST_WIDTH) - 8, lambda text: pen.textlength(text, font))
+    top = line * (len(lines) + bool(heads)) + 4
+    width = max([left + picture.shape[1], *(math.ceil(pen.textlength(text, font)) + 8 for text in lines)])
+    canvas = Image.new("RGB", (width, top + picture.shape[0]), "white")
+    canvas.paste(Image.fromarray(picture), (left, top))
+    pen = ImageDraw.Draw(canvas)
+    for i, text in enumerate(lines):
+        pen.text((4, 3 + i * line), text, "black", font)
+    for i, text in enumerate(rows):
+        pen.text((left - 5, top + int((i + 0.5) * cell[0])), text, "black", font, anchor="rm")
+    for i, text in enumerate(heads):
+        pen.text((left + int((i + 0.5) * cell[1]), top - line // 2), text, "black", font, anchor="mm")
+    return np.asarray(canvas)
+
+
+@functools.cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _wrap(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    """Break a text into lines that are no wider than ``width``, where its words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and measure(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def pairs(originals: Tensor, reconstructions: Tensor, *, title: str = "") -> Picture:
     """Arrange originals above their reconstructions, eight to a row."""
-    rows = []
-    for above, below in zip(originals.split(8), reconstructions.split(8), strict=True):
-        rows += [above, below]
-    return grid(torch.cat(rows), columns=min(8, len(originals)))
+    parts = list(zip(originals.split(8), reconstructions.split(8), strict=True))
+    images = torch.cat([half for part in parts for half in part])
+    return grid(images, min(8, len(originals)), title=title, rows=["original", "reconstruction"] * len(parts))
 
 
 def save(picture: Picture, path: Path) -> Path:
@@ -70,14 +127,15 @@ def render(figure: Figure) -> Picture:
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-def kl_bars(kl: Sequence[float], *, of: str = "group", title: str | None = None) -> Picture:
-    """Draw the mean KL in nats of each group (top first) or latent as bars."""
+def kl_bars(kl: Sequence[float], *, of: str = "group", title: str = "") -> Picture:
+    """Draw the mean KL in nats of each group (top first) or latent as bars; ``title`` says whose."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(max(4.0, 0.22 * len(kl) + 2.0), 3.0))
+    figure, axes = pyplot.subplots(figsize=(max(4.5, 0.22 * len(kl) + 2.0), 3.0))
     axes.bar(range(len(kl)), kl, color="#4472a8")
     axes.set_xlabel(f"{of}" + (", top (coarsest) first" if of == "group" else ""))
     axes.set_ylabel("KL, nats per image")
-    axes.set_title(title or f"KL per {of}: {sum(kl):.1f} nats in all")
+    said = f"KL per {of}, {sum(kl):.1f} nats in all"
+    axes.set_title(f"{title}:\n{said}" if title else said, fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return render(figure)

@@ -42,7 +42,7 @@ class Family(Generic[C]):
         setting: addition of a configuration to family and preset in a report, such as its objective.
         describe: lines about (configuration, image spec), printed before training.
         numbers: figures that follow from (configuration, image spec), by name, to plot results over.
-        figures: pictures by name from (model in evaluation mode, held-out images [N, C, H, W], seed).
+        figures: pictures by name from (model in evaluation mode, held-out images [N, C, H, W], seed, start of the titles).
         batch: combines several models and their objectives to be trained as one; None if the family does not offer it.
     """
 
@@ -57,7 +57,7 @@ class Family(Generic[C]):
     setting: Callable[[C], str] = lambda config: ""
     describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
     numbers: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
-    figures: Callable[[Any, Tensor, int], Mapping[str, Picture]] = lambda model, x, seed: {}
+    figures: Callable[[Any, Tensor, int, str], Mapping[str, Picture]] = lambda model, x, seed, title: {}
     batch: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None
 
     def label(self, config: C) -> str:

@@ -55,23 +55,20 @@ def _decode(model: VAE, z: Tensor) -> Tensor:
     return torch.cat([model.decode([part.to(device)]).mean.cpu() for part in z.split(ENCODED_AT_ONCE)])
 
 
-def traversal(model: VAE, codes: Codes, image: int = 0) -> Picture:
+def traversal(model: VAE, codes: Codes, image: int = 0, *, title: str = "") -> Picture:
     """A row per latent, highest KL first: it moves through the prior's range, the others stay at the image's means."""
-    latents = codes.order[:MOST_TRAVERSED]
+    latents, kl = codes.order[:MOST_TRAVERSED], codes.kl.mean(0)
     values = torch.linspace(*TRAVERSED, STEPS)
     z = codes.mean[image].repeat(len(latents), STEPS, 1)
     for row, latent in enumerate(latents):
         z[row, :, latent] = values
-    grid = figures.grid(_decode(model, z.flatten(0, 1)), columns=STEPS)
-    figure, axes = pyplot.subplots(figsize=(0.8 * STEPS, 0.8 * STEPS * grid.shape[0] / grid.shape[1]))
-    axes.imshow(grid)
-    middles = [(i + 0.5) * grid.shape[0] / len(latents) for i in range(len(latents))]
-    kl = codes.kl.mean(0)
-    axes.set_yticks(middles, [f"z{latent}   {kl[latent]:.2f} nats" for latent in latents])
-    across = [(i + 0.5) * grid.shape[1] / STEPS for i in range(STEPS)]
-    axes.set_xticks(across, [f"{value:g}" for value in values.tolist()])
-    axes.tick_params(length=0, labelsize=8)
-    return figures.render(figure)
+    return figures.grid(
+        _decode(model, z.flatten(0, 1)),
+        STEPS,
+        title=f"{title}: one latent a row moved to the value above its column".removeprefix(": "),
+        rows=[f"z{latent}   {kl[latent]:.2f} nats" for latent in latents],
+        heads=[f"{value:g}" for value in values.tolist()],
+    )
 
 
 def prior_quantiles(side: int, lowest: float = 0.05) -> Tensor:
@@ -80,13 +77,14 @@ def prior_quantiles(side: int, lowest: float = 0.05) -> Tensor:
     return (math.sqrt(2.0) * torch.erfinv(2.0 * probabilities - 1.0)).float()
 
 
-def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = None) -> Picture:
+def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = None, *, title: str = "") -> Picture:
     """Images decoded over the plane of a 2-D latent space, z0 to the right and z1 upwards (Kingma & Welling 2013, app.).
 
     Args:
         model: with exactly two latents.
         across: values of z0, [columns]; default quantiles of the prior from .05 to .95.
         down: values of z1, [rows], likewise.
+        title: start of the line above.
 
     Raises:
         ValueError: the model does not have two latents.
@@ -100,10 +98,16 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
     down = prior_quantiles(PLANE_SIDE) if down is None else down
     upwards = down.flip(0)
     z = torch.stack([across.repeat(len(upwards)), upwards.repeat_interleave(len(across))], dim=1)
-    return figures.grid(_decode(model, z), columns=len(across))
+    return figures.grid(
+        _decode(model, z),
+        len(across),
+        title=f"{title}: decoded plane, z0 to the right and z1 upwards".removeprefix(": "),
+        rows=[f"{value:.2f}" for value in upwards.tolist()],
+        heads=[f"{value:.2f}" for value in across.tolist()],
+    )
 
 
-def aggregate_posterior(codes: Codes, source: torch.Generator) -> Picture:
+def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "") -> Picture:
     """Plot draws from the aggregate posterior and the prior in the two latents with the highest KL.
 
     A model with one latent gets histograms.
@@ -127,26 +131,28 @@ def aggregate_posterior(codes: Codes, source: torch.Generator) -> Picture:
         panel.set_ylabel(f"z{chosen[1]}")
         panel.set_ylim(-limit, limit)
         panel.set_aspect("equal")
+    figure.suptitle(title, fontsize=10)
     return figures.render(figure)
 
 
-def _pictures(model: VAE, x: Tensor, seed: int) -> Iterator[tuple[str, Picture]]:
+def _pictures(model: VAE, x: Tensor, seed: int, title: str) -> Iterator[tuple[str, Picture]]:
     codes = encode(model, x)
     source = noise.generator(torch.device("cpu"), noise.FIGURES, seed)
-    yield "traversal", traversal(model, codes)
-    yield "kl_per_latent", figures.kl_bars(codes.kl.mean(0).tolist(), of="latent")
-    yield "aggregate_posterior", aggregate_posterior(codes, source)
+    yield "traversal", traversal(model, codes, title=title)
+    yield "kl_per_latent", figures.kl_bars(codes.kl.mean(0).tolist(), of="latent", title=title)
+    yield "aggregate_posterior", aggregate_posterior(codes, source, title=title)
     if model.group_shapes == [(2,)]:
-        yield "manifold", manifold(model)
+        yield "manifold", manifold(model, title=title)
 
 
 @torch.no_grad()
-def draw(model: VAE, x: Tensor, seed: int) -> dict[str, Picture]:
+def draw(model: VAE, x: Tensor, seed: int, title: str = "") -> dict[str, Picture]:
     """Every picture of the latents by name.
 
     Args:
         model: in eval mode.
         x: held-out images [N, C, H, W] in [0, 1]; the first is traversed.
         seed: of the scattered points.
+        title: start of their titles: model, data set and step.
     """
-    return dict(_pictures(model, x, seed))
+    return dict(_pictures(model, x, seed, title))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,28 +47,43 @@ def _levels(count: int) -> list[int]:
     return sorted({int(v) for v in torch.linspace(1, count, min(count, MOST_LEVELS)).round().tolist()})
 
 
-def top_groups(model: VAE, x: Tensor) -> Picture:
+def top_groups(model: VAE, x: Tensor, title: str = "") -> Picture:
     """Draw the images, and below them reconstructions from the top 1, 2, ... groups; the rest is at its prior mean."""
     if len(model.group_shapes) == 1:
-        rows = _top_channels(model, x)
+        rows, of = _top_channels(model, x), "latents"
+        levels = _levels(model.group_shapes[0][0])
     else:
         zs = model.encode(x)
-        rows = [edits.decode_top(model, zs, kept) for kept in _levels(len(zs))]
-    return figures.grid(torch.cat([x, *rows]), columns=len(x))
+        levels, of = _levels(len(zs)), "groups"
+        rows = [edits.decode_top(model, zs, kept) for kept in levels]
+    names = ["original", *(f"top {kept} {of}" for kept in levels)]
+    return figures.grid(torch.cat([x, *rows]), len(x), title=f"{title}: decoded from the top {of}", rows=names)
 
 
-def traversals(model: VAE, pool: Tensor) -> Picture:
+def traversals(model: VAE, pool: Tensor, title: str = "") -> Picture:
     """Move the first image along one axis per row: each group's first principal axes, or the latents of highest KL."""
+    named: list[tuple[str, edits.Axis]]
     if len(model.group_shapes) == 1:
         kl = model.groups_at_means(pool)[0].kl_per_channel()
-        axes = [edits.latent_axis(model, 0, channel) for channel in kl.argsort(descending=True)[:MOST_AXES].tolist()]
+        chosen = kl.argsort(descending=True)[:MOST_AXES].tolist()
+        named = [(f"z{channel}", edits.latent_axis(model, 0, channel)) for channel in chosen]
     else:
-        chosen = [level - 1 for level in _levels(len(model.group_shapes))]
-        each = max(1, MOST_AXES // len(chosen))
-        axes = [axis for group in chosen for axis in edits.principal_axes(model, pool, group, each)]
+        groups = [level - 1 for level in _levels(len(model.group_shapes))]
+        each = max(1, MOST_AXES // len(groups))
+        named = [
+            (f"group {group}, axis {i}", axis)
+            for group in groups
+            for i, axis in enumerate(edits.principal_axes(model, pool, group, each))
+        ]
     values = torch.linspace(-REACH, REACH, STEPS).tolist()
-    rows = [edits.traverse(model, pool[:1], axis, values)[:, 0] for axis in axes]
-    return figures.grid(torch.cat(rows), columns=STEPS)
+    rows = [edits.traverse(model, pool[:1], axis, values)[:, 0] for _, axis in named]
+    return figures.grid(
+        torch.cat(rows),
+        STEPS,
+        title=f"{title}: a held-out image moved along one axis a row, to the number of standard deviations above",
+        rows=[name for name, _ in named],
+        heads=[f"{value:.1f}" for value in values],
+    )
 
 
 @torch.no_grad()
@@ -87,11 +102,12 @@ def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
     pool = to_float(data.images(datasets.choose_rows(len(data), POOL)), data.spec, run.device)
     x = pool[:: max(1, len(pool) // SHOWN)][:SHOWN]
     source = noise.generator(run.device, noise.FIGURES, seed)
+    drawn, title = model.sample(2 * SHOWN, 1.0, generator=source), run.title
     return {
-        "reconstructions": figures.pairs(x, model.reconstruct(x)),
-        "samples": figures.grid(model.sample(2 * SHOWN, 1.0, generator=source), columns=SHOWN),
-        "top groups": top_groups(model, x),
-        "traversals": traversals(model, pool),
+        "reconstructions": figures.pairs(x, model.reconstruct(x), title=f"{title}: held-out images"),
+        "samples": figures.grid(drawn, SHOWN, title=f"{title}: samples at temperature 1"),
+        "top groups": top_groups(model, x, title),
+        "traversals": traversals(model, pool, title),
     }
 
 
@@ -179,22 +195,59 @@ def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[tuple[str, ed
     return rows
 
 
-def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Tensor:
+@dataclass(frozen=True)
+class Shown:
+    """Images in rows and columns, [rows, columns, C, H, W] in [0, 1], and the words that say what they are."""
+
+    images: Tensor
+    says: str
+    rows: Sequence[str]
+    heads: Sequence[str] = ()
+
+    def picture(self, title: str) -> Picture:
+        """Arrange the images with their labels; ``title`` says which model drew them."""
+        images, columns = self.images.flatten(0, 1), self.images.shape[1]
+        return figures.grid(images, columns, title=f"{title}: {self.says}", rows=self.rows, heads=self.heads)
+
+    def frames(self, title: str) -> list[Picture]:
+        """Arrange each column as a frame of its own, for a GIF."""
+        return [
+            figures.grid(column, 1, title=f"{title}: {self.says}", rows=self.rows, heads=[head])
+            for column, head in zip(self.images.transpose(0, 1), self.heads, strict=True)
+        ]
+
+
+def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Shown:
     values = torch.linspace(*config.range, config.steps).tolist()
     rows: list[Tensor] = []
+    names: list[str] = []
     for name, axis in axes_of(model, x, config):
         print(f"row {len(rows)}: {name}")
+        names.append(name)
         rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
-    return torch.stack(rows)
+    says = (
+        f"{config.split} image {config.image}, one {config.by} of group {config.group} a row, moved to the value above"
+    )
+    return Shown(torch.stack(rows), says, names, [f"{value:.1f}" for value in values])
 
 
-def _swap(model: VAE, pair: Tensor, group: int) -> Tensor:
+def _interpolate(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:
+    images = edits.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
+    says = f"from {config.split} image {config.image} (0) to image {config.other} (1), all groups"
+    heads = [f"{i / (config.steps - 1):.2f}" for i in range(config.steps)]
+    return Shown(images, says, ["interpolation"], heads)
+
+
+def _swap(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:
     """Decode three rows: the two images, their reconstructions, and both with the group exchanged."""
     plain = torch.cat(edits.swap(model, pair[:1], pair[1:], []))
-    return torch.stack([pair, plain, torch.cat(edits.swap(model, pair[:1], pair[1:], [group]))])
+    swapped = torch.cat(edits.swap(model, pair[:1], pair[1:], [config.group]))
+    rows = ["original", "reconstruction", f"group {config.group} swapped"]
+    heads = [f"image {index}" for index in (config.image, config.other)]
+    return Shown(torch.stack([pair, plain, swapped]), f"two {config.split} images exchange a group", rows, heads)
 
 
-def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Tensor:
+def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Shown:
     """Decode a row per top 1, 2, ... groups of the image; the rest is at its prior mean in column 1, then drawn."""
     zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
     rows = []
@@ -202,12 +255,15 @@ def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator)
         mean = edits.decode_top(model, [z[:1] for z in zs], kept)
         drawn = edits.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
         rows.append(torch.cat([mean, drawn]))
-    return torch.stack(rows)
+    says = f"{config.split} image {config.image} from its top groups, the others drawn at temperature {config.temperature:g}"
+    names = [f"top {kept} of {len(zs)} groups" for kept in range(1, len(zs) + 1)]
+    heads = ["prior mean", *(f"draw {i}" for i in range(1, config.steps))]
+    return Shown(torch.stack(rows), says, names, heads)
 
 
 @torch.no_grad()
-def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
-    """Decode the requested images, [rows, columns, C, H, W] in [0, 1].
+def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Shown:
+    """Decode the requested images, with their labels.
 
     Args:
         model: in evaluation mode.
@@ -223,11 +279,11 @@ def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Tensor:
     if config.show == "traverse":
         return _traverse(model, x, pair[:1], config)
     if config.show == "interpolate":
-        return edits.interpolate(model, pair[:1], pair[1:], config.steps).transpose(0, 1)
+        return _interpolate(model, pair, config)
     if len(model.group_shapes) < 2:
         raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
     if config.show == "swap":
-        return _swap(model, pair, config.group)
+        return _swap(model, pair, config)
     return _top(model, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))
 
 

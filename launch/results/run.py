@@ -103,6 +103,11 @@ class SavedRun:
         return self._loaded[1]
 
     @property
+    def title(self) -> str:
+        """Model, data set and step in words: the first part of every picture's title."""
+        return f"{self.family.label(self.config)} on {self.config.data.dataset}, step {self.step:,}"
+
+    @property
     def checkpoint(self) -> Path:
         """File that the weights come from."""
         return self._loaded[2]

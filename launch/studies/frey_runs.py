@@ -151,14 +151,16 @@ def samples(model: VAE, codes: flat_figures.Codes, job: Job) -> figures.Picture:
     then differs from the prior.
     """
     source = noise.generator(CPU.device, noise.FIGURES, job.seed)
+    title = f"Frey Faces, {job.latent_dim} latents, beta {job.beta:g}, seed {job.seed}"
     if job.latent_dim != 2:
-        return figures.grid(model.sample(SIDE * SIDE, generator=source), columns=SIDE)
+        drawn = model.sample(SIDE * SIDE, generator=source)
+        return figures.grid(drawn, SIDE, title=f"{title}: samples at temperature 1")
     if job.beta > BY_AGGREGATE_POSTERIOR:
         quantiles = flat_figures.prior_quantiles(SIDE)
-        return flat_figures.manifold(model, quantiles, quantiles)
+        return flat_figures.manifold(model, quantiles, quantiles, title=title)
     drawn = codes.draw(10_000, source)
     across, down = _quantiles(drawn[:, 0]), _quantiles(drawn[:, 1])
-    return flat_figures.manifold(model, across, down)
+    return flat_figures.manifold(model, across, down, title=title)
 
 
 def _quantiles(values: Tensor) -> Tensor:

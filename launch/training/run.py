@@ -219,16 +219,20 @@ class Run:
     def draw(self, model: VAE, kl_group: list[float]) -> None:
         """Draw samples at several temperatures, reconstructions, the KL of each group, and the family's own figures."""
         count, step, device = self.config.log.figure_images, self.state.step, self.ranks.device
-        pictures = {}
+        family, pictures = family_of(self.config), {}
+        title = f"{family.label(self.config)} on {self.config.data.dataset}, step {step:,}"
         for temperature in SAMPLE_TEMPERATURES:
             source = noise.generator(device, noise.FIGURES, self.config.run.seed)
-            pictures[f"samples_t{temperature}"] = figures.grid(model.sample(count, temperature, generator=source))
+            pictures[f"samples_t{temperature}"] = figures.grid(
+                model.sample(count, temperature, generator=source),
+                title=f"{title}: samples at temperature {temperature}",
+            )
         x = self._spread_images(count)
-        pictures["reconstruction"] = figures.pairs(x, model.reconstruct(x))
+        pictures["reconstruction"] = figures.pairs(x, model.reconstruct(x), title=f"{title}: held-out images")
         if len(kl_group) > 1:
-            pictures["kl_per_group"] = figures.kl_bars(kl_group)
+            pictures["kl_per_group"] = figures.kl_bars(kl_group, title=title)
         pool = self._spread_images(FIGURE_POOL)
-        pictures |= family_of(self.config).figures(model, pool, self.config.run.seed)
+        pictures |= family.figures(model, pool, self.config.run.seed, title)
         for name, picture in pictures.items():
             self.monitor.image(step, f"images/{name}", picture)
             with self.monitor.best_effort(f"figure {name}"):

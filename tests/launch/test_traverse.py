@@ -34,7 +34,7 @@ def config(**changes: Any) -> TraverseConfig:
 def test_a_flat_traversal_decodes_the_moved_latent() -> None:
     model, x = flat(), flat_images()
     with torch.no_grad():
-        rows = show(model, x, x[:2], config(by="latent", rows=1))
+        rows = show(model, x, x[:2], config(by="latent", rows=1)).images
         mean = model.encode(x)[0]
         moved = int(kl_map(model, x, 0).flatten().argmax())
         for column, value in enumerate((-2.0, -1.0, 0.0, 1.0, 2.0)):
@@ -58,7 +58,7 @@ def test_an_nvae_traversal_is_the_one_of_its_axis(by: Any) -> None:
     model = small().eval()
     x = images(model)
     chosen = config(by=by, group=1, below="latents")
-    rows = show(model, x, x[:2], chosen)
+    rows = show(model, x, x[:2], chosen).images
     with torch.no_grad():
         _, axis = axes_of(model, x, chosen)[1]
     expected = edits.traverse(model, x[:1], axis, [-2.0, -1.0, 0.0, 1.0, 2.0], "latents")[:, 0]
@@ -73,14 +73,14 @@ def test_interpolations_end_at_the_reconstructions() -> None:
             (model, images(model), model.reconstruct(images(model)[:2])),
             (flat_model, flat_images(), flat_model.reconstruct(flat_images()[:2])),
         ):
-            row = show(hierarchy, x, x[:2], config(show="interpolate"))[0]
+            row = show(hierarchy, x, x[:2], config(show="interpolate")).images[0]
             torch.testing.assert_close(row[[0, -1]], plain, atol=1e-5, rtol=1e-4)
 
 
 def test_swap_shows_images_reconstructions_and_the_exchange() -> None:
     model = small().eval()
     pair = images(model)[:2]
-    rows = show(model, pair, pair, config(show="swap", group=2))
+    rows = show(model, pair, pair, config(show="swap", group=2)).images
     a, b = edits.swap(model, pair[:1], pair[1:], [2])
     torch.testing.assert_close(rows[0], pair)
     torch.testing.assert_close(rows[1], model.reconstruct(pair).detach(), atol=1e-5, rtol=1e-4)
@@ -90,7 +90,7 @@ def test_swap_shows_images_reconstructions_and_the_exchange() -> None:
 def test_top_keeps_more_groups_from_row_to_row() -> None:
     model = small().eval()
     x = images(model)
-    rows = show(model, x, x[:2], config(show="top", steps=6))
+    rows = show(model, x, x[:2], config(show="top", steps=6)).images
     assert rows.shape == (3, 6, 3, 16, 16)
     assert (rows[0, 1:] - rows[0, 1]).abs().max() > 0  # drawn: they differ
     torch.testing.assert_close(rows[2], model.reconstruct(x[:1]).expand(6, -1, -1, -1).detach(), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,34 @@
+"""Grids of images and the words around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from launch.console import figures
+
+
+def test_labels_stand_around_a_grid_and_leave_its_pixels_alone() -> None:
+    images = torch.rand(6, 3, 96, 96)
+    plain = figures.grid(images, 3)
+    labels = {"rows": ["original", "reconstruction"], "heads": ["a", "b", "c"]}
+    picture = figures.grid(images, 3, title="NVAE tiny on dsprites: images", **labels)
+    height, width, _ = plain.shape
+    left = picture.shape[1] - width
+    assert left > 0
+    np.testing.assert_array_equal(picture[-height:, left:], plain)
+    assert (picture[: picture.shape[0] - height] < 128).any()  # ink above
+    assert (picture[-height:, : left - 1] < 128).any()  # ink on the left
+    assert (picture[-1] == 255).all()  # opaque white paper, on any page
+
+
+def test_a_long_title_is_broken_where_the_picture_ends() -> None:
+    picture = figures.grid(torch.rand(1, 1, 8, 8), title="word " * 40)
+    assert picture.shape[1] <= figures.LEAST_WIDTH
+    assert picture.shape[0] > figures.grid(torch.rand(1, 1, 8, 8), title="word").shape[0]
+
+
+def test_pairs_say_which_row_is_the_original() -> None:
+    x = torch.rand(9, 1, 8, 8)
+    plain, labelled = figures.grid(torch.cat([x[:8], x[:8]]), 8), figures.pairs(x, x)
+    assert labelled.shape[1] > plain.shape[1]
