@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
         typed.others,
         prog="train_flat_vae.py",
         description=described,
+        common=(*flags.COMMON, "objective", "beta", "latent_dim", "replicas"),
     )
     start.train(
         flat_vae.resolved(config.single),

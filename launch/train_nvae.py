@@ -23,7 +23,14 @@ def main(arguments: list[str]) -> None:
     typed = flags.typed(arguments)
     preset, defaults = nvae.FAMILY.recipe(typed.others)
     described = flags.describe_presets(__doc__ or "", nvae.NVAE_PRESETS)
-    config = flags.parse(nvae.NVAETrainConfig, defaults, typed.others, prog="train_nvae.py", description=described)
+    config = flags.parse(
+        nvae.NVAETrainConfig,
+        defaults,
+        typed.others,
+        prog="train_nvae.py",
+        description=described,
+        common=flags.COMMON,
+    )
     start.train(config, preset, dry_run=typed.dry_run, score=cheap_scores)
 
 

@@ -170,7 +170,7 @@ class RunConfig:
     """Length, place and hardware of a run."""
 
     run_dir: Path | None = None
-    """Folder of this run; default runs/<dataset>-<preset>-seed<seed>."""
+    """Folder of this run; default runs/<dataset>-<family>-<preset>-<objective>-seed<seed>."""
     resume: Literal["never", "auto"] = "never"
     """auto continues from the newest valid checkpoint, or starts a new run if there is none."""
     init_from: Path | None = None

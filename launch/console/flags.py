@@ -7,13 +7,51 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 C = TypeVar("C")
+# What other programs call our flags; of several, the first that a script has is meant.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "--learning-rate": ("--lr",),
+    "--amp": ("--precision",),
+    "--fp16": ("--precision fp16",),
+    "--bf16": ("--precision bf16",),
+    "--mixed-precision": ("--precision",),
+    "--runs": ("--run",),
+    "--run": ("--runs", "--run-dir"),
+    "--checkpoint": ("--run",),
+    "--model": ("--preset", "--run"),
+    "--steps": ("--max-steps",),
+    "--iterations": ("--max-steps",),
+    "--num-epochs": ("--epochs",),
+    "--bs": ("--batch-size",),
+    "--data": ("--dataset", "--data-root"),
+    "--data-dir": ("--data-root",),
+    "--root": ("--data-root",),
+    "--size": ("--image-size",),
+    "--resolution": ("--image-size",),
+    "--output": ("--run-dir", "--out"),
+    "--output-dir": ("--run-dir", "--out"),
+    "--out": ("--run-dir",),
+    "--gpu": ("--device cuda",),
+    "--cuda": ("--device cuda",),
+    "--cpu": ("--device cpu",),
+    "--z-dim": ("--latent-dim",),
+    "--latents": ("--latent-dim",),
+    "--kl-weight": ("--beta",),
+    "--num-samples": ("--num", "--images"),
+    "--num-images": ("--images", "--num"),
+}
+# What ``--help`` of a training script shows.
+COMMON = (
+    *("preset", "dataset", "data_root", "image_size", "run_dir", "resume", "seed"),
+    *("max_steps", "epochs", "batch_size", "lr", "device"),
+)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -82,29 +120,110 @@ def describe_presets(description: str, presets: Mapping[str, Any]) -> str:
     )
 
 
-def parse(kind: type[C], default: C | None, arguments: list[str], *, prog: str, description: str) -> C:
-    """The configuration ``default`` with ``arguments`` applied; ``--help`` ends the program.
+def parse(
+    kind: type[C],
+    default: C | None,
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str,
+    common: Collection[str] = (),
+) -> C:
+    """The configuration ``default`` with ``arguments`` applied; ``--help`` and ``--help-all`` end the program.
+
+    Args:
+        kind: class of the configuration.
+        default: the values of what is not typed.
+        arguments: the command line.
+        prog: name of the script.
+        description: text above the flags in ``--help``.
+        common: fields that ``--help`` shows; ``--help-all`` shows the others too. Empty: both show all.
 
     Raises:
         ValueError: an unknown flag (the message offers the nearest) or an invalid value, in one line.
     """
+    typed = _before_dashes(arguments)[0]
+    is_short = bool(common) and "--help-all" not in typed and not {"-h", "--help"}.isdisjoint(typed)
     known: dict[str, Any] = {} if default is None else {"default": default}
-    said = io.StringIO()
+    names = _flags_of(kind, default)
+    shown, said = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown if is_short else sys.stdout):
             config: C = tyro.cli(
-                kind, args=arguments, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,), **known
+                kind,
+                args=["--help"] if "--help-all" in typed else arguments,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **known,
             )
     except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_slip(said.getvalue(), prog)) from None
+        if stop.code:
+            raise ValueError(_unknown(typed, prog, names) or _slip(said.getvalue(), prog)) from None
+        if is_short:
+            print(_shorten(shown.getvalue(), common, prog))
+        raise
     return config
+
+
+def _flags_of(kind: type[Any], default: Any, part: str = "") -> dict[str, str]:
+    """Every flag of a configuration and the part of it that has it.
+
+    Raises:
+        ValueError: two parts have a field of one name, which one flag cannot set.
+    """
+    found: dict[str, str] = {}
+    for f in fields(kind):
+        value = getattr(default, f.name, None) if default is not None else None
+        inner = type(value) if is_dataclass(value) else f.default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            more = _flags_of(inner, value, f"{part}{f.name}.")
+        else:
+            more = {f"--{f.name.replace('_', '-')}": f"{part}{f.name}"}
+        for flag in found.keys() & more.keys():
+            raise ValueError(
+                f"{flag} would set both {found[flag]} and {more[flag]} of {kind.__name__}; rename one of the two fields"
+            )
+        found |= more
+    return found
+
+
+def _boxed(line: str) -> str:
+    """A line of tyro's without the box around it, drawn in ASCII or not."""
+    return line.strip(" │|╭╮╰╯├┤+")
+
+
+def _shorten(text: str, common: Collection[str], prog: str) -> str:
+    """The head of a help text and its entries of the ``common`` fields."""
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if re.match(r"[─ -]*options\b", _boxed(line))), len(lines))
+    wanted, entries, is_wanted = {f"--{name.replace('_', '-')}" for name in common}, list[str](), False
+    for line in (line.strip("│|").rstrip() for line in lines[first:]):
+        flag = re.match(r" {0,3}(--?\w[\w-]*)", line)
+        if flag or not line.startswith("   "):
+            is_wanted = flag is not None and flag[1] in wanted
+        if is_wanted:
+            entries.append(line)
+    rest = f"The flags that people use most; all of them: python launch/{prog} --help-all"
+    return "\n".join([*lines[: first - 1], "", rest, "", *entries])
+
+
+def _unknown(typed: Sequence[str], prog: str, known: Collection[str]) -> str:
+    """Say which typed flag the script does not have, and which is meant; '' where it has them all."""
+    for word in typed:
+        flag = word.partition("=")[0].replace("_", "-")
+        if re.match(r"--[A-Za-z]", flag) and flag not in known and flag.replace("--no-", "--", 1) not in known:
+            meant = _meant(flag.lower(), known)
+            return (
+                f"there is no flag {word.partition('=')[0]}; {f'did you mean {meant}? ' if meant else ''}"
+                f"all flags: python launch/{prog} --help-all"
+            )
+    return ""
 
 
 def _slip(box: str, prog: str) -> str:
     """Convert tyro's boxed error message, in ASCII or Unicode, to our "what is wrong; what to do"."""
-    lines = [line.strip(" │|╭╮╰╯├┤") for line in box.strip().splitlines()]
+    lines = [_boxed(line) for line in box.strip().splitlines()]
     is_rule = [re.search(r"[-─]{4}$", line) is not None for line in lines]
     if lines and not is_rule[0]:  # in ASCII the title is a line of its own
         lines, is_rule = lines[1:], is_rule[1:]
@@ -114,9 +233,12 @@ def _slip(box: str, prog: str) -> str:
     wrong = " ".join(parts[0].split())
     wrong = re.sub(r"^Error parsing \w+: (?=.*; )", "", wrong)  # one of ours, which names its flag and remedy
     wrong = re.sub(r"^Missing from [\w.]+: (--[\w-]+).*", r"\1 is missing", wrong)
-    near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", "\n".join(parts[1:]))
-    if "; " in wrong:
-        return wrong
-    return (
-        f"{wrong.rstrip('.')}; {f'did you mean {near[1]}? ' if near else ''}for all flags: python launch/{prog} --help"
-    )
+    return wrong if "; " in wrong else f"{wrong.rstrip('.')}; all flags: python launch/{prog} --help-all"
+
+
+def _meant(flag: str, known: Collection[str]) -> str:
+    """The flag that other programs call ``flag``, or the nearest name; '' where there is none."""
+    for name in ELSEWHERE.get(flag, ()):
+        if name.split()[0] in known:
+            return name
+    return next(iter(difflib.get_close_matches(flag, known, n=1, cutoff=0.6)), "")

@@ -36,9 +36,9 @@ def module_of(program: str) -> str:
 
 @functools.cache
 def help_of(program: str, subcommand: str = "") -> str:
-    """Output of ``--help``."""
+    """Output of ``--help-all``."""
     if program != BENCHMARKS:
-        result = running.call(module_of(program), "--help")
+        result = running.call(module_of(program), "--help-all")
         assert result.code == 0, result.err
         return result.out
     said = io.StringIO()

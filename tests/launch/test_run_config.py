@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from datasets import ImageSpec
 from launch.console import flags
-from launch.console.config import DataConfig, OptimConfig, RunConfig, differences, from_json, to_json
+from launch.console.config import DataConfig, OptimConfig, RunConfig, SharedConfig, differences, from_json, to_json
 from launch.families import FAMILIES, family_of, nvae
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAETrainConfig
@@ -196,6 +196,49 @@ def test_help_explains_and_ends_well(script: str) -> None:
     assert result.err == ""
     assert f"python launch/{script}.py" in result.out or f"launch/{script}.py" in result.out
     assert len(result.out.splitlines()) > 10
+
+
+@pytest.mark.parametrize("script", ["train_nvae", "train_flat_vae"])
+def test_help_shows_the_flags_that_people_use_and_help_all_the_rest(script: str) -> None:
+    short, whole = (running.call(script, flag).out for flag in ("--help", "--help-all"))
+    for flag in ("--dataset", "--run-dir", "--max-steps", "--lr", "--help-all"):
+        assert flag in short
+    assert "--optimizer-eps" not in short
+    assert "--optimizer-eps" in whole
+    assert len(short.splitlines()) < 75 < len(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("script", "typed", "meant"),
+    [
+        ("train_nvae", "--learning-rate=1", "--lr"),
+        ("train_nvae", "--amp", "--precision"),
+        ("train_nvae", "--out", "--run-dir"),
+        ("sample", "--runs", "--run"),
+        ("compare", "--run", "--runs"),
+    ],
+)
+def test_what_other_programs_call_a_flag_is_understood(script: str, typed: str, meant: str) -> None:
+    result = running.call(script, typed, "x")
+    assert result.code == 2
+    assert typed.partition("=")[0] in result.err
+    assert f"did you mean {meant}?" in result.err
+
+
+def test_two_fields_of_one_name_are_refused_by_name() -> None:
+    """A new family's model may not have a field that the data have: one flag cannot set both."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Model:
+        channels: int = 8
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SharedConfig):
+        model: Model = field(default_factory=Model)
+
+    for default in (None, Config()):
+        with pytest.raises(ValueError, match=r"--channels .*data\.channels and model\.channels"):
+            flags.parse(Config, default, [], prog="train_mine.py", description="")
 
 
 # millions of parameters, from the published checkpoints; channels, height, width, bits of the data set
