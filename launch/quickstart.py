@@ -1,4 +1,4 @@
-"""A first result in minutes: a tiny NVAE and a flat beta-VAE on dSprites drawn by rule, scored, compared in a report.
+"""A first result in minutes: pictures by a trained model, then a tiny NVAE and a flat beta-VAE trained, scored and compared.
 
 Example:
   python launch/quickstart.py --out runs/quickstart
@@ -37,6 +37,11 @@ class QuickstartConfig:
             raise ValueError("--steps and --flat-steps must be 1 or more and --images 8 or more; change them")
 
 
+def zoo_samples(config: QuickstartConfig) -> Path:
+    """Path of the first picture, drawn by a model that was trained for an hour."""
+    return config.out / "zoo-samples.png"
+
+
 def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
     """Commands as a user would type them, each with its purpose."""
     nvae, flat = str(config.out / "nvae"), str(config.out / "flat")
@@ -44,6 +49,10 @@ def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
     quick = ["--final-eval-images", "256", "--iw-samples", "5"]
     scored = ["--images", str(config.images), "--elbo-images", "256", "--untrained"]
     return [
+        (
+            "Draw sprites with a trained NVAE that comes with the repository",
+            ["launch/sample.py", "--run", "zoo/dsprites-nvae", "--num", "32", "--out", str(zoo_samples(config))],
+        ),
         (
             "Train a tiny NVAE on dSprites, drawn by rule (the first time, some seconds to draw all 737,280 images)",
             ["launch/train_nvae.py", *data, *quick, *_length(config.steps), "--run-dir", nvae],
@@ -83,6 +92,7 @@ def main(arguments: list[str]) -> int:
     for line in (
         "",
         "What to look at (minutes of training: this shows that it works and what a report looks like, and no result)",
+        f"  {zoo_samples(config)}   drawn by the same code after an hour of training; the models here had minutes",
         f"  {config.out / 'report' / 'report.html'}   open it in a browser; the same as Markdown: report.md",
         f"  {config.out / 'nvae' / 'figures'}   reconstructions, samples, KL per group",
         f"  {Path(sys.executable).parent}/tensorboard --logdir {config.out}",
