@@ -59,6 +59,12 @@ def coordinates(model: VAE, x: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
+def decode_coordinates(model: VAE, codes: Sequence[Tensor]) -> Tensor:
+    """Mean images [B, C, H, W] of coordinates as :func:`coordinates` returns them: one tensor for each group, top first."""
+    return _decode(model, [PriorSample(noise=code) for code in codes], len(codes[0]))
+
+
+@torch.no_grad()
 def decode_top(
     model: VAE,
     zs: Sequence[Tensor],
@@ -111,12 +117,7 @@ def interpolate(
     path = spherical if kind == "spherical" else torch.lerp
     ends = list(zip(coordinates(model, x_from), coordinates(model, x_to), strict=True))
     weights = [i / (num - 1) for i in range(num)]
-    return torch.stack(
-        [
-            _decode(model, [PriorSample(noise=path(a, b, weight)) for a, b in ends], x_from.shape[0])
-            for weight in weights
-        ]
-    )
+    return torch.stack([decode_coordinates(model, [path(a, b, weight) for a, b in ends]) for weight in weights])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Explore a trained run in the browser: move latents of an image or a sample, and exchange groups between two images.
+
+Sliders move a flat VAE's latents, highest KL first, or the principal axes of a hierarchy's groups. The page is served
+on 127.0.0.1 alone and asks no other host for anything.
+
+Example:
+  python launch/explore.py --run zoo/dsprites-nvae
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
+
+import datasets
+from launch.console import errors
+from launch.console.flags import parse
+from launch.machine import distributed
+from launch.results import explorer
+from launch.results.run import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreConfig:
+    """What to explore."""
+
+    run: Path
+    """Run folder."""
+    split: str = "test"
+    """Split of the images that can be edited: train, valid or test."""
+    images: int = 64
+    """Images, spread evenly over the split; axes are found in them."""
+    axes: int = 4
+    """Principal axes of each group of a hierarchy."""
+    port: int = 8008
+    """Port on 127.0.0.1; 0 takes a free one."""
+    data_root: Path | None = None
+    """Where the data is now, if it moved since training."""
+    other_data: bool = False
+    """Use the data even if they differ from those that the run was trained on."""
+    weights: Literal["auto", "raw"] = "auto"
+    """auto: the averaged weights if the run has them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.images < 2 or self.axes < 1:
+            raise ValueError(f"--images {self.images} --axes {self.axes}; give at least 2 images and 1 axis")
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, open the run, serve the page until Ctrl-C."""
+    config = parse(ExploreConfig, None, arguments, prog="explore.py", description=__doc__ or "")
+    ranks = distributed.start(config.device)
+    run = open_run(
+        config.run,
+        device=ranks.device,
+        weights=config.weights,
+        data_root=config.data_root,
+        other_data=config.other_data,
+    )
+    data = run.data(config.split)
+    rows = datasets.choose_rows(len(data), config.images)
+    images = datasets.to_float(data.images(rows), data.spec, ranks.device)
+    with explorer.server(explorer.Explorer(run.model, images, run.title, config.axes), config.port) as served:
+        print(f"{run.title}: open http://{explorer.HOST}:{served.server_address[1]} (Ctrl-C ends it)", flush=True)
+        served.serve_forever()
+
+
+if __name__ == "__main__":
+    errors.main(main)

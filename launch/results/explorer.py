@@ -1,0 +1,219 @@
+"""An explorer of a trained run: latents that a person moves in a browser, decoded at once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from launch.console import figures
+from metrics import edits
+from metrics.decisions import check_temperature
+from metrics.model import VAE
+
+PAGE = Path(__file__).with_name("explorer.html")
+HOST = "127.0.0.1"  # nobody else's machine reaches it
+MOST_LATENTS = 16  # sliders of a model with one group
+LARGEST_REQUEST = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A latent or a principal axis that the page moves."""
+
+    name: str
+    axis: edits.Axis
+
+
+@torch.no_grad()
+def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
+    """Choose what can be moved: the latents of highest KL of one group, or each group's first principal axes.
+
+    Args:
+        model: in evaluation mode.
+        x: images [N, C, H, W] that the KL is averaged over and axes are found in.
+        axes: principal axes of each group.
+    """
+    if len(model.group_shapes) == 1:
+        kl = model.groups_at_means(x)[0].kl_per_channel()
+        chosen = kl.argsort(descending=True)[:MOST_LATENTS].tolist()
+        return [Slider(f"z{i} ({float(kl[i]):.2f} nats)", edits.latent_axis(model, 0, i)) for i in chosen]
+    count = min(axes, len(x) - 1, *(math.prod(shape) for shape in model.group_shapes))
+    return [
+        Slider(f"group {group}, axis {i}", axis)
+        for group in range(len(model.group_shapes))
+        for i, axis in enumerate(edits.principal_axes(model, x, group, count))
+    ]
+
+
+class Explorer:
+    """Decode what the page asks for.
+
+    Args:
+        model: in evaluation mode.
+        images: images [N, C, H, W] in [0, 1] that can be encoded and edited.
+        title: whose model it is.
+        axes: principal axes of each group.
+    """
+
+    def __init__(self, model: VAE, images: Tensor, title: str, axes: int = 4) -> None:
+        self.model, self.images, self.title = model, images, title
+        self.sliders = sliders_of(model, images, axes)
+        self._codes = edits.coordinates(model, images)
+        self._lock = threading.Lock()  # one answer at a time: each request has a thread
+
+    def describe(self) -> dict[str, Any]:
+        """Sliders, groups and images that there are, for the page."""
+        return {
+            "title": self.title,
+            "groups": len(self.model.group_shapes),
+            "images": len(self.images),
+            "sliders": [{"name": slider.name, "group": slider.axis.group} for slider in self.sliders],
+        }
+
+    def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Decode one image.
+
+        Args:
+            asked: ``image`` and ``other``, indices; ``sample``, a seed, to start from a draw of the prior instead of the
+                image; ``temperatures``, one for each group of a draw; ``swapped``, groups taken from the other image;
+                ``values``, positions by index of the slider.
+
+        Returns:
+            ``decoded``, ``original`` and ``other`` as data URIs, and ``values``, the position of every slider.
+
+        Raises:
+            ValueError: a number is missing or out of range.
+        """
+        image, other = (_index(asked.get(name), len(self.images), name) for name in ("image", "other"))
+        with self._lock, torch.no_grad():
+            codes = self._start(asked, image)
+            for group in asked.get("swapped", []):
+                g = _index(group, len(codes), "group")
+                codes[g] = self._codes[g][other : other + 1]
+            for number, value in dict(asked.get("values", {})).items():
+                axis = self.sliders[_index(int(number), len(self.sliders), "slider")].axis
+                codes[axis.group] = axis.move(codes[axis.group], _finite(value))
+            decoded = edits.decode_coordinates(self.model, codes)
+            values = [float(s.axis.value(codes[s.axis.group])) for s in self.sliders]
+        pictures = {"decoded": decoded[0], "original": self.images[image], "other": self.images[other]}
+        return {name: _data_uri(picture) for name, picture in pictures.items()} | {"values": values}
+
+    def _start(self, asked: Mapping[str, Any], image: int) -> list[Tensor]:
+        """Coordinates of the image, or of a draw at the temperature of each group."""
+        if asked.get("sample") is None:
+            return [code[image : image + 1] for code in self._codes]
+        temperatures = [_finite(t) for t in asked.get("temperatures", [1.0] * len(self._codes))]
+        if len(temperatures) != len(self._codes):
+            raise ValueError(
+                f"there are {len(temperatures)} temperatures for {len(self._codes)} groups; give one for each"
+            )
+        for temperature in temperatures:
+            check_temperature(temperature)
+        source = torch.Generator().manual_seed(_index(asked["sample"], 2**31, "seed"))
+        return [
+            temperature * torch.randn(code[:1].shape, generator=source).to(code)
+            for temperature, code in zip(temperatures, self._codes, strict=True)
+        ]
+
+
+def _index(value: Any, count: int, name: str) -> int:
+    if not isinstance(value, int) or not 0 <= value < count:
+        raise ValueError(f"{name} is {value!r}; give a whole number from 0 to {count - 1}")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a value is {value!r}; give a number")
+    return float(value)
+
+
+def _data_uri(image: Tensor) -> str:
+    buffer = io.BytesIO()
+    shown = figures.to_uint8(image if image.shape[0] in (1, 3) else image[:1]).permute(1, 2, 0).squeeze(2)
+    Image.fromarray(shown.numpy()).save(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serve the page, and an answer to each of its requests."""
+
+    def __init__(self, explorer: Explorer, *arguments: Any) -> None:
+        self.explorer = explorer
+        super().__init__(*arguments)
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the terminal quiet."""
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _send_json(self, status: int, content: Any) -> None:
+        self._send(status, "application/json", json.dumps(content).encode())
+
+    def _is_ours(self) -> bool:
+        """Whether the request names this machine: a page of another site whose name was pointed here does not."""
+        port = self.connection.getsockname()[1]
+        if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
+            return True
+        self._send_json(403, {"error": "open the address that the script printed"})
+        return False
+
+    def do_GET(self) -> None:
+        """Send the page, or the description of the model."""
+        if not self._is_ours():
+            return
+        if self.path == "/":
+            self._send(200, "text/html", PAGE.read_bytes())
+        elif self.path == "/model":
+            self._send_json(200, self.explorer.describe())
+        else:
+            self._send_json(404, {"error": "there is no such page"})
+
+    def do_POST(self) -> None:
+        """Decode what is asked for."""
+        if not self._is_ours():
+            return
+        try:
+            length = int(self.headers.get("Content-Length", 0))
+            if not 0 < length <= LARGEST_REQUEST or self.headers.get_content_type() != "application/json":
+                raise ValueError(f"the request has {length} bytes; send JSON")
+            asked = json.loads(self.rfile.read(length))
+            if not isinstance(asked, dict):
+                raise ValueError("the request is no object; send one")
+            answer = self.explorer.answer(asked)
+        except (ValueError, TypeError, AttributeError) as error:
+            self._send_json(400, {"error": str(error)})
+        else:
+            self._send_json(200, answer)
+
+
+def server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
+    """Listen on this machine alone; ``port`` 0 takes a free one.
+
+    Raises:
+        ValueError: the port is taken or not allowed.
+    """
+    try:
+        found = ThreadingHTTPServer((HOST, port), partial(_Handler, explorer))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"port {port} can't be listened on ({error}); give another --port, or 0 for any") from error
+    found.daemon_threads = True
+    return found
