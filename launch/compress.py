@@ -121,7 +121,7 @@ def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:
     images = unpack(content, replace(run, weights=header.weights, asked_checkpoint=path).model, str(file))
     config.out.mkdir(parents=True, exist_ok=True)
     shown = datasets.to_float(torch.from_numpy(images[:PREVIEWED]), run.spec)
-    title = f"The first {len(shown)} images of {terminal.one_line(file.name)}, decompressed by {run.title}"
+    title = f"The first {len(shown)} images of {file.name}, decompressed by {run.title}"
     figures.save(figures.grid(shown, title=title), config.out / "preview.png")
     files.write_atomically(config.out / "images.npy", lambda target: np.save(target, images, allow_pickle=False))
     say(f"{len(images):,} images of {header.data}: {config.out / 'images.npy'}, the first ones in preview.png")

@@ -19,6 +19,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 import datasets
 from launch.console import errors
 from launch.console.flags import parse
+from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import explorer
 from launch.results.run import open_run
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> None:
     rows = datasets.choose_rows(len(data), config.images)
     images = datasets.to_float(data.images(rows), data.spec, ranks.device)
     with explorer.server(explorer.Explorer(run.model, images, run.title, config.axes), config.port) as served:
-        print(f"{run.title}: open http://{explorer.HOST}:{served.server_address[1]} (Ctrl-C ends it)", flush=True)
+        say(f"{run.title}: open http://{explorer.HOST}:{served.server_address[1]} (Ctrl-C ends it)")
         served.serve_forever()
 
 
