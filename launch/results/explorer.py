@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launch.console import figures
 from metrics import edits
 from metrics.decisions import check_temperature
 from metrics.model import VAE
@@ -143,7 +142,8 @@ def _finite(value: Any) -> float:
 
 def _data_uri(image: Tensor) -> str:
     buffer = io.BytesIO()
-    shown = figures.to_uint8(image if image.shape[0] in (1, 3) else image[:1]).permute(1, 2, 0).squeeze(2)
+    levels = (image.nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    shown = (levels if len(levels) in (1, 3) else levels[:1]).permute(1, 2, 0).squeeze(2)
     Image.fromarray(shown.numpy()).save(buffer, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
