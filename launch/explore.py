@@ -27,7 +27,7 @@ from launch.results.run import open_run
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreConfig:
-    """What to explore."""
+    """Settings of the explorer."""
 
     run: Path
     """Run folder."""
@@ -40,9 +40,9 @@ class ExploreConfig:
     port: int = 8008
     """Port on 127.0.0.1; 0 takes a free one."""
     data_root: Path | None = None
-    """Where the data is now, if it moved since training."""
+    """Folder of the data, if it moved since training."""
     other_data: bool = False
-    """Use the data even if they differ from those that the run was trained on."""
+    """Accept data that differ from those that the run was trained on."""
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -38,7 +38,7 @@ class Slider:
 
 @torch.no_grad()
 def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
-    """Choose what can be moved: the latents of highest KL of one group, or each group's first principal axes.
+    """Choose the sliders: the latents of highest KL of one group, or each group's first principal axes.
 
     Args:
         model: in evaluation mode.
@@ -58,7 +58,7 @@ def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
 
 
 class Explorer:
-    """Decode what the page asks for.
+    """Decode images on request of the page.
 
     Args:
         model: in evaluation mode.
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps(content).encode())
 
     def _is_ours(self) -> bool:
-        """Whether the request names this machine: a page of another site whose name was pointed here does not."""
+        """Refuse a request that does not name this machine: a page of another site whose name was pointed here does not."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
             return True
@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(404, {"error": "there is no such page"})
 
     def do_POST(self) -> None:
-        """Decode what is asked for."""
+        """Decode the requested image."""
         if not self._is_ours():
             return
         try:
