@@ -26,7 +26,7 @@ from datasets.dsprites import FACTOR_SIZES, render
 from flat_vae import Replicas
 from launch.console.config import RunConfig
 from launch.families.flat_vae import FLAT_PRESETS, FlatTrainConfig
-from launch.training import feeding
+from launch.training import loop
 from launch.training.loop import Orders
 from launch.training.replicas import ReplicaTrainer
 from launch.training.step import Trainer
@@ -90,7 +90,7 @@ class Ours:
             name="sprites", array=images.numpy() * np.uint8(255), rows=np.arange(len(images)), num_bits=1, recipe={}
         )
         self.trainer: Trainer = trainer_of(config, _spec(), device, len(images))
-        self.kept = feeding.keep(run, self.data, device)  # once, as in a run
+        self.kept = loop.keep_on_device(run, self.data, device)  # once, as in a run
         self.order = datasets.Batches(len(images), batch_size, seed)
         self.images = images[:batch_size]
         self.losses: list[float] = []
@@ -109,7 +109,7 @@ class Ours:
         losses = []
         device = self.trainer.ranks.device
         start = self.trainer.state.step
-        with feeding.loader(self.data, self.order, start, STEPS_PER_ROUND, device, self.kept) as batches:
+        with loop.load_batches(self.data, self.order, start, STEPS_PER_ROUND, device, self.kept) as batches:
             for batch in batches:
                 losses.append(self.trainer.train_step(batch.on(device)).terms["loss"])
         self.losses.append(float(torch.stack(losses).mean()))
@@ -131,7 +131,7 @@ class Together:
     def epoch(self) -> None:
         """Train one epoch of each."""
         start = self.trainer.states[0].step
-        with feeding.loader(self.data, self.order, start, STEPS_PER_ROUND, self.device, self.kept) as batches:
+        with loop.load_batches(self.data, self.order, start, STEPS_PER_ROUND, self.device, self.kept) as batches:
             for batch in batches:
                 self.trainer.train_step(batch.on(self.device))
 

@@ -43,7 +43,7 @@ def test_imports_flow_one_way(package: str) -> None:
 
 # From the top: a module imports rooms below its own, and its own. Scripts stand directly in launch/.
 ROOMS = ["scripts", "studies", "report", "results", "training", "families", "console", "machine"]
-MOST_MODULES = 49  # outside scripts and studies; lower it when modules go (the 49th: the explorer)
+MOST_MODULES = 48  # outside scripts and studies; lower it when modules go (the 49th: the explorer)
 MOST_ARROWS = 98  # imports of a module in another room, from rooms below scripts and studies; lower it when arrows go
 MODELS = {"nvae", "flat_vae", "NVAE", "FlatVAE"}
 

@@ -16,7 +16,7 @@ from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.training import evaluation, feeding
+from launch.training import evaluation, loop
 from launch.training.start import trainer_for
 from metrics import mic, mig
 from metrics.model import VAE
@@ -77,8 +77,8 @@ def work(job: Job) -> None:
     total = job.points * every
     trainer = trainer_for(config, data, ranks, total)
     points = []
-    kept = feeding.keep(config.run, data, ranks.device)
-    with feeding.loader(data, order, 0, total, ranks.device, kept) as batches:
+    kept = loop.keep_on_device(config.run, data, ranks.device)
+    with loop.load_batches(data, order, 0, total, ranks.device, kept) as batches:
         for batch in batches:
             trainer.train_step(batch.on(ranks.device))
             if trainer.state.step % every == 0:

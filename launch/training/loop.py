@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import datasets
+from datasets import resident
+from datasets.loader import Order
 from datasets.views import Int64
 from launch.console import errors
+from launch.console.config import RunConfig
 from launch.machine import execution
-from launch.training import evaluation, feeding
+from launch.training import evaluation
 from launch.training.run import Run
 from launch.training.step import StepReport
 
@@ -82,8 +86,8 @@ class Loop:
         if step >= end:
             return
         order = Orders([run.order for run in self.runs])
-        kept = feeding.keep(first.config.run, first.train_data, device)
-        with feeding.loader(first.train_data, order, step, end - step, device, kept) as batches:
+        kept = keep_on_device(first.config.run, first.train_data, device)
+        with load_batches(first.train_data, order, step, end - step, device, kept) as batches:
             since, last_logged = time.monotonic(), step
             for batch in batches:
                 reports = self._take(batch)
@@ -184,3 +188,41 @@ class Loop:
             f"{len(lost)} of {len(self.runs)} replicas diverged ({', '.join(lost)}, see diverged.json there) and the others "
             "were trained; train these again with a lower --lr, or --grad-clip, or --precision fp32"
         )
+
+
+# --- Batches, read ahead on the host or gathered from images kept on the device ----------------------------------------
+
+LARGEST_SHARE = 0.1  # of a GPU's memory, for images that --data-on-device auto keeps there
+
+
+def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:
+    """True if the training images are kept on the device (``--data-on-device``).
+
+    With auto they are, on a GPU, if they take at most a tenth of its memory.
+
+    Raises:
+        ValueError: requested for images whose pixels are drawn anew in each epoch.
+    """
+    size = resident.nbytes(data)
+    if config.data_on_device == "yes" and size is None:
+        raise ValueError(f"--data-on-device yes: {data.name} draws its pixels anew in each epoch; leave it out")
+    if config.data_on_device != "auto" or size is None or device.type != "cuda":
+        return config.data_on_device == "yes"
+    return size <= LARGEST_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def keep_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
+    """Move the images to ``device`` if :func:`keeps_on_device` says so."""
+    return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
+
+
+def load_batches(
+    data: datasets.Dataset,
+    order: Order,
+    start: int,
+    num_steps: int,
+    device: torch.device,
+    kept: resident.Resident | None,
+) -> datasets.Loader:
+    """Load the batches of the steps from ``start`` on, from the images that :func:`keep_on_device` moved if there are any."""
+    return datasets.Loader(data, order, start, num_steps, pin_memory=device.type == "cuda", resident=kept)

@@ -18,7 +18,7 @@ from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
-from launch.training import checkpoint, feeding, memory
+from launch.training import checkpoint, loop, memory
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
 from launch.training.records import Monitor
@@ -58,7 +58,7 @@ def announce(
     say(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
         say(f"  {name} = {value}  (preset: {default})")
-    where = ", kept on the device" if feeding.keeps_on_device(run, data, ranks.device) else ""
+    where = ", kept on the device" if loop.keeps_on_device(run, data, ranks.device) else ""
     say(
         f"data   {data.name}: {len(data):,} training images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
         f"{where}"
@@ -322,7 +322,7 @@ def open_data(
         valid_data = config.data.open_held_out(recorded=recorded)
     if config.log.score_every and not valid_data.factor_names:
         raise ValueError(f"--score-every: {valid_data.name} has no ground-truth factors; leave it out")
-    feeding.keeps_on_device(config.run, train_data, ranks.device)
+    loop.keeps_on_device(config.run, train_data, ranks.device)
     return train_data, valid_data
 
 

@@ -12,7 +12,7 @@ from datasets import registry
 from datasets.arrays import ArrayDataset
 from datasets.views import Views
 from launch.console.config import RunConfig
-from launch.training import checkpoint, feeding
+from launch.training import checkpoint, loop
 from tests.launch import running, toy
 
 
@@ -60,10 +60,10 @@ def test_auto_keeps_on_a_gpu_what_is_small_there(monkeypatch: pytest.MonkeyPatch
         array = np.zeros((count, 1, 16, 16), dtype=np.uint8)
         return ArrayDataset(name="drawn", array=array, rows=np.arange(count), recipe={})
 
-    assert feeding.keeps_on_device(auto, images(40), gpu)
-    assert not feeding.keeps_on_device(auto, images(41), gpu)
-    assert not feeding.keeps_on_device(auto, images(40), torch.device("cpu"))
-    assert not feeding.keeps_on_device(RunConfig(data_on_device="no"), images(40), gpu)
+    assert loop.keeps_on_device(auto, images(40), gpu)
+    assert not loop.keeps_on_device(auto, images(41), gpu)
+    assert not loop.keeps_on_device(auto, images(40), torch.device("cpu"))
+    assert not loop.keeps_on_device(RunConfig(data_on_device="no"), images(40), gpu)
 
 
 def test_replicas_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
