@@ -68,13 +68,15 @@ def test_the_parts_add_up(read: EventAccumulator) -> None:
 
 
 @pytest.mark.parametrize("name", ["samples_t0.7", "samples_t0.8", "samples_t0.9", "samples_t1.0", "reconstruction"])
-def test_images_can_be_decoded_and_have_the_right_size(name: str, trained: Path, read: EventAccumulator) -> None:
-    """4 images of 12 x 16, shown six times as large: samples 2 by 2, originals in a row above reconstructions."""
+def test_images_can_be_decoded_and_hold_the_grid(name: str, trained: Path, read: EventAccumulator) -> None:
+    """4 images of 12 x 16, shown six times as large, with labels: samples 2 by 2, originals above reconstructions."""
     points = read.Images(f"images/{name}")
     assert [p.step for p in points] == [8, 16]
     picture = np.asarray(Image.open(io.BytesIO(points[-1].encoded_image_string)))
     rows, columns = (2, 4) if name == "reconstruction" else (2, 2)
-    assert picture.shape == (rows * (72 + 2) + 2, columns * (96 + 2) + 2, 3)
+    height, width = rows * (72 + 2) + 2, columns * (96 + 2) + 2
+    assert height < picture.shape[0] <= height + 80
+    assert width <= picture.shape[1] <= max(width + 120, 400)
     assert picture.std() > 1.0
     assert np.array_equal(picture, np.asarray(Image.open(trained / "figures" / f"{name}.png")))
 
@@ -82,7 +84,10 @@ def test_images_can_be_decoded_and_have_the_right_size(name: str, trained: Path,
 def test_originals_stand_above_their_reconstructions(trained: Path, data: Path) -> None:
     picture = np.asarray(Image.open(trained / "figures" / "reconstruction.png"))
     first = np.asarray(Image.open(sorted((data / "valid").iterdir())[0]))
-    assert np.array_equal(picture[2 : 2 + 72, 2 : 2 + 96], first.repeat(6, 0).repeat(6, 1))
+    shown = first.repeat(6, 0).repeat(6, 1)
+    top = len(picture) - 2 * (72 + 2)  # labels stand above and on the left
+    found = [np.array_equal(picture[top : top + 72, left : left + 96], shown) for left in range(picture.shape[1] - 95)]
+    assert found.count(True) == 1
 
 
 def test_hparams_are_in_the_same_run(trained: Path, read: EventAccumulator) -> None:
