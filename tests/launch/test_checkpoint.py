@@ -141,7 +141,7 @@ def _nothing(path: Path) -> None:
         (_malicious_zip, "damaged or of another kind"),
         (_malicious_pickle, "damaged or of another kind"),
         (_newer_format, f"has format {checkpoint.FORMAT + 1}"),
-        (_another_file, "is no checkpoint"),
+        (_another_file, "checkpoint of this project"),
         (_no_zip, "damaged or of another kind"),
         (_nothing, "damaged or of another kind"),
     ],
