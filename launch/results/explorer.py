@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(asked, dict):
                 raise ValueError("the request is no object; send one")
             answer = self.explorer.answer(asked)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self._send_json(400, {"error": str(error)})
         else:
             self._send_json(200, answer)

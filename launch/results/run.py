@@ -316,7 +316,7 @@ def _open(
     """Open a split as it is, or in the run's shape if its images have another one."""
     try:
         data = config.open(split, seed=seed, recorded=recorded)
-        if spec == spec or config.dataset != "folder":
+        if data.spec == spec or config.dataset != "folder":
             return data
     except datasets.NoSuchSplit:
         raise

@@ -86,6 +86,7 @@ NO_READERS = {  # they write, open what this process has just made, or open no f
     "launch.console.terminal:_point_at_nothing",
     "launch.console.terminal:protect",
     "launch.machine.files:_fsync_folder",
+    "launch.results.explorer:do_GET",  # its own page
     "launch.machine.files:write_atomically",
     "launch.training.records:_append",
     "launch.training.jobs:run",

@@ -173,8 +173,8 @@ def _edit(content: bytes, **changes: Any) -> bytes:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "empty": (lambda c: b"", "file of compress.py; give one that it wrote"),
-    "foreign": (lambda c: b"something else altogether, of some length", "file of compress.py; give one that it wrote"),
+    "empty": (lambda c: b"", "give one that it wrote"),
+    "foreign": (lambda c: b"something else altogether, of some length", "give one that it wrote"),
     "version": (lambda c: c[:16] + struct.pack("<I", 9) + c[20:], "has format 9"),
     "header cut": (lambda c: c[:60], "truncated within its header"),
     "header broken": (lambda c: c[:24] + b"?" + c[25:], "damaged header"),

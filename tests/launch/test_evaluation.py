@@ -264,7 +264,9 @@ def test_samples_are_a_png_of_the_right_size(temperature: str, copied: Path, tmp
     pictures = [np.asarray(Image.open(path)) for path in paths]
     assert np.array_equal(*pictures)  # the seed says it all
     scale = 96 // 16  # small images are shown enlarged; 3 columns, 2 rows, 2 pixels of frame
-    assert pictures[0].shape == (2 * (12 * scale + 2) + 2, 3 * (16 * scale + 2) + 2, 3)
+    height, width = 2 * (12 * scale + 2) + 2, 3 * (16 * scale + 2) + 2
+    assert height < len(pictures[0]) <= height + 80, "a title stands above"
+    assert width <= pictures[0].shape[1] <= max(width, 400)
     assert running.call("sample", "--run", copied, "--seed", "3").code == 0
     assert (copied / "figures" / "samples_t1_seed3.png").exists()
 

@@ -99,7 +99,14 @@ def test_the_page_is_served_and_foreign_or_broken_requests_are_refused(port: int
     assert json.loads(answer)["decoded"].startswith("data:image/png;base64,")
     assert ask(port, "GET", "/", Host="elsewhere.example")[0] == 403
     assert ask(port, "GET", "/../config.json")[0] == 404
-    for broken in ("", "[]", "{", '{"image": 99, "other": 0}', '{"image": 0, "other": 0, "values": {"0": "NaN"}}'):
+    for broken in (
+        "",
+        "[]",
+        "{",
+        "[" * 20_000,
+        '{"image": 99, "other": 0}',
+        '{"image": 0, "other": 0, "values": {"0": "NaN"}}',
+    ):
         assert ask(port, "POST", "/decode", broken)[0] == 400
 
 
