@@ -38,7 +38,7 @@ class QuickstartConfig:
 
 
 def zoo_samples(config: QuickstartConfig) -> Path:
-    """Path of the first picture, drawn by a model that was trained for an hour."""
+    """Path of the first picture, drawn by a model that was trained for an hour and a half."""
     return config.out / "zoo-samples.png"
 
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     for line in (
         "",
         "What to look at (minutes of training: this shows that it works and what a report looks like, and no result)",
-        f"  {zoo_samples(config)}   drawn by the same code after an hour of training; the models here had minutes",
+        f"  {zoo_samples(config)}   drawn by the same code after an hour and a half of training; the models here had minutes",
         f"  {config.out / 'report' / 'report.html'}   open it in a browser; the same as Markdown: report.md",
         f"  {config.out / 'nvae' / 'figures'}   reconstructions, samples, KL per group",
         f"  {Path(sys.executable).parent}/tensorboard --logdir {config.out}",

@@ -22,7 +22,7 @@ def run_in_this_process(command: list[str], **_: Any) -> int:
 
 def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(registry._OPENERS, "dsprites", toy.open_toy)
-    monkeypatch.setattr(quickstart.children, "run", run_in_this_process)
+    monkeypatch.setattr(quickstart.process, "run", run_in_this_process)
     short = ["--steps", "3", "--flat-steps", "4", "--images", "24"]
     result = call("quickstart", "--out", tmp_path / "first", *short)
     assert result.code == 0, result.err
@@ -39,6 +39,6 @@ def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_command_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quickstart.children, "run", lambda *_, **__: 75)
+    monkeypatch.setattr(quickstart.process, "run", lambda *_, **__: 75)
     assert call("quickstart", "--out", tmp_path).code == 75
     assert_one_error(call("quickstart", "--steps", "0"), "--steps")
