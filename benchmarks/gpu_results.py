@@ -8,9 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,23 +126,6 @@ def _loss(subject: Trainer, dtype: torch.dtype) -> float:
     return float(loss.total.detach())
 
 
-@contextmanager
-def _no_waiting(check: Check) -> Iterator[None]:
-    """Make waiting for the GPU an error."""
-    if not check.on_gpu:
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.set_sync_debug_mode("default")
-
-
 def skipping(check: Check) -> dict[str, Any]:
     """A step that is not finite leaves no trace, and no step makes the host wait."""
     subject = check.trainer(grad_clip=1.0)
@@ -159,7 +140,7 @@ def skipping(check: Check) -> dict[str, Any]:
     del subject.noise  # type: ignore[method-assign]
     images = random_images(SPEC, 4)
     images = images.pin_memory() if check.on_gpu else images
-    with _no_waiting(check):
+    with harness.waiting_for_the_device_is_an_error() if check.on_gpu else nullcontext():
         for _ in range(3):
             subject.train_step(images)
     subject.settle()

@@ -11,7 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,20 @@ from launch.machine import process
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
 Row = dict[str, Any]
+
+
+@contextmanager
+def waiting_for_the_device_is_an_error() -> Iterator[None]:
+    """Make it an error that the host waits for the GPU; PyTorch's warning that this mode is experimental is dropped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @dataclass

@@ -29,7 +29,7 @@ from launch.machine import distributed, files
 from launch.report.tables import Table
 from launch.results import bits_back
 from launch.results.container import Header, Packed, from_bytes, pack, unpack
-from launch.results.run import SavedRun, open_run
+from launch.results.run import SavedRun, open_by_flags
 from launch.training import checkpoint, evaluation
 
 LARGEST_FILE = 1 << 34
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
     """Parse, then compress or decompress."""
     config = parse(CompressConfig, None, arguments, prog="compress.py", description=__doc__ or "")
     torch.set_num_threads(1)
-    run = open_run(config.run, weights=config.weights, data_root=config.data_root, other_data=config.other_data)
+    run = open_by_flags(config)
     if config.decompress is not None:
         _decompress(config, run, config.decompress)
     else:

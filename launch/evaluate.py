@@ -22,7 +22,7 @@ from launch.console.terminal import say
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.report import score_tables
-from launch.results.run import SavedRun, open_run
+from launch.results.run import SavedRun, open_by_flags
 from launch.training import evaluation
 
 
@@ -69,13 +69,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
-    run = open_run(
-        config.run,
-        device=ranks.device,
-        weights=config.weights,
-        data_root=config.data_root,
-        other_data=config.other_data,
-    )
+    run = open_by_flags(config, ranks.device)
     with ranks.main_first():
         data = run.data(config.split)
     result = evaluation.evaluate(

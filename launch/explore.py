@@ -22,7 +22,7 @@ from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import explorer
-from launch.results.run import open_run
+from launch.results.run import open_by_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,7 @@ def main(arguments: list[str]) -> None:
     """Parse, open the run, serve the page until Ctrl-C."""
     config = parse(ExploreConfig, None, arguments, prog="explore.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
-    run = open_run(
-        config.run,
-        device=ranks.device,
-        weights=config.weights,
-        data_root=config.data_root,
-        other_data=config.other_data,
-    )
+    run = open_by_flags(config, ranks.device)
     data = run.data(config.split)
     rows = datasets.choose_rows(len(data), config.images)
     images = datasets.to_float(data.images(rows), data.spec, ranks.device)

@@ -26,7 +26,7 @@ from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import pictures
 from launch.results.pictures import TraverseConfig
-from launch.results.run import open_run
+from launch.results.run import open_by_flags
 from metrics import edits
 
 
@@ -34,13 +34,7 @@ def main(arguments: list[str]) -> None:
     """Parse, decode, save, and print the paths."""
     config = parse(TraverseConfig, None, arguments, prog="traverse.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
-    run = open_run(
-        config.run,
-        device=ranks.device,
-        weights=config.weights,
-        data_root=config.data_root,
-        other_data=config.other_data,
-    )
+    run = open_by_flags(config, ranks.device)
     edits.check_group(run.model, config.group)
     data = run.data(config.split)
     for index in (config.image, config.other):

@@ -35,7 +35,7 @@ UP_TO_ONE = frozenset(
 """Scores that are at most 1, so that their intervals are."""
 
 UNDER_COVERED = {
-    "irs": "IRS takes maxima, which no resampling of rows covers: its nominal 95 % intervals held the limit in 81 to 84 %",
+    "irs": "IRS takes maxima, for which resampling rows falls short: nominal 95 % intervals held the limit in 81 to 84 %",
     "infomec": "the nominal 95 % intervals of InfoMEC held the limit in 86 of 100 draws of 1,000 rows",
 }
 """Notes on scores whose intervals were measured to fall short (docs/metrics/uncertainty.md)."""

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from tests.cuda import waiting_for_the_device_is_an_error
+from benchmarks.harness import waiting_for_the_device_is_an_error
 
 
 def test_the_mode_warns_and_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:

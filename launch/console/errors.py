@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -73,10 +72,12 @@ class StopRequest:
 def stop_with_children() -> None:
     """On SIGTERM or SIGINT, ask the child processes to stop and end with them.
 
-    A second SIGINT ends them without waiting.
+    A second SIGINT ends them without waiting. A second SIGTERM changes nothing: `timeout` and some schedulers send it
+    to the process and again to its group.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         process.ask_to_stop()
         raise Preempted(
@@ -123,12 +124,6 @@ def _remedy(error: Exception) -> str:
     return "run again with --debug to see where it was raised"
 
 
-def _note_end_of_thread(ended: threading.ExceptHookArgs) -> None:
-    """Keep TensorBoard's writer thread silent about a full disk: the next write raises and reports the same error."""
-    if not type(ended.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(ended)
-
-
 def _let_rank_0_speak_first() -> None:
     """Delay the exit of other ranks: torchrun ends all processes when the first one exits, even before rank 0 prints.
 
@@ -154,7 +149,6 @@ def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False
         prints_result: the output is the script's only result, so the script fails if it can't be written.
     """
     terminal.protect()
-    threading.excepthook = _note_end_of_thread
     debug = abandon = False
     try:
         debug, arguments = flags.take_switch("debug", sys.argv[1:])

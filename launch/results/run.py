@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -266,6 +266,33 @@ def open_run(
         data_root=None if data_root is None else Path(data_root),
         other_data=other_data,
         asked_checkpoint=checkpoint,
+    )
+
+
+class RunFlags(Protocol):
+    """Flags of a script that reads a run."""
+
+    @property
+    def run(self) -> Path:
+        """Run folder."""
+
+    @property
+    def weights(self) -> Weights:
+        """Weights to load, averaged or raw."""
+
+    @property
+    def data_root(self) -> Path | None:
+        """Folder of the data, if it moved since training."""
+
+    @property
+    def other_data(self) -> bool:
+        """Accept data that differ from those that the run was trained on."""
+
+
+def open_by_flags(flags: RunFlags, device: str | torch.device = "cpu") -> SavedRun:
+    """Open the run that a script's flags name; see :func:`open_run`."""
+    return open_run(
+        flags.run, device=device, weights=flags.weights, data_root=flags.data_root, other_data=flags.other_data
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.console import errors
 from tests.conftest import ROOT
 from tests.launch.running import environment
 
@@ -73,3 +74,31 @@ def test_a_signal_to_the_parent_stops_the_child_too(number: int, threads: bool, 
     _, said = parent.communicate(timeout=60)
     assert parent.returncode == code, said
     assert "Traceback" not in said
+
+
+def test_a_second_sigterm_while_the_child_saves_changes_nothing(tmp_path: Path) -> None:
+    """`timeout` sends one to the process and one to its group; the second ended in a traceback."""
+    child = tmp_path / "child.py"
+    lingers = (
+        '(pathlib.Path(arguments[0]) / "asked").touch()\n'
+        '    while not (pathlib.Path(arguments[0]) / "go").exists():\n'
+        "        time.sleep(0.01)\n    "
+    )
+    child.write_text(
+        CHILD.format(root=str(ROOT)).replace(
+            '(pathlib.Path(arguments[0]) / "saved")', lingers + '(pathlib.Path(arguments[0]) / "saved")'
+        )
+    )
+    program = PARENT.format(root=str(ROOT), child=[str(child), str(tmp_path)], threads=False)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait(tmp_path / "started")
+    parent.send_signal(signal.SIGTERM)
+    wait(tmp_path / "asked")
+    parent.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == errors.EXIT_PREEMPTED, said
+    assert "Traceback" not in said
+    assert (tmp_path / "saved").exists()

@@ -44,7 +44,6 @@ def test_out_of_memory_is_exit_code_4_in_every_script(
         raise MemoryError
 
     monkeypatch.setattr("sys.argv", ["x.py"])
-    monkeypatch.setattr("threading.excepthook", None)
     with pytest.raises(SystemExit) as left:
         errors.main(body)
     assert left.value.code == errors.EXIT_OUT_OF_MEMORY

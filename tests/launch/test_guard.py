@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.harness import waiting_for_the_device_is_an_error
 from benchmarks.steps import random_images, trainer_of
 from datasets import ImageSpec
 from launch.console import errors
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.training import step as stepping
 from metrics import likelihoods
-from tests.cuda import waiting_for_the_device_is_an_error
 from tests.launch import running
 from tests.launch import test_train_step as steps
 from tests.launch.running import assert_same

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import counting
+from benchmarks.harness import waiting_for_the_device_is_an_error
 from benchmarks.plain import plain_model, plain_step
 from datasets.arrays import ArrayDataset
 from launch.console.config import OptimConfig
@@ -30,7 +31,6 @@ from nvae.depthwise import depthwise
 from nvae.excitation import SqueezeExcite
 from nvae.resizing import double_bilinear
 from nvae.spectral import SpectralRegulariser
-from tests.cuda import waiting_for_the_device_is_an_error
 from tests.nvae.small import images, noise, small
 
 STEP, TOTAL_STEPS = 100, 1000
