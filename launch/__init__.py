@@ -14,6 +14,7 @@ The rooms from the top down; each imports only from those below it:
 docs/architecture.md draws the rooms and says where ten common changes belong.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -38,4 +39,16 @@ def _refuse_foreign_packages() -> None:
         raise ImportError(f"{text}; {remedy}")
 
 
+def _bound_spinning() -> None:
+    """Let waiting OpenMP threads give their core away after a short spin, unless the user chose how they wait.
+
+    By default they spin for milliseconds, which on a busy machine takes the core from the thread that they wait for
+    (docs/benchmarks/2026-11-28-openmp.md). GNU's library reads this when PyTorch is imported, so it comes first here;
+    processes that a script starts inherit it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 _refuse_foreign_packages()
+_bound_spinning()
