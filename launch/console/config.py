@@ -261,7 +261,7 @@ class SharedConfig:
     """Settings that every run has; each family's configuration adds ``model`` and ``objective``."""
 
     preset: str = ""
-    """Name of the preset that the defaults came from."""
+    """Preset that sets the defaults of all other flags; listed above."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
