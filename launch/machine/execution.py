@@ -48,6 +48,18 @@ def failed(error: RuntimeError) -> bool:
     return dynamo is not None and isinstance(error, dynamo.exc.TorchDynamoException)
 
 
+def compiler_fault(error: RuntimeError) -> str:
+    """What the compiler said, in one line with what to do about it.
+
+    A compiler that was killed leaves a file cut short in its cache, and every later run fails when it loads that file.
+    """
+    reason = " ".join(str(error).split("\n\n")[0].split())[:200].replace("; ", ", ")
+    remedy = "leave out --compile, or see --debug"
+    if "ImportError" in reason:
+        remedy = "delete that cache, which a compiler that was killed leaves damaged, or leave out --compile"
+    return f"torch.compile failed ({reason}); {remedy}"
+
+
 T = TypeVar("T")
 
 WARM_UP = 3  # calls before the recording, in which libraries choose algorithms and optimisers create their state

@@ -154,8 +154,7 @@ class Loop:
                 for run in self.runs:
                     run.mark_preempted()
                 raise errors.Preempted(first.says_stopped()) from error
-            reason = str(error).strip().splitlines()[0][:200].replace("; ", ", ")
-            raise ValueError(f"torch.compile failed ({reason}); leave out --compile, or see --debug") from error
+            raise ValueError(execution.compiler_fault(error)) from error
         self._unread.append(_Taken(batch, reports))
         return reports
 

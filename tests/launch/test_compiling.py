@@ -52,3 +52,11 @@ def test_a_compiler_that_fails(stopped: bool, data: Path, tmp_path: Path, monkey
     else:
         running.assert_one_error(result, "torch.compile failed", "leave out --compile")
     assert (run / "checkpoints" / "step-000000003.pt").exists()
+
+
+def test_a_cache_that_a_killed_compiler_left_is_named() -> None:
+    error = BackendCompilerFailed(lambda: None, ImportError("/tmp/torchinductor_me/ab/kernel.so: file too short"), None)
+    said = execution.compiler_fault(error)
+    assert "/tmp/torchinductor_me/ab/kernel.so" in said
+    assert "delete that cache" in said
+    assert "\n" not in said
