@@ -49,7 +49,7 @@ def failed(error: RuntimeError) -> bool:
 
 
 def compiler_fault(error: RuntimeError) -> str:
-    """What the compiler said, in one line with what to do about it.
+    """One line with what the compiler said and what to do about it.
 
     A compiler that was killed leaves a file cut short in its cache, and every later run fails when it loads that file.
     """

@@ -184,7 +184,7 @@ class Soak:
         """A try at the run in ``run``, which goes on from what is there."""
         script, *model = KINDS[kind]
         where = ["--dataset", "folder", "--data-root", str(self.data), "--run-dir", str(run), "--resume", "auto"]
-        length = [*running.LENGTH, "--max-steps", str(STEPS), "--eval-every", "12", "--timeout-minutes", "0.15"]
+        length = [*running.LENGTH, "--max-steps", str(STEPS), "--eval-every", "12", "--timeout-minutes", "0.5"]
         size = ["--batch-size", str(4 // self.ranks)]
         return Try(self.ranks, [script, *where, *model, *length, *size], self.words)
 
