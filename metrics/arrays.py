@@ -138,6 +138,12 @@ def check_count(value: int, name: str, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_counts(minimum: int = 1, **counts: int) -> None:
+    """:func:`check_count` of several, each given by its name."""
+    for name, value in counts.items():
+        check_count(value, name, minimum)
+
+
 def as_sizes(factor_sizes: Sequence[int] | Array) -> Int64:
     """Sizes [K] of the factors of a full grid, each at least 1 and one at least 2."""
     sizes = to_numpy(factor_sizes)

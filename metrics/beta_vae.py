@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.arrays import Array, Float64, Floats, Int64, check_count
+from metrics.arrays import Array, Float64, Floats, Int64, check_counts
 from metrics.classifiers import fitted_logistic
 from metrics.factors import Table, paired
 from metrics.linear import standardised
-from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid, sample_rows
+from metrics.sampling import CodeOf, Trials, draw_fixed, encode_once, make_grid, sample_rows
 
 NUMBERS_AT_ONCE = 2**20  # of codes gathered from the table, so that the working set stays in cache
 
@@ -55,15 +55,14 @@ def beta_vae_metric(
     form, which differs by at most .01. ``standardise`` divides features by their spread on the train points (pooled and
     PCA codes need it); off by default, as the peers.
     """
-    _check_counts(num_train, num_eval, batch_size)
+    check_counts(num_train=num_train, num_eval=num_eval, batch_size=batch_size)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
     labels, factor, _, first = draw_fixed(grid, num_train + num_eval, batch_size, rng)
     shared_value = first // grid.strides[factor] % grid.sizes[factor]
     second = grid.fix(rng.integers(grid.total, size=first.shape), factor, shared_value)
     table, (rows_first, rows_second) = encode_once(code_of, grid, first, second)
-    features = _mean_differences(table, rows_first, rows_second)
-    kept = tuple(int(k) for k in grid.eligible)
-    return _scored(features, labels, num_train, standardise, seed, 2 * first.size, len(table), kept, grid.notes)
+    trials = Trials(table, labels, num_train, grid.kept, seed, grid.notes)
+    return _scored(trials, rows_first, rows_second, standardise)
 
 
 def beta_vae_of_rows(
@@ -81,49 +80,34 @@ def beta_vae_of_rows(
     The two images of a pair are rows with the same class of the factor; the other factors vary as they do among the
     rows. A row may be paired with itself, which makes classes of few rows look too easy.
     """
-    _check_counts(num_train, num_eval, batch_size)
+    check_counts(num_train=num_train, num_eval=num_eval, batch_size=batch_size)
     data, rng = paired(codes, factors, any_scale=False), np.random.default_rng(seed)
-    sampler = sample_rows(data.classes)
-    label = rng.integers(len(data.kept), size=num_train + num_eval)
-    first = rng.integers(len(data), size=(len(label), batch_size))
-    second = sampler.partners(first, label, rng)
-    features = _mean_differences(data.codes, first, second)
-    return _scored(features, label, num_train, standardise, seed, 2 * first.size, len(data), data.kept, data.notes)
+    labels = rng.integers(len(data.kept), size=num_train + num_eval)
+    first = rng.integers(len(data), size=(len(labels), batch_size))
+    second = sample_rows(data.classes).partners(first, labels, rng)
+    return _scored(Trials(data.codes, labels, num_train, data.kept, seed, data.notes), first, second, standardise)
 
 
-def _check_counts(num_train: int, num_eval: int, batch_size: int) -> None:
-    for name, value in (("num_train", num_train), ("num_eval", num_eval), ("batch_size", batch_size)):
-        check_count(value, name)
-
-
-def _scored(
-    features: Floats,
-    labels: Int64,
-    num_train: int,
-    standardise: bool,
-    seed: int,
-    num_draws: int,
-    num_distinct: int,
-    kept: tuple[int, ...],
-    notes: tuple[str, ...],
-) -> BetaVAEMetric:
-    """Fit the classifier on the first points and score it on the others."""
+def _scored(trials: Trials, first: Int64, second: Int64, standardise: bool) -> BetaVAEMetric:
+    """Fit the classifier on differences of the pairs, rows [P, L] of the table, of the first trials; score the others."""
+    features, labels, num_train = _mean_differences(trials.table, first, second), trials.labels, trials.num_train
     if standardise:
         features = standardised(features, np.arange(num_train))
-    model, fit_notes = fitted_logistic(features[:num_train], labels[:num_train], seed=seed)
-    correct = model.predict(features) == labels
-    tested, truth = correct[num_train:], labels[num_train:]
-    drawn = np.bincount(truth, minlength=len(kept))
+    model, fit_notes = fitted_logistic(features[:num_train], labels[:num_train], seed=trials.seed)
+    named = model.predict(features)
+    score, train_score = trials.accuracy(named)
+    num_factors, tested = len(trials.kept), labels[num_train:]
+    correct = np.bincount(tested, weights=named[num_train:] == tested, minlength=num_factors)
     return BetaVAEMetric(
-        score=float(tested.mean()),
-        train_score=float(correct[:num_train].mean()),
-        per_factor=np.bincount(truth, weights=tested, minlength=len(drawn)) / np.maximum(drawn, 1),
-        baseline=1.0 / len(kept),
-        num_draws=num_draws,
-        num_distinct=num_distinct,
-        seed=seed,
-        kept=kept,
-        notes=notes + fit_notes,
+        score=score,
+        train_score=train_score,
+        per_factor=correct / np.maximum(np.bincount(tested, minlength=num_factors), 1),
+        baseline=trials.baseline,
+        num_draws=2 * first.size,
+        num_distinct=len(trials.table),
+        seed=trials.seed,
+        kept=trials.kept,
+        notes=trials.notes + fit_notes,
     )
 
 

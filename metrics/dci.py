@@ -9,7 +9,7 @@ import numpy as np
 
 from metrics.arrays import Array, Float64
 from metrics.factors import Pairs, Table, paired_split, refuse_continuous
-from metrics.importance import Regressor, fitted_importance
+from metrics.importance import Fit, Regressor, fitted_importance
 
 TINY = 1e-11  # inside the normalisation and the logarithm, as published code has it
 
@@ -61,12 +61,19 @@ def dci(
 ) -> DCI:
     """DCI with one scikit-learn predictor per factor, seeded.
 
-    The score depends on the predictor, so name it beside the figure. "trees" (the default, as disentanglement_lib):
-    gradient-boosted trees. "forest": a random forest,
-    whose trees look at random latents and so spread importance. "lasso": absolute coefficients at alpha .02, on standardised
-    codes and factors, of class indices too. "logistic": logistic regression with an L1 penalty (C = .1), classes only.
-    Usual sizes are 10,000 train and 5,000 test rows (about five minutes for dSprites with trees). Trees choose at
-    random between latents that tie, so completeness of a redundant code depends on the seed.
+    The score depends on the predictor, so name it beside the figure. Usual sizes are 10,000 train and 5,000 test rows
+    (about five minutes for dSprites with trees). Trees choose at random between latents that tie, so completeness of a
+    redundant code depends on the seed.
+
+    Args:
+        codes: [N, D] train rows, with factors [N, K].
+        factors: classes or numbers.
+        test_codes: rows for the informativeness.
+        test_factors: the same factors of these rows.
+        seed: seed of the predictors.
+        regressor: "trees", gradient-boosted as in disentanglement_lib. "forest": a random forest, whose trees look at
+            random latents and so spread importance. "lasso": absolute coefficients at alpha .02, on standardised codes
+            and factors, of class indices too. "logistic": logistic regression, L1 penalty (C = .1), classes only.
 
     Raises:
         ValueError: unmatched shapes, an unknown regressor, or continuous factors for "logistic".
@@ -77,9 +84,14 @@ def dci(
     if regressor == "logistic":
         refuse_continuous(train.table)
     fits = [fitted_importance(regressor, train, test, k, seed) for k in range(len(train.kept))]
-    importance = np.stack([weights for weights, *_ in fits], axis=1)
-    accuracy, train_accuracy = (np.array([fit[i] for fit in fits]) for i in (1, 2))
-    fit_notes = tuple(f"factor {k}: {note}" for k, fit in zip(train.kept, fits, strict=True) for note in fit[3])
+    return _of_fits(fits, train, test, regressor, seed)
+
+
+def _of_fits(fits: list[Fit], train: Pairs, test: Pairs, regressor: Regressor, seed: int) -> DCI:
+    """Concentration of the importances, with the weights of the whole."""
+    importance = np.stack([fit.weights for fit in fits], axis=1)
+    accuracy = np.array([fit.performance for fit in fits])
+    fit_notes = tuple(f"factor {k}: {note}" for k, fit in zip(train.kept, fits, strict=True) for note in fit.notes)
     per_latent, latent_weight = concentration(importance)
     per_factor, factor_weight = concentration(importance.T)
     majority = _constant_performance(train, test, regressor)
@@ -89,7 +101,7 @@ def dci(
         disentanglement=disentanglement,
         completeness=float(factor_weight @ per_factor),
         informativeness=float(accuracy.mean()),
-        train_informativeness=float(train_accuracy.mean()),
+        train_informativeness=float(np.mean([fit.train_performance for fit in fits])),
         baseline=float(majority.mean()),
         importance=importance,
         per_latent=per_latent,

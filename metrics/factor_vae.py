@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from metrics.arrays import Array, Float64, Floats, Int64, check_count
+from metrics.arrays import Array, Float64, Floats, Int64, check_counts
 from metrics.factors import Table, paired
-from metrics.sampling import CodeOf, draw_fixed, encode_once, make_grid, sample_rows
+from metrics.sampling import CodeOf, Trials, draw_fixed, encode_once, make_grid, sample_rows
 
 NUMBERS_AT_ONCE = 2**18  # of codes gathered from the table, so that the working set stays in cache
 
@@ -61,14 +60,14 @@ def factor_vae_metric(
     threshold (disentanglement_lib); ``prune_std=0`` prunes only exactly constant latents, which otherwise would give
     0/0 and take every vote. For codes on another scale than the prior's, give ``prior_std``.
     """
-    _check_counts(num_train, num_eval, batch_size, num_variance)
+    check_counts(num_train=num_train, num_eval=num_eval)
+    check_counts(2, batch_size=batch_size, num_variance=num_variance)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
     anywhere = rng.integers(grid.total, size=num_variance)
     labels, factor, held, points = draw_fixed(grid, num_train + num_eval, batch_size, rng)
     table, (rows_anywhere, rows) = encode_once(code_of, grid, anywhere, grid.fix(points, factor, held))
-    pruning = _Pruning(prune_std, prior_std)
-    kept = tuple(int(k) for k in grid.eligible)
-    return _scored(table, table[rows_anywhere], rows, labels, num_train, pruning, seed, kept, grid.notes)
+    trials = Trials(table, labels, num_train, grid.kept, seed, grid.notes)
+    return _scored(trials, rows, table[rows_anywhere], _Pruning(prune_std, prior_std))
 
 
 def factor_vae_of_rows(
@@ -87,23 +86,14 @@ def factor_vae_of_rows(
     A batch holds rows with the same class of a factor, drawn with replacement; the other factors vary as they do among
     the rows. Variances come from all rows.
     """
-    _check_counts(num_train, num_eval, batch_size, 2)
+    check_counts(num_train=num_train, num_eval=num_eval)
+    check_counts(2, batch_size=batch_size)
     data, rng = paired(codes, factors, any_scale=False), np.random.default_rng(seed)
     labels = rng.integers(len(data.kept), size=num_train + num_eval)
     anchor = np.broadcast_to(rng.integers(len(data), size=(len(labels), 1)), (len(labels), batch_size))
     rows = sample_rows(data.classes).partners(anchor, labels, rng)
-    pruning = _Pruning(prune_std, prior_std)
-    return _scored(data.codes, data.codes, rows, labels, num_train, pruning, seed, data.kept, data.notes)
-
-
-def _check_counts(num_train: int, num_eval: int, batch_size: int, num_variance: int) -> None:
-    for name, value, least in (
-        ("num_train", num_train, 1),
-        ("num_eval", num_eval, 1),
-        ("batch_size", batch_size, 2),
-        ("num_variance", num_variance, 2),
-    ):
-        check_count(value, name, least)
+    trials = Trials(data.codes, labels, num_train, data.kept, seed, data.notes)
+    return _scored(trials, rows, data.codes, _Pruning(prune_std, prior_std))
 
 
 @dataclass(frozen=True)
@@ -118,43 +108,32 @@ class _Pruning:
             )
 
 
-def _scored(
-    table: Floats,
-    sample: Floats,
-    rows: Int64,
-    labels: npt.NDArray[np.integer[Any]],
-    num_train: int,
-    pruning: _Pruning,
-    seed: int,
-    kept: tuple[int, ...],
-    notes: tuple[str, ...],
-) -> FactorVAEMetric:
+def _scored(trials: Trials, rows: Int64, sample: Floats, pruning: _Pruning) -> FactorVAEMetric:
     """Vote over batches of ``rows`` [P, L] of the table; ``sample`` gives the global variances."""
     variance = sample.var(axis=0, ddof=1, dtype=np.float64)
     # "At most" and not "below": with prune_std=0 this is the constant latents, whose variance may round above 0.
     pruned = (np.sqrt(variance) <= pruning.std * pruning.prior_std) | (sample.min(axis=0) == sample.max(axis=0))
+    votes = np.zeros((len(variance), len(trials.kept)), dtype=np.int64)
+    score, train_score, notes = trials.baseline, trials.baseline, trials.notes
     if pruned.any():
         notes += (f"{int(pruned.sum())} latents with std at most {pruning.std} x {pruning.prior_std} take no part",)
-    votes = np.zeros((len(variance), len(kept)), dtype=np.int64)
-    score = train_score = 1.0 / len(kept)
     if pruned.all():
         notes += ("every latent is pruned: the score is chance",)
     else:
-        winner = np.flatnonzero(~pruned)[_least_varying(table, rows, variance, ~pruned)]
-        np.add.at(votes, (winner[:num_train], labels[:num_train]), 1)
-        correct = votes.argmax(axis=1)[winner] == labels
-        train_score, score = float(correct[:num_train].mean()), float(correct[num_train:].mean())
+        winner = np.flatnonzero(~pruned)[_least_varying(trials.table, rows, variance, ~pruned)]
+        np.add.at(votes, (winner[: trials.num_train], trials.labels[: trials.num_train]), 1)
+        score, train_score = trials.accuracy(votes.argmax(axis=1)[winner])
     return FactorVAEMetric(
         score=score,
         train_score=train_score,
         votes=votes,
         pruned=pruned,
         global_variance=variance,
-        baseline=1.0 / len(kept),
+        baseline=trials.baseline,
         num_draws=len(sample) + rows.size,
-        num_distinct=len(table),
-        seed=seed,
-        kept=kept,
+        num_distinct=len(trials.table),
+        seed=trials.seed,
+        kept=trials.kept,
         notes=notes,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,14 +17,24 @@ LASSO_ALPHA = 0.02
 LOGISTIC_C = 0.1
 
 
-def fitted_importance(
-    regressor: Regressor, train: Pairs, test: Pairs, k: int, seed: int
-) -> tuple[Float64, float, float, tuple[str, ...]]:
-    """Fit one factor: (importance of each latent [D], performance on test rows, on train rows, notes).
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A predictor of one factor.
 
-    Performance is accuracy for a classifier and R2, at least 0, for a regressor. Classes are classified, numbers
-    regressed; "lasso" regresses class indices as well.
+    Args:
+        weights: [D], importance of each latent.
+        performance: on test rows: accuracy of a classifier, R2 of a regressor, at least 0.
+        train_performance: on train rows.
     """
+
+    weights: Float64
+    performance: float
+    train_performance: float
+    notes: tuple[str, ...]
+
+
+def fitted_importance(regressor: Regressor, train: Pairs, test: Pairs, k: int, seed: int) -> Fit:
+    """Fit one factor. Classes are classified, numbers regressed; "lasso" regresses class indices as well."""
     column = train.table.columns[k]
     regress = regressor == "lasso" or column.dtype.kind == "f"
     features = [part.codes for part in (train, test)]
@@ -33,10 +44,10 @@ def fitted_importance(
     targets = [np.asarray(part.table.columns[k], np.float64 if regress else None) for part in (train, test)]
     if not regress and targets[0].min() == targets[0].max():
         accuracy = [float(np.mean(target == targets[0][0])) for target in targets]
-        return np.zeros(features[0].shape[1]), accuracy[1], accuracy[0], ("train rows hold one class",)
+        return Fit(np.zeros(features[0].shape[1]), accuracy[1], accuracy[0], ("train rows hold one class",))
     model, notes = fit_with_notes(_estimator(regressor, regress, seed), features[0], targets[0])
     performance = [_performance(model.predict(x), y, regress) for x, y in zip(features, targets, strict=True)]
-    return _weights(model), performance[1], performance[0], notes
+    return Fit(_weights(model), performance[1], performance[0], notes)
 
 
 def _estimator(regressor: Regressor, regress: bool, seed: int) -> Any:

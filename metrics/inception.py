@@ -24,7 +24,6 @@ from metrics.frechet import (
 )
 
 INCEPTION_SIZE = 299
-INCEPTION_FEATURES = 2048
 LARGEST_WEIGHTS = 2**30  # bytes; torchvision's take 109 MB
 
 

@@ -68,21 +68,12 @@ def mcc(
     Raises:
         ValueError: an unknown option, or codes or factors that cannot be scored.
     """
-    if correlation not in get_args(Correlation):
-        raise ValueError(f"correlation={correlation!r} is not known; choose 'pearson' or 'spearman'")
-    if mapping is not None and mapping not in get_args(Mapping):
-        raise ValueError(f"mapping={mapping!r} is not known; choose None, 'linear' or 'cca'")
+    _check_options(correlation, mapping)
     data = paired(codes, factors)
     latents, values, num_train, notes = _mapped(data, mapping, seed)
-    if correlation == "spearman":
-        latents, values = ranks(latents), ranks(values)
-    matrix = np.abs(correlations(latents, values))
-    matching = _assignment(matrix)
-    per_factor = np.zeros(matrix.shape[1])
-    for d, k in matching:
-        per_factor[k] = matrix[d, k]
-    if len(matching) < matrix.shape[1]:
-        notes += (f"{matrix.shape[1] - len(matching)} factors have no latent left for them and count 0",)
+    matrix, matching, per_factor = _matched(latents, values, correlation)
+    if len(matching) < len(per_factor):
+        notes += (f"{len(per_factor) - len(matching)} factors have no latent left for them and count 0",)
     return MCC(
         score=float(per_factor.mean()),
         matching=matching,
@@ -98,6 +89,13 @@ def mcc(
     )
 
 
+def _check_options(correlation: str, mapping: str | None) -> None:
+    if correlation not in get_args(Correlation):
+        raise ValueError(f"correlation={correlation!r} is not known; choose 'pearson' or 'spearman'")
+    if mapping is not None and mapping not in get_args(Mapping):
+        raise ValueError(f"mapping={mapping!r} is not known; choose None, 'linear' or 'cca'")
+
+
 def _mapped(data: Pairs, mapping: Mapping | None, seed: int) -> tuple[Float64, Float64, int, tuple[str, ...]]:
     """(latents, factors, rows of the fit, notes) after the map, on the rows that are scored."""
     codes, values = data.codes.astype(np.float64), data.values
@@ -111,6 +109,19 @@ def _mapped(data: Pairs, mapping: Mapping | None, seed: int) -> tuple[Float64, F
         return least_squares(codes, values, fit)[test], values[test], len(fit), notes
     mapped_codes, mapped_values = canonical_maps(codes, values, fit)
     return mapped_codes[test], mapped_values[test], len(fit), notes
+
+
+def _matched(
+    latents: Float64, values: Float64, correlation: Correlation
+) -> tuple[Float64, tuple[tuple[int, int], ...], Float64]:
+    """(|correlation| [D, K], the pairs of the best assignment, each factor's |correlation| in it [K])."""
+    if correlation == "spearman":
+        latents, values = ranks(latents), ranks(values)
+    matrix = np.abs(correlations(latents, values))
+    matching, per_factor = _assignment(matrix), np.zeros(matrix.shape[1])
+    for d, k in matching:
+        per_factor[k] = matrix[d, k]
+    return matrix, matching, per_factor
 
 
 def _assignment(matrix: Float64) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,11 @@ class Grid:
     strides: Int64
     total: int
     eligible: Int64
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The eligible factors."""
+        return tuple(int(k) for k in self.eligible)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,6 +113,35 @@ def _encode(code_of: CodeOf, grid: Grid, distinct: Int64) -> Floats:
         table[start : start + len(asked)] = codes
     assert table is not None, "a grid has at least one point"
     return usual_scale(table, "what code_of returned")
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Batches of images that each hold one factor, for metrics that ask which factor it was.
+
+    Args:
+        table: [U, D], codes of the images.
+        labels: [P], the factor held in each batch, as a position in ``kept``.
+        num_train: number of batches to fit on, the first ones; the others are scored.
+        kept: the factors that take more than one value.
+    """
+
+    table: Floats
+    labels: npt.NDArray[np.integer[Any]]
+    num_train: int
+    kept: tuple[int, ...]
+    seed: int
+    notes: tuple[str, ...]
+
+    @property
+    def baseline(self) -> float:
+        """Accuracy of a guess."""
+        return 1.0 / len(self.kept)
+
+    def accuracy(self, named: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
+        """Share of batches whose factor was named [P] correctly: (of those scored, of those fitted)."""
+        correct = named == self.labels
+        return float(correct[self.num_train :].mean()), float(correct[: self.num_train].mean())
 
 
 @dataclass(frozen=True, eq=False)

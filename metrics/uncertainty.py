@@ -14,13 +14,16 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from metrics.arrays import Array, Float64, Floats, as_codes, check_count
 from metrics.factors import Factors, Table, as_table
 from metrics.reductions import halves
+
+Rows: TypeAlias = tuple[Floats, Factors | None]
+OfRows: TypeAlias = Callable[[Floats, Factors | None], Any]
 
 FEWEST_ROWS = 16
 NUM_SPLITS = 10  # of all rows, over which the luck of one split is averaged out
@@ -101,26 +104,20 @@ def with_uncertainty(
     Raises:
         ValueError: fewer than 16 rows, or input that the score refuses.
     """
-    check_count(num_resamples, "num_resamples", 2)
-    check_count(num_shuffles, "num_shuffles", 1)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence} is not possible; give a share between 0 and 1, such as 0.95")
-    array, table = as_codes(codes), None if factors is None else as_table(factors)
-    num_points, num_half = len(array), len(array) // 2
+    _check_options(num_resamples, num_shuffles, confidence)
+    data = as_codes(codes), None if factors is None else as_table(factors)
+    num_points = len(data[0])
     if num_points < FEWEST_ROWS:
         raise ValueError(f"{num_points} rows are too few for an interval; give at least {FEWEST_ROWS}")
-    compute, rng = _on_rows(score, options, seed), np.random.default_rng(seed)
-    result = compute(array, table)
+    compute, rng = of_rows(score, seed=seed, **options), np.random.default_rng(seed)
+    result = compute(*data)
     estimate = _number(result)
-    draws = np.empty(num_resamples)
-    for i in range(num_resamples):
-        rows = np.sort(rng.permutation(num_points)[:num_half])
-        draws[i] = _number(compute(array[rows], None if table is None else table.rows(rows)))
-    chance = np.array([_number(compute(*_shuffled(array, table, rng))) for _ in range(num_shuffles)])
+    draws = np.array([_number(compute(*_half(*data, rng))) for _ in range(num_resamples)])
+    chance = np.array([_number(compute(*_shuffled(*data, rng))) for _ in range(num_shuffles)])
     splits = _splits_rows(result, num_points)
-    centre = _mean_over_splits(compute, array, table, rng) if splits else estimate
-    bias = num_half / (num_points - num_half) * float(draws.mean() - centre)
-    error = math.sqrt(_scale(num_points, num_half, splits=splits)) * float(draws.std(ddof=1))
+    bias, error = _bias_and_error(
+        draws, _mean_over_splits(compute, *data, rng) if splits else estimate, splits, num_points
+    )
     reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error * math.sqrt(1.0 + 1.0 / num_resamples)
     name = getattr(getattr(score, "func", score), "__name__", "")  # a partial keeps the function
     return Uncertain(
@@ -142,15 +139,33 @@ def with_uncertainty(
     )
 
 
+def _check_options(num_resamples: int, num_shuffles: int, confidence: float) -> None:
+    check_count(num_resamples, "num_resamples", 2)
+    check_count(num_shuffles, "num_shuffles", 1)
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence} is not possible; give a share between 0 and 1, such as 0.95")
+
+
+def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> Rows:
+    """A random half of the rows, in their order."""
+    rows = np.sort(rng.permutation(len(codes))[: len(codes) // 2])
+    return codes[rows], None if factors is None else factors.rows(rows)
+
+
+def _bias_and_error(draws: Float64, centre: float, splits: bool, num_points: int) -> tuple[float, float]:
+    """Bias and standard error of a score, from its values on halves and its value on all rows."""
+    num_half = num_points // 2
+    bias = num_half / (num_points - num_half) * float(draws.mean() - centre)
+    return bias, math.sqrt(_scale(num_points, num_half, splits=splits)) * float(draws.std(ddof=1))
+
+
 def _splits_rows(result: Any, num_points: int) -> bool:
     """Tell whether a score was fitted on one half of the rows and computed on the other."""
     num_train = getattr(result, "num_train", None)
     return isinstance(num_train, int) and abs(2 * num_train - num_points) <= 1
 
 
-def _mean_over_splits(
-    compute: Callable[[Floats, Factors | None], Any], codes: Floats, factors: Factors | None, rng: np.random.Generator
-) -> float:
+def _mean_over_splits(compute: OfRows, codes: Floats, factors: Factors | None, rng: np.random.Generator) -> float:
     """Mean score over random orders of all rows, so that one split's luck does not pass for bias."""
     orders = [rng.permutation(len(codes)) for _ in range(NUM_SPLITS)]
     return float(np.mean([_number(compute(codes[o], None if factors is None else factors.rows(o))) for o in orders]))
@@ -174,12 +189,10 @@ def _students_t(share: float, freedom: int) -> float:
     return float(stdtrit(freedom, share))
 
 
-def _on_rows(score: Callable[..., Any], options: dict[str, Any], seed: int) -> Callable[[Floats, Factors | None], Any]:
-    """The score as a function of codes and factors alone."""
+def of_rows(score: Callable[..., Any], *, seed: int, **options: Any) -> OfRows:
+    """The score as a function of codes and factors alone, seeded; one that needs test rows gets a random half."""
     parameters = inspect.signature(score).parameters
-    given = dict(options)
-    if "seed" in parameters and "seed" not in given:
-        given["seed"] = seed
+    given = options | {"seed": seed} if "seed" in parameters else options
     test = parameters.get("test_codes")
     needs_test = test is not None and test.default is inspect.Parameter.empty
 
@@ -201,7 +214,7 @@ def _number(result: Any) -> float:
     return value
 
 
-def _shuffled(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> tuple[Floats, Factors | None]:
+def _shuffled(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> Rows:
     """The same codes beside shuffled rows of factors; without factors each latent shuffled by itself."""
     if factors is None:
         return rng.permuted(codes, axis=0), None
