@@ -105,8 +105,10 @@ def _latent_information(mean: Float64, variance: Float64, labels: Labels) -> tup
 def _entropies(masses: Float64, step: float) -> Float64:
     """Differential entropy in nats of each row of masses [R, G] (normalised here) on a grid of the given step."""
     share = masses / masses.sum(axis=1, keepdims=True)
-    nats = -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
-    return np.asarray(nats + math.log(step))
+    logarithm = np.maximum(share, np.finfo(np.float64).tiny)  # 0 log 0 is 0
+    np.log(logarithm, out=logarithm)
+    logarithm *= share
+    return np.asarray(math.log(step) - logarithm.sum(axis=1))
 
 
 def _mixture_masses(

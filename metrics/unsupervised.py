@@ -52,7 +52,8 @@ def total_correlation(codes: Array, *, shrink: bool = False) -> TotalCorrelation
     if len(kept) < 2:
         notes += ("fewer than two latents vary: nothing can correlate",)
         return TotalCorrelation(0.0, kept, np.eye(len(kept)), 0.0, len(array), notes)
-    standardised = array[:, varying] - array[:, varying].mean(axis=0)
+    standardised = array[:, varying]
+    standardised -= standardised.mean(axis=0)
     standardised /= np.sqrt(np.mean(standardised**2, axis=0))
     correlation, shrinkage = standardised.T @ standardised / len(standardised), 0.0
     if shrink:
@@ -137,12 +138,13 @@ def covariance_distance(means: Array, variances: Array) -> CovarianceDistance:
         raise ValueError(f"means {mean.shape} and variances {variance.shape} differ; give one variance for each mean")
     if variance.min() < 0:
         raise ValueError(f"variances hold the negative value {variance.min():.3g}; give sigma^2, not its logarithm")
-    centred = mean - mean.mean(axis=0)
-    covariance = centred.T @ centred / len(mean)
+    mean -= mean.mean(axis=0)  # in place, and so below: temporaries of this size would be half of the time
+    covariance = mean.T @ mean / len(mean)
     diagonal = np.diag(covariance)
     off_diagonal = covariance - np.diag(diagonal)
     off_squared = float((off_diagonal**2).sum())
-    score = float(np.sqrt(((variance - diagonal) ** 2).sum(axis=1) + off_squared).mean())
+    variance -= diagonal
+    score = float(np.sqrt(np.einsum("nd,nd->n", variance, variance) + off_squared).mean())
     return CovarianceDistance(score, score / math.sqrt(mean.shape[1]), math.sqrt(off_squared), covariance, len(mean))
 
 
