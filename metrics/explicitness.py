@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metrics.arrays import Array, Float64, Floats
+from metrics.arrays import Array, Float64
 from metrics.classifiers import fitted_logistic
 from metrics.factors import Table, paired_split
 from metrics.linear import ranks, standardised
@@ -72,7 +72,7 @@ def explicitness(
 
 
 def _mean_auc(
-    probability: Floats, truth: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
+    probability: Float64, truth: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
 ) -> tuple[float, tuple[str, ...]]:
     """Unweighted mean over classes of the one-vs-rest AUC; classes that these rows lack have none."""
     shares = np.array([np.mean(truth == c) for c in classes])

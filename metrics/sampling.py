@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +127,7 @@ class Trials:
     """
 
     table: Floats
-    labels: npt.NDArray[np.integer[Any]]
+    labels: Int64
     num_train: int
     kept: tuple[int, ...]
     seed: int
@@ -138,7 +138,7 @@ class Trials:
         """Accuracy of a guess."""
         return 1.0 / len(self.kept)
 
-    def accuracy(self, named: npt.NDArray[np.integer[Any]]) -> tuple[float, float]:
+    def accuracy(self, named: Int64) -> tuple[float, float]:
         """Share of batches whose factor was named [P] correctly: (of those scored, of those fitted)."""
         correct = named == self.labels
         return float(correct[self.num_train :].mean()), float(correct[: self.num_train].mean())

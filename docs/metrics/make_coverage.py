@@ -1,13 +1,15 @@
 """Coverage of the intervals of every score: `python docs/metrics/make_coverage.py [SCORE ...] [--draws N]` (minutes each).
 
-Two populations, 1,000 rows, factors of 3, 5 and 8 values, six latents:
+Two populations of six latents and factors of 3, 5 and 8 values, and a small one for costly scores:
 
 * copies: two latents per factor, which keep its value with known probabilities and else draw another at random. MIG and
   MCC are known in closed form.
 * mixtures: each latent is a weighted sum of two factors and of uniform noise.
+* small: three latents, each a weighted factor of 4 values and uniform noise.
 
-The truth of a score is its value on 500,000 rows, whose own standard error is 4 % of that at 1,000 rows; the script
-refuses to start where it differs from the closed form. Beside MIG and MCC, ``--bootstrap`` tries rows with replacement.
+The truth of a score is its value on 500,000 rows (40,000 for costly scores), whose own standard error is 4 % (9 % beside 300
+rows) of that of a draw; the script refuses to start where it differs from the closed form. ``--bootstrap`` tries rows with
+replacement beside it.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import metrics
 from metrics.arrays import Float64, Int64
+from metrics.factors import as_table
+from metrics.uncertainty import of_rows
 
 SIZES, KEEP = (3, 5, 8), ((0.9, 0.4), (0.8, 0.3), (0.7, 0.5))
 WEIGHTS = ((1.0, 0.3, 0.0), (0.0, 1.0, 0.4), (0.5, 0.0, 1.0), (0.4, 0.0, 0.6), (0.0, 0.2, 0.3), (0.6, 0.5, 0.0))
-NUM_POINTS, MANY, CLOSE = 1_000, 500_000, 3e-3
+SMALL_SIZE, SMALL_WEIGHTS = 4, (1.0, 0.5, 0.2)
+MANY, CLOSE = 500_000, 3e-3
+FEW_BATCHES = {"num_train": 1_000, "num_eval": 500, "batch_size": 16}
 
 Draw = Callable[[np.random.Generator, int], tuple[Float64, Int64]]
 
@@ -54,6 +60,13 @@ def mixtures(rng: np.random.Generator, num: int) -> tuple[Float64, Int64]:
     factors = _factors(rng, num)
     values = 2.0 * factors / (np.array(SIZES) - 1) - 1.0
     return values @ np.array(WEIGHTS).T + rng.uniform(-0.4, 0.4, size=(num, len(WEIGHTS))), factors
+
+
+def small(rng: np.random.Generator, num: int) -> tuple[Float64, Int64]:
+    """Codes [num, 3] that hold one factor [num, 1] with more or less noise."""
+    factors = rng.integers(SMALL_SIZE, size=(num, 1))
+    noise = rng.uniform(-0.6, 0.6, size=(num, len(SMALL_WEIGHTS)))
+    return (2.0 * factors / (SMALL_SIZE - 1) - 1.0) * np.array(SMALL_WEIGHTS) + noise, factors
 
 
 def share(size: int, keep: float) -> float:
@@ -89,21 +102,18 @@ COSTLY: dict[str, Callable[..., Any]] = {
     "explicitness": metrics.explicitness,
     "mlp_r2": metrics.mlp_r2,
     "sap": metrics.sap,
-    "factor_vae_of_rows": metrics.factor_vae_of_rows,
-    "beta_vae_of_rows": metrics.beta_vae_of_rows,
+    "factor_vae_of_rows": partial(metrics.factor_vae_of_rows, **FEW_BATCHES),
+    "beta_vae_of_rows": partial(metrics.beta_vae_of_rows, **FEW_BATCHES),
 }
-POPULATIONS: dict[str, Draw] = {"copies": copies, "mixtures": mixtures}
+MORE_BATCHES = {"num_train": 20_000, "num_eval": 200_000}  # for the truth: the draw of batches is noise as well
+POPULATIONS: dict[str, Draw] = {"copies": copies, "mixtures": mixtures, "small": small}
 
 
 def truth(name: str, draw: Draw, num: int) -> float:
     """The score of so many rows that neither its bias nor its spread matters beside those at 1,000 rows."""
     codes, factors = draw(np.random.default_rng(1), num)
-    score = (CHEAP | COSTLY)[name]
-    if name.startswith(("dci,", "explicitness")):
-        half = num // 2
-        value = float(score(codes[:half], factors[:half], codes[half:], factors[half:], seed=0).score)
-    else:
-        value = float(score(codes, factors).score)
+    batches = MORE_BATCHES if name.endswith("of_rows") else {}
+    value = float(of_rows((CHEAP | COSTLY)[name], seed=0, **batches)(codes, as_table(factors)).score)
     exact = CLOSED_FORM.get(name) if draw is copies else None
     if exact is not None and abs(value - exact) > CLOSE:
         raise AssertionError(f"{name} of {num:,} rows is {value}, in closed form {exact}")
@@ -119,17 +129,20 @@ def bootstrap(score: Callable[..., Any], codes: Float64, factors: Int64, seed: i
 
 
 def row(name: str, population: str, options: argparse.Namespace) -> str:
-    """One line of the table: bias and standard error at 1,000 rows, and the share of intervals that hold the truth."""
+    """One line of the table: bias and standard error of a draw, and the share of intervals that hold the truth."""
     draw, score, started = POPULATIONS[population], (CHEAP | COSTLY)[name], time.process_time()
     aim = truth(name, draw, MANY if name in CHEAP else options.many)
-    rng, ends, values, others = np.random.default_rng(5), [], [], []
+    rng, ends, values, others = np.random.default_rng(options.seed), [], [], []
     for i in range(options.draws):
-        codes, factors = draw(rng, NUM_POINTS)
-        found = metrics.with_uncertainty(score, codes, factors, num_resamples=options.resamples, num_shuffles=1, seed=i)
+        codes, factors = draw(rng, options.points)
+        seed = 1_000 * options.seed + i
+        found = metrics.with_uncertainty(
+            score, codes, factors, num_resamples=options.resamples, num_shuffles=1, seed=seed
+        )
         ends.append(found.interval)
         values.append((found.score, found.corrected))
         if options.bootstrap:
-            others.append(bootstrap(score, codes, factors, i, options.resamples))
+            others.append(bootstrap(score, codes, factors, seed, options.resamples))
     covered = [_covered(np.array(ends), aim)] + [_covered(np.array(others)[:, j], aim) for j in range(2) if others]
     (at, corrected), spread = np.mean(values, axis=0), np.std(values, axis=0)[0]
     cells = [name, population, f"{aim:.4f}", f"{at - aim:+.4f}", f"{corrected - aim:+.4f}", f"{spread:.4f}"]
@@ -145,7 +158,9 @@ def main(arguments: Sequence[str]) -> None:
     """Print a line for each score and population."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", nargs="*", default=list(CHEAP), help=f"of {', '.join(CHEAP | COSTLY)}")
-    parser.add_argument("--population", nargs="*", default=list(POPULATIONS))
+    parser.add_argument("--population", nargs="*", default=["copies", "mixtures"], help=f"of {', '.join(POPULATIONS)}")
+    parser.add_argument("--points", type=int, default=1_000, help="rows of a draw")
+    parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=20)
     parser.add_argument("--many", type=int, default=40_000, help="rows for the truth of costly scores")
