@@ -66,7 +66,9 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
     for path in config.runs:
         try:
             protocol = records.read(records.Scores, path / scoring.SCORES)["protocol"]
-            chosen |= {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
+            stored: dict[str, Any] = {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
+            ScoreConfig(**stored)  # refuses what score.py can't have written
+            chosen |= stored
             break
         except (OSError, ValueError):
             continue  # read_runs reports what is wrong with it

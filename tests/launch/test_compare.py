@@ -20,6 +20,7 @@ from launch.report.figures import draw
 from launch.report.statistics import Estimate, correlation, over_images, over_seeds
 from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
 from launch.results.scoring import ScoreConfig
+from tests.conftest import ROOT
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 
@@ -415,6 +416,17 @@ def test_how_runs_are_scored_follows_the_first_that_has_scores(runs: dict[str, P
     chosen = _scoring(config)
     assert isinstance(chosen, ScoreConfig)
     assert (chosen.images, chosen.split) == (40, "test")
+
+
+def test_a_record_that_no_script_wrote_does_not_say_how_runs_are_scored(tmp_path: Path) -> None:
+    from launch.compare import CompareConfig, _scoring
+
+    good = ROOT / "tests" / "fixtures" / "runs" / "flat"
+    record = json.loads((good / "scores.json").read_text())
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "scores.json").write_text(json.dumps(record | {"protocol": record["protocol"] | {"images": -1}}))
+    assert _scoring(CompareConfig(runs=(bad, good), out=tmp_path / "out")).images == record["protocol"]["images"]
 
 
 def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
