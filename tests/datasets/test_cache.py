@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -117,6 +118,24 @@ def test_a_failed_build_leaves_nothing_and_the_next_one_works(tmp_path: Path, er
         open_it(tmp_path, Builder(error))
     assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
     np.testing.assert_array_equal(open_it(tmp_path, Builder()).array, ROWS)
+
+
+def test_a_cache_cut_short_while_it_is_read_ends_its_reader_and_is_built_again(tmp_path: Path) -> None:
+    """The system ends a process that touches a mapped page that is gone, as kill -9 would: nothing false is read."""
+    rows = np.ones((100, 3, 64, 64), np.uint8)
+
+    def build(begin: Begin) -> dict[str, Any]:
+        begin(rows.shape)(rows)
+        return {"bad": {}}
+
+    def reopened() -> Cached:
+        return open_cached([tmp_path], "set", {}, "f" * 64, build)
+
+    reopened()
+    (path,) = tmp_path.glob("*.npy")
+    code = "import os, sys, numpy as np; a = np.load(sys.argv[1], mmap_mode='r'); os.truncate(sys.argv[1], 200); a[-1].sum()"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGBUS
+    np.testing.assert_array_equal(reopened().array, rows)
 
 
 def test_a_failed_rebuild_keeps_the_old_cache(tmp_path: Path) -> None:
