@@ -143,6 +143,23 @@ def _dsprites() -> NVAETrainConfig:
     )
 
 
+def _celeba64_cpu() -> NVAETrainConfig:
+    """CelebA at 64x64 on one CPU core (docs/studies/recipes.md).
+
+    - Model tiny: with patches of 2 pixels and twice the channels a step took longer and the loss was higher after as many.
+    - Batches of 8: a step takes half the time of one of 16, and after equal time the loss is lower.
+    - Averages over a thousand steps, as the cosine brings the learning rate to zero over the last thousands.
+    """
+    return replace(
+        _tiny(),
+        preset="celeba64-cpu",
+        data=DataConfig(dataset="celeba"),
+        optim=OptimConfig(ema_decay=0.999),
+        run=RunConfig(max_steps=12_000, batch_size=8),
+        log=LogConfig(log_every=50, eval_images=256, eval_batch_size=32),
+    )
+
+
 def _small() -> NVAETrainConfig:
     model = NVAEConfig(num_groups=8, channels_enc=32, channels_dec=32, preprocess_cells=2, postprocess_cells=2)
     return NVAETrainConfig(
@@ -189,6 +206,7 @@ NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
         lambda: _one_gpu(NVAE_PRESETS["ffhq256"].build, batch_size=8, accumulation=12),
     ),
     "dsprites": Preset("dSprites: 4 groups at 4x4, 16 channels; one CPU core, an hour and a half", _dsprites),
+    "celeba64-cpu": Preset("CelebA 64x64: the model of tiny; one CPU core, two hours", _celeba64_cpu),
     "small": Preset("any data: 3 scales, 14 groups, 32 channels; one GPU, hours", _small),
     "tiny": Preset("any data: 3 scales, 4 groups, 16 channels; two CPU cores, minutes", _tiny),
 }
