@@ -73,15 +73,15 @@ class Tree:
 
     def step(self) -> float:
         """CPU seconds of one step."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        """End the process."""
+        self.process.communicate()
 
 
 def seconds(roots: Sequence[Path], case: str, rounds: int) -> np.ndarray:
