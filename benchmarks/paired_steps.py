@@ -37,7 +37,9 @@ def trainer_and_images(case: str) -> tuple[Any, Any]:
     if case.startswith("NVAE"):
         model = replace(steps.CPU_SHAPE, checkpointing="recomputing" in case)
         config = steps.nvae_config(model, batch, "fp32")
-        return steps.trainer_of(config, steps.CELEBA64, steps.torch.device("cpu")), steps.random_images(steps.CELEBA64, batch)
+        return steps.trainer_of(config, steps.CELEBA64, steps.torch.device("cpu")), steps.random_images(
+            steps.CELEBA64, batch
+        )
     try:
         from launch.families.flat_vae import FLAT_PRESETS
     except ImportError:  # where it stood in the earlier commit
@@ -112,7 +114,9 @@ def main() -> None:
     for case, batch in CASES.items():
         times = seconds([ROOT, options.earlier.resolve()], case, options.rounds)
         low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.5, 0.75])
-        print(f"| {case} | {batch} | {np.median(times[:, 0]):.3f} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True)
+        print(
+            f"| {case} | {batch} | {np.median(times[:, 0]):.3f} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":
