@@ -36,6 +36,7 @@ WEIGHTS = ((1.0, 0.3, 0.0), (0.0, 1.0, 0.4), (0.5, 0.0, 1.0), (0.4, 0.0, 0.6), (
 SMALL_SIZE, SMALL_WEIGHTS = 4, (1.0, 0.5, 0.2)
 MANY, CLOSE = 500_000, 3e-3
 FEW_BATCHES = {"num_train": 1_000, "num_eval": 500, "batch_size": 16}
+FEW_PAIRS = {"num_train": 300, "num_eval": 300, "batch_size": 4}
 
 Draw = Callable[[np.random.Generator, int], tuple[Float64, Int64]]
 
@@ -103,16 +104,16 @@ COSTLY: dict[str, Callable[..., Any]] = {
     "mlp_r2": metrics.mlp_r2,
     "sap": metrics.sap,
     "factor_vae_of_rows": partial(metrics.factor_vae_of_rows, **FEW_BATCHES),
-    "beta_vae_of_rows": partial(metrics.beta_vae_of_rows, **FEW_BATCHES),
+    "beta_vae_of_rows": partial(metrics.beta_vae_of_rows, **FEW_PAIRS),
 }
-MORE_BATCHES = {"num_train": 20_000, "num_eval": 200_000}  # for the truth: the draw of batches is noise as well
+MANY_BATCHES = {"num_eval": 200_000}  # for the truth: the draw of batches is noise as well
 POPULATIONS: dict[str, Draw] = {"copies": copies, "mixtures": mixtures, "small": small}
 
 
 def truth(name: str, draw: Draw, num: int) -> float:
     """The score of so many rows that neither its bias nor its spread matters beside those at 1,000 rows."""
     codes, factors = draw(np.random.default_rng(1), num)
-    batches = MORE_BATCHES if name.endswith("of_rows") else {}
+    batches = MANY_BATCHES if name.endswith("of_rows") else {}
     value = float(of_rows((CHEAP | COSTLY)[name], seed=0, **batches)(codes, as_table(factors)).score)
     exact = CLOSED_FORM.get(name) if draw is copies else None
     if exact is not None and abs(value - exact) > CLOSE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,11 @@ from launch.results.scores import Floats
 from metrics.factors import Factors, as_table
 
 _CODE, _VARIANCE = re.compile(r"(z|code|latent)[ _-]?\d+", re.I), re.compile(r"(var|variance)[ _-]?\d+", re.I)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.I)
+_MISSING = frozenset(
+    {"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "None", "NULL", "null", "#DIV/0!", "#VALUE!", "#REF!"}
+)
+STRAY_SHARE = 0.1  # of cells that are no numbers, up to which they are mistakes in a column of numbers
 _SAVE = "save it with np.savez(path, codes=..., factors=...)"
 _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, ..., and factors as you like"
 
@@ -105,20 +111,65 @@ def _from_npz(path: Path) -> tuple[Any, Any, Any]:
 
 
 def _from_csv(path: Path) -> tuple[Any, Any, Any]:
+    """Read a table as spreadsheets and data frames write it; rows are numbered as a spreadsheet shows them."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save it again as a csv in UTF-8") from error
-    first = text.partition("\n")[0]
-    rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)))
-    if len(rows) < 2:
+    separator = max(",;\t", key="".join(lines[:1]).count)
+    if lines and re.fullmatch(r"sep=[,;\t]", lines[0], re.I):  # as Excel writes and reads it
+        separator, lines = lines[0][-1], lines[1:]
+    numbered = [
+        (number, row)
+        for number, row in enumerate(csv.reader(lines, delimiter=separator), 1)
+        if any(cell.strip() for cell in row)
+    ]
+    if len(numbered) < 2:
         raise ValueError(f"{path} has no rows below its names; {_NAME}")
-    names, body = [name.strip() for name in rows[0]], [row for row in rows[1:] if row]
-    for number, row in enumerate(body, 2):
+    names, body = [name.strip() for name in numbered[0][1]], numbered[1:]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ValueError(f"{path} has the column {name} twice; give each column a name of its own")
+    for number, row in body:
         if len(row) != len(names):
             raise ValueError(f"{path}: row {number} has {len(row)} cells under {len(names)} names; correct that row")
-    columns = np.array(body).T
-    return _by_name(dict(zip(names, columns, strict=True)), path)
+    numbers, columns = [number for number, _ in body], zip(*(row for _, row in body), strict=True)
+    return _by_name(
+        {
+            name: _column(cells, numbers, name, f"{path}, column {name}")
+            for name, cells in zip(names, columns, strict=True)
+        },
+        path,
+    )
+
+
+def _column(cells: Sequence[str], numbers: list[int], name: str, where: str) -> npt.NDArray[Any]:
+    """The column as numbers, or as text where it is text.
+
+    Raises:
+        ValueError: a missing value, a decimal comma, or a few words among numbers: read as text, such a column would be a
+            factor with a class for nearly every row.
+    """
+    column = np.array(cells)
+    try:
+        numeric = column.astype(np.float64)
+        if np.isfinite(numeric).all():
+            return numeric
+    except ValueError:
+        pass
+    if not name:  # left out whatever it holds
+        return column
+    for number, cell in zip(numbers, cells, strict=True):
+        if cell.strip() in _MISSING:
+            held = f"holds {cell!r}" if cell.strip() else "is empty"
+            raise ValueError(f"{where}: row {number} {held}; leave out rows without a value")
+    words = [(number, cell) for number, cell in zip(numbers, cells, strict=True) if not _is_number(cell)]
+    if words and all(_DECIMAL_COMMA.fullmatch(cell.strip()) for _, cell in words):
+        raise ValueError(f"{where} has numbers such as {words[0][1]!r}; save the table with a decimal point")
+    if words and (_CODE.fullmatch(name) or _VARIANCE.fullmatch(name) or len(words) <= STRAY_SHARE * len(cells)):
+        number, cell = words[0]
+        raise ValueError(f"{where}: row {number} holds {cell!r}, which is no number; correct it or leave out that row")
+    return column
 
 
 def _from_parquet(path: Path) -> tuple[Any, Any, Any]:

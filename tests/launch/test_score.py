@@ -20,7 +20,7 @@ from torchvision.models import inception_v3
 
 import metrics
 from launch.machine.distributed import Ranks
-from launch.results import encoding, scores
+from launch.results import codes_file, encoding, scores
 from launch.results.encoding import Encoded, Protocol
 from launch.results.run import open_run
 from metrics.edits import residual_parameters
@@ -430,6 +430,20 @@ def test_columns_that_number_or_name_the_rows_are_no_factors(tmp_path: Path) -> 
     assert "image" in result.out
 
 
+def test_what_spreadsheets_add_is_no_data(tmp_path: Path) -> None:
+    """A line that names the separator, rows and columns of empty cells, line ends of Windows."""
+    plain = table(tmp_path / "plain.csv", ";")
+    names, *rows = plain.read_text(encoding="utf-8-sig").splitlines()
+    lines = ["sep=;", names + ";;", *(row + ";;" for row in rows), ";" * 8, ""]
+    (tmp_path / "sheet.csv").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    first, second = (codes_file.read_codes(path) for path in (plain, tmp_path / "sheet.csv"))
+    np.testing.assert_array_equal(first.codes, second.codes)
+    assert first.factors is not None
+    assert second.factors is not None
+    assert first.factors.names == second.factors.names
+    np.testing.assert_array_equal(first.factors.columns, second.factors.columns)
+
+
 def test_plain_rows_serve_sampled_metrics(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     factors = np.stack([rng.integers(n, size=300) for n in (3, 4)], axis=1)
@@ -457,8 +471,12 @@ def test_wide_codes_leave_out_what_would_take_hours(tmp_path: Path) -> None:
     [
         ("names.csv", "a,b\n1,2\n", ["'a'", "z0"]),
         ("cells.csv", "z0,f\n1,2\n1\n", ["row 3", "1 cells"]),
-        ("words.csv", "z0,f\nx,2\n1,3\n", ["column z0", "'x'"]),
-        ("gaps.csv", "z0,f\n1,2\n1,\n", ["empty", "factor f"]),
+        ("words.csv", "z0,f\nx,2\n1,3\n", ["column z0", "row 2", "'x'"]),
+        ("gaps.csv", "z0,f\n1,2\n\n1,\n", ["empty", "column f", "row 4"]),
+        ("absent.csv", "z0,f\n" + "1,2.5\n" * 20 + "1,n/a\n", ["column f", "row 22", "'n/a'"]),
+        ("stray.csv", "z0,f\n" + "1,2.5\n" * 20 + "1,2.5 cm\n", ["column f", "row 22", "'2.5 cm'"]),
+        ("twice.csv", "z0,z0,f\n1,2,3\n", ["z0", "twice"]),
+        ("comma.csv", "z0;f\n1;2,5\n2;3,5\n", ["column f", "'2,5'", "decimal point"]),
         ("head.csv", "z0,f\n", ["no rows"]),
         ("table.parquet", "no parquet", ["table.parquet", "save a csv" if find_spec("pyarrow") is None else "again"]),
     ],

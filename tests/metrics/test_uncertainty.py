@@ -10,6 +10,7 @@ import pytest
 import metrics
 
 SIZES = (3, 5)
+FEW_BATCHES = {"num_train": 300, "num_eval": 100, "batch_size": 8}
 
 
 def noisy_copies(num_points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +127,26 @@ def test_the_luck_of_one_split_is_no_bias() -> None:
         )
         hits += found.interval[0] <= TRUE_WEAK_MCC <= found.interval[1]
     assert hits >= 36
+
+
+def test_the_luck_of_drawn_batches_is_no_bias() -> None:
+    """The bias is that of the mean over ten draws of batches, so two seeds of one code agree about the limit."""
+    codes, factors = noisy_copies(300, np.random.default_rng(9))
+    found = [
+        metrics.with_uncertainty(
+            metrics.factor_vae_of_rows, codes, factors, num_resamples=20, num_shuffles=1, seed=s, **FEW_BATCHES
+        )
+        for s in range(30)
+    ]
+    spread = {name: np.std([getattr(u, name) for u in found]) for name in ("score", "corrected")}
+    assert spread["corrected"] < 1.3 * spread["score"]  # twice the score less a mean of halves would give 2.0
+
+
+def test_svms_of_few_rows_say_that_their_limit_is_far() -> None:
+    codes, factors = noisy_copies(100, np.random.default_rng(10))
+    for kind in ("discrete", "r2"):
+        found = metrics.with_uncertainty(metrics.sap, codes, factors, num_resamples=2, num_shuffles=1, kind=kind)
+        assert any("penalty" in note for note in found.notes) == (kind == "discrete")
 
 
 def test_an_interval_reaches_the_limit_of_a_score_whose_bias_falls_slowly() -> None:
