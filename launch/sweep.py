@@ -13,7 +13,9 @@ Examples:
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,13 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
+from launch.console.terminal import one_line
 from launch.families import FAMILIES
 from launch.studies import sweep_report
 from launch.training import jobs
 from launch.training.jobs import Script, ScriptRun
 
+LONGEST_TITLE = 200  # characters above the plot
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
 
@@ -128,14 +132,16 @@ def main(arguments: list[str]) -> None:
     part = sweep.part(list(runs.values()))
     faults = jobs.train_all(part, sweep.workers)
     if sweep.share == "1/1":
-        _write_report(sweep, runs)
+        _write_report(sweep, runs, shared)
     if faults:
         raise ValueError(
             f"{len(faults)} of {len(part)} runs failed ({faults[0]}); mend it and give the same command again"
         )
 
 
-def _write_report(sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun]) -> None:
+def _write_report(
+    sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun], shared: Sequence[str]
+) -> None:
     """Measure the runs that are done, and write table, plot and results."""
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
@@ -146,7 +152,8 @@ def _write_report(sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], Sc
             )
     if series:
         print()
-        print(sweep_report.write(sweep.out, sweep.flag, series))
+        title = f"Points are seeds, lines join their means: {sweep.script}.py {one_line(shlex.join(shared))}"
+        print(sweep_report.write(sweep.out, sweep.flag, series, textwrap.shorten(title, LONGEST_TITLE)))
 
 
 if __name__ == "__main__":

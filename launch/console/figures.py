@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 matplotlib.use("agg")
 GAP = 2  # pixels between images
 FONT_SIZE = 13
+LETTERS_PER_INCH = 13  # of a plot's title
 LEAST_WIDTH = 320  # of a title's lines
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -116,10 +118,19 @@ def save(picture: Picture, path: Path) -> Path:
     return path
 
 
-def render(figure: Figure) -> Picture:
-    """Render a matplotlib figure and close it."""
+def entitle(figure: Figure, title: str) -> None:
+    """Write a title above a plot: whose numbers it shows, and which, for a reader of the file alone."""
+    lines = textwrap.wrap(title, max(30, int(LETTERS_PER_INCH * figure.get_figwidth())))
+    if lines:
+        said = figure.text(0.5, 1.01, "\n".join(lines), ha="center", va="bottom", fontsize=10)
+        said.set_parse_math(False)  # names may hold a dollar sign
+
+
+def render(figure: Figure, title: str) -> Picture:
+    """Render a matplotlib figure below its title, and close it."""
     from matplotlib import pyplot
 
+    entitle(figure, title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     pyplot.close(figure)
@@ -136,6 +147,5 @@ def kl_bars(kl: Sequence[float], *, of: str = "group", title: str = "") -> Pictu
     axes.set_xlabel(f"{of}" + (", top (coarsest) first" if of == "group" else ""))
     axes.set_ylabel("KL, nats per image")
     said = f"KL per {of}, {sum(kl):.1f} nats in all"
-    axes.set_title(f"{title}:\n{said}" if title else said, fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return render(figure)
+    return render(figure, f"{title}: {said}".removeprefix(": "))

@@ -118,8 +118,8 @@ def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "
     figure, axes = pyplot.subplots(1, 2, figsize=(8.0, 4.0), sharex=True, sharey=True)
     chosen = codes.order[:2]
     limit = max(3.5, float(drawn[:, chosen].abs().quantile(0.999)))
-    for panel, (title, points, colour) in zip(axes, panels, strict=True):
-        panel.set_title(title)
+    for panel, (name, points, colour) in zip(axes, panels, strict=True):
+        panel.set_title(name)
         panel.set_xlabel(f"z{chosen[0]}")
         panel.set_xlim(-limit, limit)
         if len(chosen) == 1:
@@ -131,8 +131,7 @@ def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "
         panel.set_ylabel(f"z{chosen[1]}")
         panel.set_ylim(-limit, limit)
         panel.set_aspect("equal")
-    figure.suptitle(title, fontsize=10)
-    return figures.render(figure)
+    return figures.render(figure, f"{title}: draws of latents".removeprefix(": "))
 
 
 def _pictures(model: VAE, x: Tensor, seed: int, title: str) -> Iterator[tuple[str, Picture]]:

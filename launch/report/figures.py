@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from launch.console.figures import Picture, render
+from launch.console.figures import Picture, entitle, render
 from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean
 from launch.report.statistics import Float64
 
@@ -59,15 +59,24 @@ def from_picture(picture: Picture) -> Drawing:
     return Drawing(_data_uri("png", buffer.getvalue()), picture, is_pixels=True)
 
 
-def draw(build: Callable[[], Figure], name: str) -> Drawing:
-    """Draw a figure; equal data and ``name`` give equal bytes."""
+def draw(build: Callable[[], Figure], name: str, title: str) -> Drawing:
+    """Draw a figure below its title; equal data and ``name`` give equal bytes."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure, svg = build(), io.BytesIO()
+        entitle(figure, title)
         figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-        return Drawing(_data_uri("svg+xml", svg.getvalue()), render(figure))
+        return Drawing(_data_uri("svg+xml", svg.getvalue()), render(figure, ""))
 
 
 # --- Where the factors are ------------------------------------------------------------------------------------------
+
+
+def _data(compared: Comparable) -> str:
+    return compared.terms["data"]
+
+
+def _whose(configuration: Configuration) -> str:
+    return f"{configuration.label} on {clean(configuration.first.saved.record['data']['name'])}"
 
 
 def _width(table: Float64) -> float:
@@ -111,7 +120,9 @@ def heat_map(configuration: Configuration) -> Drawing:
         right.spines[["top", "right"]].set_visible(False)
         return figure
 
-    return draw(build, f"heat{configuration.label}")
+    return draw(
+        build, f"heat{configuration.label}", f"{_whose(configuration)}: share of each factor that a {run.unit} knows"
+    )
 
 
 def gains(configuration: Configuration) -> Drawing:
@@ -133,7 +144,9 @@ def gains(configuration: Configuration) -> Drawing:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, title=run.unit)
         return figure
 
-    return draw(build, f"gain{configuration.label}")
+    return draw(
+        build, f"gain{configuration.label}", f"{_whose(configuration)}: what each {run.unit} adds to those above it"
+    )
 
 
 # --- All configurations ---------------------------------------------------------------------------------------------
@@ -187,7 +200,7 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "dimension")
+    return draw(build, "dimension", f"MIG of codes of equal size on {_data(compared)} (dotted: untrained weights)")
 
 
 def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:
@@ -219,7 +232,7 @@ def intervals(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "intervals")
+    return draw(build, "intervals", f"Scores of codes on {_data(compared)}")
 
 
 def _equal_elbo(axes: Any) -> None:
@@ -266,4 +279,4 @@ def rate_distortion(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "rate-distortion")
+    return draw(build, "rate-distortion", f"Held-out rate and distortion on {_data(compared)} (grey: equal ELBO)")

@@ -47,6 +47,11 @@ def _levels(count: int) -> list[int]:
     return sorted({int(v) for v in torch.linspace(1, count, min(count, MOST_LEVELS)).round().tolist()})
 
 
+def _numbers(values: Sequence[float]) -> list[str]:
+    """Format the positions of a traversal; the middle one is 0.0 and not -0.0."""
+    return [f"{round(value, 1) + 0.0:.1f}" for value in values]
+
+
 def top_groups(model: VAE, x: Tensor, title: str = "") -> Picture:
     """Draw the images, and below them reconstructions from the top 1, 2, ... groups; the rest is at its prior mean."""
     if len(model.group_shapes) == 1:
@@ -82,7 +87,7 @@ def traversals(model: VAE, pool: Tensor, title: str = "") -> Picture:
         STEPS,
         title=f"{title}: a held-out image moved along one axis a row, to the number of standard deviations above",
         rows=[name for name, _ in named],
-        heads=[f"{value:.1f}" for value in values],
+        heads=_numbers(values),
     )
 
 
@@ -225,10 +230,12 @@ def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> 
         print(f"row {len(rows)}: {name}")
         names.append(name)
         rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
+    of = "the images" if config.by == "axis" else "the prior"
     says = (
-        f"{config.split} image {config.image}, one {config.by} of group {config.group} a row, moved to the value above"
+        f"{config.split} image {config.image}, one {config.by} of group {config.group} a row, moved to the number of "
+        f"standard deviations of {of} above"
     )
-    return Shown(torch.stack(rows), says, names, [f"{value:.1f}" for value in values])
+    return Shown(torch.stack(rows), says, names, _numbers(values))
 
 
 def _interpolate(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:

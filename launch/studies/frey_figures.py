@@ -24,6 +24,7 @@ NUM_PIXELS = 560
 ELBO_BETA = 1.0 / NUM_PIXELS  # the pixel-mean beta at which the loss is the negative ELBO
 SCATTERED = 10_000
 COLOURS = {2: "#4472a8", 3: "#c0504d", 5: "#5f9e5f"}
+FRAMES = {"all": "trained on all frames", "train": "trained without the held-out frames"}
 MARKED = 5  # critical betas drawn as lines
 
 Draw = Callable[[Any, int], None]
@@ -71,7 +72,7 @@ def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Pic
         axes.plot(betas, foreseen, "--", color=_colour(latent_dim), linewidth=0.9)
     axes.plot([], [], "--", color="#555555", linewidth=0.9, label="linear theory")
     axes.legend(fontsize=8)
-    return render(figure)
+    return render(figure, f"Frey Faces, {FRAMES[split]}: KL of flat VAEs with z latents")
 
 
 def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
@@ -83,7 +84,7 @@ def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.f
         axes.axhline(math.sqrt(latent_dim), color=_colour(latent_dim), linewidth=0.6, linestyle=":")
     axes.set_yscale("log")
     axes.legend(fontsize=8)
-    return render(figure)
+    return render(figure, f"Frey Faces, {FRAMES[split]}: covariance distance of flat VAEs with z latents")
 
 
 def held_out(results: Results, critical: npt.NDArray[np.float64]) -> Picture:
@@ -102,10 +103,10 @@ def held_out(results: Results, critical: npt.NDArray[np.float64]) -> Picture:
     axes.set_xlabel("beta (pixel-mean)")
     axes.set_ylabel("negative ELBO, nats per image")
     axes.legend(fontsize=8)
-    return render(figure)
+    return render(figure, "Frey Faces: negative ELBO of flat VAEs with z latents on frames trained on and held out")
 
 
-def _panels(count: int, draw: Draw, *, columns: int = 4, size: float = 2.4) -> Picture:
+def _panels(count: int, draw: Draw, title: str, *, columns: int = 4, size: float = 2.4) -> Picture:
     rows = math.ceil(count / columns)
     figure, grid = pyplot.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
     for i, axes in enumerate(grid.flat):
@@ -114,7 +115,7 @@ def _panels(count: int, draw: Draw, *, columns: int = 4, size: float = 2.4) -> P
         else:
             axes.axis("off")
     figure.tight_layout()
-    return render(figure)
+    return render(figure, title)
 
 
 def loss_curves(results: Results, split: str, latent_dim: int) -> Picture:
@@ -142,7 +143,11 @@ def loss_curves(results: Results, split: str, latent_dim: int) -> Picture:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=7)
 
-    return _panels(len(betas), draw)
+    return _panels(
+        len(betas),
+        draw,
+        f"Frey Faces, {FRAMES[split]}, {latent_dim} latents: loss per pixel after each epoch; dashed: held out",
+    )
 
 
 def _loss(point: dict[str, Any], beta: float) -> float:
@@ -178,4 +183,9 @@ def scatter(chosen: Sequence[Job]) -> Picture:
         axes.tick_params(labelsize=6)
         axes.set_title(title, fontsize=8)
 
-    return _panels(len(chosen) + 1, draw)
+    count = chosen[0].latent_dim if chosen else 0
+    return _panels(
+        len(chosen) + 1,
+        draw,
+        f"Frey Faces, {count} latents: draws of the two latents with the highest KL; circles: 1, 2, 3 sd",
+    )

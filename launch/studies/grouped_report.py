@@ -207,7 +207,10 @@ def _bars(records: Records, point: int) -> figures.Picture:
         axes.set_xticks(range(len(shown)), [v.replace("mlp-", "") for v in shown], fontsize=8)
         axes.set_title("MIG" if factor is None else f"MIC {factor} (red: corrected)", fontsize=9)
     figure.tight_layout()
-    return figures.render(figure)
+    return figures.render(
+        figure,
+        "Grouped VAE and VAEs without groups on dSprites: MIG, and MIC of the first three latents; points are seeds",
+    )
 
 
 def _seeds(axes: Any, x: float, numbers: Sequence[float], colour: str) -> None:
@@ -232,4 +235,6 @@ def _curves(records: Records) -> figures.Picture:
     panels[0].axhline(ANCHOR_NATS, color="#999999", linewidth=0.8, linestyle=":")
     panels[0].legend(fontsize=7)
     figure.tight_layout()
-    return figures.render(figure)
+    return figures.render(
+        figure, "Grouped VAE and VAEs without groups on dSprites during training; a line for each seed"
+    )

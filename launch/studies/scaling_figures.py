@@ -41,8 +41,12 @@ def against(
     coordinates: Callable[[Measured], Sequence[tuple[float, float]]],
     xlabel: str,
     law: PowerLaw | None,
+    data: str,
 ) -> Picture:
-    """bits/dim against a size on logarithmic axes, with the power law's median over the range of the data."""
+    """bits/dim against a size on logarithmic axes, with the power law's median over the range of the data.
+
+    ``data`` names the data set in the title, here and below.
+    """
     figure, axes = _axes()
     for name, (colour, of) in _families(runs, kind).items():
         for i, run in enumerate(of):
@@ -62,10 +66,10 @@ def against(
         places("{x:g}")  # less than a power of ten: no 6 x 10^0
     axes.set_ylabel("held-out bits/dim")
     axes.legend(fontsize=7)
-    return render(figure)
+    return render(figure, f"{data}: held-out bits/dim against {xlabel}; every line a run")
 
 
-def depth(runs: Sequence[Measured]) -> Picture:
+def depth(runs: Sequence[Measured], data: str) -> Picture:
     """ELBO against the number of groups at equal parameters; a line for each width, joining the means."""
     figure, axes = _axes()
     one_scale = [run for run in runs if run.num_scales == 1]
@@ -80,10 +84,10 @@ def depth(runs: Sequence[Measured]) -> Picture:
     axes.set_xlabel("groups of latents")
     axes.set_ylabel("held-out ELBO, nats (higher is better)")
     axes.legend(fontsize=7)
-    return render(figure)
+    return render(figure, f"{data}: ELBO against depth at equal parameters; every point a run, lines join means")
 
 
-def scores(runs: Sequence[Measured]) -> Picture:
+def scores(runs: Sequence[Measured], data: str) -> Picture:
     """MIG of codes of ten dimensions, and group-MIG, against the number of groups."""
     figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
     for axes, name, title in zip(panels, ("mig", "group_mig"), ("MIG, d = 10", "group-MIG"), strict=True):
@@ -96,7 +100,7 @@ def scores(runs: Sequence[Measured]) -> Picture:
         axes.set_ylabel(title)
     panels[0].legend(fontsize=7)
     figure.tight_layout()
-    return render(figure)
+    return render(figure, f"{data}: scores of codes against depth; every point a run")
 
 
 def _ms_per_image(run: Measured) -> float:
@@ -107,7 +111,7 @@ def _memory(run: Measured) -> float:
     return run.memory_mib
 
 
-def cost(runs: Sequence[Measured]) -> Picture:
+def cost(runs: Sequence[Measured], data: str) -> Picture:
     """Training time and memory of an image against work."""
     figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
     for axes, y, label in (
@@ -123,4 +127,4 @@ def cost(runs: Sequence[Measured]) -> Picture:
         axes.set_ylabel(label)
     panels[0].legend(fontsize=7)
     figure.tight_layout()
-    return render(figure)
+    return render(figure, f"{data}: time and memory of training; every point a run")

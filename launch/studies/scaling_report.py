@@ -151,7 +151,7 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
         ("images", scaling_fit.by_images, "images seen"),
     ):
         law = scaling_fit.power_law(nvaes, coordinates)
-        picture = scaling_figures.against(runs, coordinates, label, law)
+        picture = scaling_figures.against(runs, coordinates, label, law, name)
         figures.save(picture, folder / f"{name}-{key}.png")
         yield f"![bits/dim against {label}]({name}-{key}.png)"
         if law is not None:
@@ -171,7 +171,7 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
             "Work and memory are counted.",
         ),
     ):
-        figures.save(draw(runs), folder / f"{name}-{key}.png")
+        figures.save(draw(runs, name), folder / f"{name}-{key}.png")
         yield f"![{key}]({name}-{key}.png)"
         yield said
 

@@ -103,17 +103,23 @@ def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
     return flag.replace("-", "_") in BETA_FORMS and all(run.get("beta_norm", 0.0) > 0.0 for run in runs)
 
 
-def plot(flag: str, series: Series) -> figures.Picture:
-    """Plot each number against the flag: a point per seed, a line through the means, a colour for each series."""
+def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
+    """Plot each number against the flag: a point per seed, a line through the means, a colour for each series.
+
+    Args:
+        flag: flag that varied.
+        series: as :func:`write` takes it.
+        title: line above the panels, which says whose numbers these are.
+    """
     every = flat(series)
     names = [name for name in _common(every) if name in PLOTTED]
     figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
     for axes, name in zip(panels[0], names, strict=True):
-        for colour, (title, results) in zip(cycle(COLOURS), series.items(), strict=False):
+        for colour, (label, results) in zip(cycle(COLOURS), series.items(), strict=False):
             positions, logarithmic = _positions(flag, results)
             values = [[run[name] for run in runs] for runs in results.values()]
             means = sorted(zip(positions, [Spread.of(of).mean for of in values], strict=True))
-            axes.plot(*zip(*means, strict=True), color=colour, label=title)
+            axes.plot(*zip(*means, strict=True), color=colour, label=label)
             for x, of in zip(positions, values, strict=True):
                 axes.plot([x] * len(of), of, "o", markersize=4, color=colour, alpha=0.6)
         axes.set_xlabel("normalised beta (beta x latents / pixels)" if _is_beta(flag, every) else flag)
@@ -125,7 +131,7 @@ def plot(flag: str, series: Series) -> figures.Picture:
     if len(series) > 1:
         panels[0][0].legend(fontsize=8)
     figure.tight_layout()
-    return figures.render(figure)
+    return figures.render(figure, title)
 
 
 def flat(series: Series) -> dict[str, Sequence[Scores]]:
@@ -174,7 +180,7 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     return {name: value for name in names if (value := scores.headline(results[name])) is not None}
 
 
-def write(out: Path, flag: str, series: Series) -> str:
+def write(out: Path, flag: str, series: Series, title: str = "") -> str:
     """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; return the table's text.
 
     Args:
@@ -182,13 +188,14 @@ def write(out: Path, flag: str, series: Series) -> str:
         flag: flag that varied.
         series: for each value of a second flag (an empty name if there is none) and each value of the first the
             numbers of its runs, one mapping for each seed.
+        title: line above the plot: the shared arguments of the runs.
     """
     results = flat(series)
     chosen = recommend(results)
     text = f"{table(flag, results)}\n\nMean ± standard deviation over seeds; held-out images.\n\n"
     text += f"Recommended {flag}: **{chosen.value}** ({chosen.reason}).\n"
     files.write_text(out / "table.md", text)
-    figures.save(plot(flag, series), out / "sweep.png")
+    figures.save(plot(flag, series, title), out / "sweep.png")
     recommended = {"value": chosen.value, "reason": chosen.reason}
     files.write_json(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
     return text

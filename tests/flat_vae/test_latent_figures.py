@@ -24,6 +24,16 @@ def test_every_picture_of_a_run(num_latents: int) -> None:
         assert picture.std() > 0
 
 
+def test_every_plot_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose panels have titles of their own."""
+    titles: list[str] = []
+    monkeypatch.setattr(flat_figures.figures, "entitle", lambda figure, title: titles.append(title))
+    model = FlatVAE(FlatVAEConfig(latent_dim=3, conv_channels=4), COLOUR).eval()
+    flat_figures.draw(model, levels(COLOUR, 8), seed=0, title="a model")
+    assert len(titles) == 2
+    assert all(title.startswith("a model: ") for title in titles)
+
+
 @pytest.mark.parametrize("num_latents", [1, 3])
 def test_a_plane_wants_two_latents(num_latents: int) -> None:
     model = FlatVAE(FlatVAEConfig(latent_dim=num_latents, conv_channels=4), BINARY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matplotlib import pyplot
 
 from launch.console import figures
 
@@ -32,3 +33,15 @@ def test_pairs_say_which_row_is_the_original() -> None:
     x = torch.rand(9, 1, 8, 8)
     plain, labelled = figures.grid(torch.cat([x[:8], x[:8]]), 8), figures.pairs(x, x)
     assert labelled.shape[1] > plain.shape[1]
+
+
+def test_a_title_stands_above_a_plot_and_is_no_formula() -> None:
+    def plot(title: str) -> figures.Picture:
+        figure, axes = pyplot.subplots(figsize=(3.0, 2.0))
+        axes.plot([0, 1])
+        return figures.render(figure, title)
+
+    plain, entitled = plot(""), plot("costs $x of a model $y " * 4)
+    above = entitled.shape[0] - plain.shape[0]
+    assert above > 0
+    assert (entitled[:above] < 128).any()
