@@ -9,7 +9,9 @@ The first run's configuration is the reference that the others are compared with
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,13 @@ from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
 from launch.report import comparison, records, words
-from launch.report.data import ScoredRun, comparable_sets, read_runs, why_apart
+from launch.report.data import ScoredRun, clean, comparable_sets, read_runs, why_apart
 from launch.results import pictures, scoring
 from launch.results.run import open_run
 from launch.results.scoring import ScoreConfig
+from launch.training import folder
+
+LONGEST_COMMAND = 500  # characters that the report shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,12 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
     return ScoreConfig(**chosen)
 
 
+def _made(arguments: list[str]) -> str:
+    """Say when, from which commit and by which command the report was made."""
+    at, commit = time.strftime("%Y-%m-%d %H:%M %Z"), folder.commit() or "unknown"
+    return f"Made on {at}, commit {commit}: python launch/compare.py {clean(shlex.join(arguments), LONGEST_COMMAND)}"
+
+
 def main(arguments: list[str]) -> None:
     """Parse, score the runs that have no scores, and write the report."""
     config = parse(CompareConfig, None, arguments, prog="compare.py", description=__doc__ or "")
@@ -111,7 +122,8 @@ def main(arguments: list[str]) -> None:
     sets = comparable_sets(runs)
     for other in sets[1:]:
         say(f"not compared: {why_apart(sets[0].terms, other.terms)}; in a set of their own", file=sys.stderr)
-    comparison.write(config.out, comparison.build(sets, skipped, config.pictures, draw), sets, skipped)
+    blocks = comparison.build(sets, skipped, config.pictures, draw, made=_made(arguments))
+    comparison.write(config.out, blocks, sets, skipped)
     for compared in sets:
         for item in words.summary(compared):
             say(f"* {item}")

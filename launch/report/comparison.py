@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -77,10 +77,19 @@ def training_table(compared: Comparable) -> Table:
 
 def likelihood_table(compared: Comparable) -> Table:
     """List the held-out likelihood of each configuration."""
-    names = (("rate", 2), ("distortion", 2), ("elbo", 2), ("bits_per_dim", 4), ("psnr", 2), ("active_units", 1))
-    rows = [[c.label, *(spread(c.held_out(name), digits) for name, digits in names)] for c in compared.configurations]
+    is_density = compared.terms["likelihood"] == "normal"
+    names = {"rate": 2, "distortion": 2, "elbo": 2, "bits_per_dim": 4, "psnr": 2, "active_units": 1}
     head = ["configuration", "rate", "distortion", "ELBO", "bits/dim", "reconstruction, dB", "active units"]
-    return Table(head, rows, "Held out, in nats per image, one posterior draw; higher ELBO is better")
+    caption = "Held out, in nats per image, one posterior draw; higher ELBO is better"
+    if is_density:
+        del names["bits_per_dim"]
+        head.remove("bits/dim")
+        caption += ". A normal likelihood is a density: its ELBO may have any sign, and has no bits/dim that compare"
+    rows = [
+        [c.label, *(spread(c.held_out(name), digits) for name, digits in names.items())]
+        for c in compared.configurations
+    ]
+    return Table(head, rows, caption)
 
 
 def score_table(compared: Comparable) -> Table:
@@ -201,8 +210,13 @@ def run_table(compared: Comparable) -> Table:
 # --- Figures --------------------------------------------------------------------------------------------------------
 
 
-def _figures(compared: Comparable, prefix: str) -> Iterator[Figure]:
-    with_groups = [c for c in compared.configurations if all(run.has_groups for run in c.runs)][:MOST_HEAT_MAPS]
+def _figures(compared: Comparable, prefix: str) -> Iterator[Block]:
+    have_groups = [c for c in compared.configurations if all(run.has_groups for run in c.runs)]
+    with_groups = have_groups[:MOST_HEAT_MAPS]
+    if len(have_groups) > MOST_HEAT_MAPS:
+        yield Text(
+            f"Groups of the first {MOST_HEAT_MAPS} of {len(have_groups)} configurations; to see others, name their runs first."
+        )
     for i, c in enumerate(with_groups):
         title = f"Where the factors are: {c.label}"
         yield Figure(f"{prefix}groups-{i}", title, figures.heat_map(c), words.heat_map(c))
@@ -237,26 +251,47 @@ def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, d
 # --- The report -----------------------------------------------------------------------------------------------------
 
 
-def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
-    yield Bullets(words.summary(compared))
-    yield training_table(compared)
+def _likelihood_tables(compared: Comparable) -> Iterator[Block]:
     if any(run.record["held_out"] for run in compared.runs):
         yield likelihood_table(compared)
     if any(run.record.get("samples") for run in compared.runs):
         yield samples_table(compared)
+
+
+def _score_tables(compared: Comparable) -> Iterator[Block]:
     if compared.dims:
         yield score_table(compared)
     yield other_scores_table(compared)
     if compared.with_intervals:
         yield uncertainty_table(compared)
-    if len(compared.configurations) > 1:
-        yield difference_table(compared)
-    yield run_table(compared)
-    yield from _figures(compared, prefix)
-    yield from _pictures(compared.configurations, prefix, most_pictures, draw)
 
 
-def build(sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int, draw: Draw) -> list[Block]:
+def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
+    """Yield the sections of a set: what was found, pictures, then the numbers; a section without content is left out."""
+    differences = [difference_table(compared)] if len(compared.configurations) > 1 else []
+    sections: tuple[tuple[str, Iterable[Block]], ...] = (
+        ("In short", [Bullets(words.summary(compared))]),
+        ("Pictures", _pictures(compared.configurations, prefix, most_pictures, draw)),
+        ("Training", [training_table(compared)]),
+        ("Likelihood", _likelihood_tables(compared)),
+        ("Scores", _score_tables(compared)),
+        ("Differences", differences),
+        ("Figures", _figures(compared, prefix)),
+        ("Runs", [run_table(compared)]),
+    )
+    for title, blocks in sections:
+        if found := list(blocks):
+            yield Heading(f"{title} ({prefix[:-1]})" if prefix else title, 3)
+            yield from found
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def build(
+    sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int, draw: Draw, *, made: str = ""
+) -> list[Block]:
     """Build the report, with a section for each set of runs whose numbers are comparable.
 
     Args:
@@ -264,13 +299,18 @@ def build(sets: Sequence[Comparable], skipped: Sequence[str], most_pictures: int
         skipped: for each run that was left out, the reason.
         most_pictures: number of configurations of each set whose pictures are shown.
         draw: function that draws the pictures of a run by name, or raises ValueError.
+        made: when, from which commit and by which command the report was made; empty for one whose bytes must not depend on
+            that.
     """
     count = sum(len(compared.runs) for compared in sets)
-    shown = f"{count} runs of {sum(len(s.configurations) for s in sets)} configurations"
+    configurations = sum(len(s.configurations) for s in sets)
+    shown = f"{_counted(count, 'run')} of {_counted(configurations, 'configuration')}"
     blocks: list[Block] = [
         Heading(TITLE, 1),
         Text(f"{shown}, made by launch/compare.py. Nats per image unless a name says bits/dim. ± is over seeds."),
     ]
+    if made:
+        blocks.append(Text(made))
     if skipped:
         blocks += [Text("Left out:"), Bullets(skipped)]
     if len(sets) > 1:

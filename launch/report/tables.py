@@ -144,7 +144,7 @@ def _markdown(block: Block) -> str:
         case Table():
             return block.markdown()
         case Figure(name, title, _, text):
-            return f"### {escape(title)}\n\n![{escape(title)}](figures/{name}.png)\n\n{escape(text)}"
+            return f"#### {escape(title)}\n\n![{escape(title)}](figures/{name}.png)\n\n{escape(text)}"
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -167,5 +167,8 @@ def _template() -> jinja2.Template:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Format a report as one self-contained HTML page: no script, no request; dark if the reader's system is."""
+    """Format a report as one self-contained HTML page: no script, no request; dark if the reader's system is.
+
+    A list of its headings stands below the introduction.
+    """
     return _template().render(title=title, blocks=blocks, most_rows=MOST_ROWS)

@@ -14,6 +14,7 @@ from launch.report.tables import number
 MOST_SENTENCES = 8
 MOST_FACTORS = 8  # most items that a paragraph names
 MIN_RUNS = 8  # fewest runs for a statement about a correlation
+UNEQUAL = 1.1  # ratio of the longest to the shortest training from which a report warns
 CLEAR_SHARE = 0.05  # share of a factor's entropy from which a sentence names a group
 
 
@@ -69,7 +70,25 @@ def summary(compared: Comparable) -> list[str]:
         items.append(f"{len(others) - MOST_SENTENCES} more comparisons are in the table of differences.")
     if len(others) > 1:
         items.append(f"{2 * len(others)} comparisons at 95 %: about one in twenty excludes 0 by chance alone.")
-    return [*items, _training_length(compared)]
+    return [*unequal_training(compared), *items, _training_length(compared)]
+
+
+def unequal_training(compared: Comparable) -> list[str]:
+    """Warn of configurations that were trained for different times or on different numbers of images."""
+    said = [_unequal(compared, "images_seen", "images", 1.0, 0), _unequal(compared, "seconds", "minutes", 60.0, 1)]
+    if not any(said):
+        return []
+    return [f"Warning: unequal training. {' '.join(filter(None, said))} Part of any difference may come from that."]
+
+
+def _unequal(compared: Comparable, name: str, unit: str, scale: float, digits: int) -> str:
+    """Name the configurations with the least and the most of a number of summary.json if they are far apart."""
+    means = [(c.values(lambda run: run.trained(name)) / scale, c.label) for c in compared.configurations]
+    known = sorted((float(values.mean()), label) for values, label in means if len(values))
+    if not known or known[-1][0] <= UNEQUAL * known[0][0]:
+        return ""
+    (least, one), (most, other) = known[0], known[-1]
+    return f"{sentence(unit)}: {least:,.{digits}f} for {one} and {most:,.{digits}f} for {other}."
 
 
 def _training_length(compared: Comparable) -> str:

@@ -24,7 +24,7 @@ FORMAT = 1  # of config.json
 GIT_SECONDS = 5.0
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this checkout; None if git is missing, hangs, or finds no repository."""
     command = ["git", "describe", "--always", "--dirty"]
     root = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def provenance() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-        "commit": _commit(),
+        "commit": commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
         "hardware": {

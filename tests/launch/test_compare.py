@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from scipy import stats
 
 from launch.report import words
+from launch.report.comparison import likelihood_table
 from launch.report.data import Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.figures import draw
 from launch.report.statistics import Estimate, correlation, over_images, over_seeds
@@ -115,6 +117,47 @@ def test_a_report_of_both_families(report: tuple[running.Result, Path], runs: di
     assert record["means"]["compare1/elbo/NVAE tiny"] == pytest.approx(np.mean(elbos))
     named = set(re.findall(r"\(figures/([^)]+)\)", markdown))
     assert named == {path.name for path in (out / "figures").iterdir()}
+
+
+def test_a_report_begins_with_what_was_found_and_with_pictures(report: tuple[running.Result, Path]) -> None:
+    """Below the date, commit and command stands a list of contents, and each entry leads to its section."""
+    page, markdown = (report[1] / "report.html").read_text(), (report[1] / "report.md").read_text()
+    sections = re.findall(r"^### (.*)", markdown, flags=re.MULTILINE)
+    assert sections[:3] == ["In short", "Pictures", "Training"]
+    assert {"Differences", "Figures", "Runs"} < set(sections)
+    entries = dict(re.findall(r'<a href="#([^"]+)">([^<]+)</a>', page))
+    assert [title for title in entries.values() if title in sections] == sections
+    for place, title in entries.items():
+        assert re.search(rf'<h[23] id="{place}">{re.escape(title)}</h[23]>', page)
+    assert page.index("<nav>") < page.index('id="part-1"')
+    made = re.search(
+        r"^Made on (\d{4}-\d\d-\d\d).*, commit .+: python launch/compare.py --runs ", markdown, re.MULTILINE
+    )
+    assert made
+    assert made.start() < markdown.index("### In short")
+
+
+def test_unequal_training_is_said_before_any_difference(runs: dict[str, Path], tmp_path: Path) -> None:
+    longer = tmp_path / "longer"
+    shutil.copytree(runs["flat"], longer)
+    summary = json.loads((longer / "summary.json").read_text())
+    summary |= {"images_seen": 10 * summary["images_seen"], "seconds": 600.0}
+    (longer / "summary.json").write_text(json.dumps(summary))
+    (compared,) = comparable_sets(read_runs([runs["nvae0"], longer], None)[0])
+    first, *_ = words.summary(compared)
+    for value in (f"{summary['images_seen']:,} for", "10.0 for", *(c.label for c in compared.configurations)):
+        assert value in first
+    (alone,) = comparable_sets(read_runs([runs["nvae0"], runs["nvae0"]], None)[0])
+    assert not words.unequal_training(alone)
+
+
+def test_a_density_has_no_bits_per_dim(runs: dict[str, Path]) -> None:
+    (compared,) = comparable_sets(read_runs([runs["flat"]], None)[0])
+    assert "bits/dim" in likelihood_table(compared).head
+    of_density = likelihood_table(replace(compared, terms=compared.terms | {"likelihood": "normal"}))
+    assert "bits/dim" not in of_density.head
+    assert len(of_density.head) == len(of_density.rows[0])
+    assert "density" in of_density.caption
 
 
 def test_a_report_has_the_interval_and_the_chance_level_of_each_score(
@@ -397,7 +440,7 @@ def test_blocks_escape_what_users_name() -> None:
     bad = "<script>x</script> | *a*"
     blocks = [
         Heading(bad), Text(bad), Bullets([bad]), Table(["n", bad], [[bad, "1"]] * 30, bad),
-        Figure("f", '"quoted" <i>', draw(build, "f"), bad),
+        Figure("f", '"quoted" <i>', draw(build, "f", "a title"), bad),
     ]  # fmt: skip
     page, markdown = to_html(bad, blocks), to_markdown(blocks)
     assert "<script>" not in page

@@ -54,7 +54,7 @@ def test_out_of_memory_is_exit_code_4_in_every_script(
 
 def test_a_run_knows_no_commit_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert folder._commit() is None
+    assert folder.commit() is None
 
 
 def test_a_git_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_git_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(folder, "GIT_SECONDS", 0.1)
     began = time.monotonic()
-    assert folder._commit() is None
+    assert folder.commit() is None
     assert time.monotonic() - began < 60.0
 
 
