@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -207,16 +207,21 @@ class Monitor:
         if self.active:
             self._write_events(lambda writer: writer.add_image(tag, image, step, dataformats="HWC"))
 
-    def hparams(self, step: int, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-        """Write settings and final scores for TensorBoard's HPARAMS tab into this run, unlike ``add_hparams``."""
+    def hparams(self, values: Mapping[str, Any], scores: Sequence[str]) -> None:
+        """Write settings for TensorBoard's HPARAMS tab into this run, unlike ``add_hparams``, which makes another run.
+
+        Args:
+            values: settings in the order of the tab's columns.
+            scores: names of scalars whose last value the tab shows beside them. They get no cards of their own, which would
+                stand first on TensorBoard's first page.
+        """
         if not self.active:
             return
         simple = {k: v if isinstance(v, bool | int | float) else one_line(v) for k, v in values.items()}
 
         def write(writer: SummaryWriter) -> None:
-            for summary in hparams_summaries(simple, dict(scores)):
+            for summary in hparams_summaries(simple, dict.fromkeys(scores, 0.0)):
                 writer._get_file_writer().add_summary(summary)
-            _add_scalars(writer, scores, step)
 
         self._write_events(write)
 
@@ -231,7 +236,7 @@ class Monitor:
             return
         done = max(step - self._first_step, 1)
         left = (time.monotonic() - self._start) / done * max(self._total_steps - step, 0)
-        say(f"step {step}/{self._total_steps}  {shown}  {_duration(left)} left", file=sys.stderr)
+        say(f"step {step}/{self._total_steps}  {shown}  {duration(left)} left", file=sys.stderr)
 
     def say(self, text: str, *, file: IO[str] | None = None) -> None:
         """Print a line above the bar, on standard error or on ``file``."""
@@ -293,6 +298,7 @@ def _sort_before_now(folder: Path) -> None:
         path.rename(path.with_name(f"events.out.tfevents.{now - len(ahead) + i:010d}.{rest}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format a duration with its two largest units, such as 3 h 5 min."""
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"

@@ -31,7 +31,15 @@ FIGURE_POOL = 1000  # number of images for figures of a whole distribution
 FIGURE_POOL_PIXELS = 2**26  # bound on their size: a quarter of a GiB as floats
 HEADLINES = ("bits_per_dim", "elbo", "rate", "distortion", "psnr")
 
+SETTINGS = ("preset", "objective.", "model.", "optim.", "data.", "run.")  # in the order of TensorBoard's columns
+
 Score = Callable[..., dict[str, float]]
+
+
+def _settings(config: SharedConfig) -> dict[str, Any]:
+    """Settings that differ from the defaults, those that shape a result first; those of the records are left out."""
+    found = {name: value for name, value, _ in differences(config, type(config)())}
+    return {name: found[name] for start in SETTINGS for name in found if name.startswith(start)}
 
 
 @dataclass(kw_only=True)
@@ -317,10 +325,8 @@ class Run:
             "num_parameters": sum(p.numel() for p in self.trainer.parameters),
             "valid": result,
         }
-        headlines = {f"hparam/{k}": float(result[k]) for k in HEADLINES}
-        if all(map(math.isfinite, headlines.values())):
-            settings = {name: value for name, value, _ in differences(self.config, type(self.config)())}
-            self.monitor.hparams(self.state.step, settings, headlines)
+        if all(math.isfinite(result[name]) for name in HEADLINES):
+            self.monitor.hparams(_settings(self.config), [f"val/{name}" for name in HEADLINES])
         if self.ranks.is_main:
             self.folder.write_json("summary.json", summary)
             path = self.folder.path

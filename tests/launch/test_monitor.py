@@ -101,7 +101,15 @@ def test_hparams_are_in_the_same_run(trained: Path, read: EventAccumulator) -> N
     said = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info.hparams
     assert said["run.max_steps"].number_value == running.STEPS
     assert said["model.channels_enc"].number_value == 4
-    score = read.Scalars("hparam/bits_per_dim")[0].value
+    experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
+    columns = [info.name.partition(".")[0] for info in experiment.hparam_infos]
+    assert columns.index("model") < columns.index("data")  # what shapes a result stands first
+    assert "log" not in columns
+    shown = {info.name.tag for info in experiment.metric_infos}
+    assert "val/bits_per_dim" in shown
+    assert shown <= set(read.Tags()["scalars"])
+    assert min(read.Tags()["scalars"]) > "images"  # the first page opens on pictures
+    score = read.Scalars("val/bits_per_dim")[-1].value
     assert score == pytest.approx(json.loads((trained / "summary.json").read_text())["valid"]["bits_per_dim"])
 
 
@@ -202,7 +210,7 @@ def test_no_record_ends_a_run(
             for step in (2, 3):
                 monitor.scalars(step, {"a": 1.0})
                 monitor.image(step, "b", np.zeros((2, 2, 3), np.uint8))
-            monitor.hparams(3, {"x": object(), "path": os.fsdecode(b"\xff")}, {"y": 1.0})
+            monitor.hparams({"x": object(), "path": os.fsdecode(b"\xff")}, ["y"])
             monitor.flush()
     said = capsys.readouterr().err
     assert 1 <= said.count("could not be written") <= 3
@@ -291,7 +299,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with Monitor(tmp_path, active=False) as monitor:
         monitor.scalars(1, {"a": 1.0})
         monitor.image(1, "a", np.zeros((2, 2, 3), np.uint8))
-        monitor.hparams(1, {}, {})
+        monitor.hparams({}, [])
         monitor.progress(1, {})
         monitor.say("nothing")
         monitor.flush()
