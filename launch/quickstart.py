@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from launch.console import errors
 from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import process
+from launch.training.records import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +88,11 @@ def main(arguments: list[str]) -> int:
     for number, (why, command) in enumerate(steps, start=1):
         for line in ("", f"[{number}/{len(steps)}] {why}", f"$ python {shlex.join(command)}"):
             say(line)
+        started = time.monotonic()
         code = process.run([sys.executable, *command], cwd=errors.ROOT)
         if code:
             return code
+        say(f"[{number}/{len(steps)}] took {duration(time.monotonic() - started)}")
     for line in (
         "",
         "What to look at (minutes of training: this shows that it works and what a report looks like, and no result)",

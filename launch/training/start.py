@@ -18,7 +18,7 @@ from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
-from launch.training import checkpoint, loop, memory
+from launch.training import checkpoint, loop, memory, trial
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
 from launch.training.records import Monitor
@@ -26,6 +26,8 @@ from launch.training.replicas import ReplicaTrainer
 from launch.training.resume import init_from, records, resume
 from launch.training.run import Run, Score
 from launch.training.step import Trainer, new_state, resolve_precision
+
+FEW_STEPS = 500  # of a run whose length is given in epochs, below which it can hardly learn
 
 
 def default_run_dir(config: SharedConfig) -> Path:
@@ -70,6 +72,11 @@ def announce(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
         f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
     )
+    if run.max_steps is None and total_steps < FEW_STEPS:
+        say(
+            f"       that is short: {run.epochs} epochs of so few images are {total_steps} steps, and models of images need "
+            "thousands; give --max-steps 3000"
+        )
     for line in family_of(config).describe(config, spec):
         say(line)
     needs = memory.count(config, spec)
@@ -109,7 +116,7 @@ def train(
         preset: the configuration before the user's flags, to list the differences.
         members: configurations, by name, of several runs that differ only in seed, folder and the weights of the
             objective. They are trained as one batched model, and ``config`` holds their shared settings.
-        dry_run: print the plan and stop.
+        dry_run: print the plan, whether it fits this machine and how long it takes, and stop.
         score: cheap scores of a model's codes, for ``--score-every``.
 
     Raises:
@@ -125,7 +132,9 @@ def train(
             announce(config, preset, (plan.train_data, plan.valid_data), ranks, plan.order, plan.total_steps)
             if members:
                 say(f"{len(members)} replicas of this as one batched model: {' '.join(members)}")
-        if not dry_run:
+        if dry_run:
+            _try_out(plan, ranks)
+        else:
             _train(plan, ranks, stop, score)
 
 
@@ -178,6 +187,23 @@ def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
     parent = _folder_of(next(iter(members.values()))).parent
     if RunFolder(parent).config_path.exists():
         raise ValueError(f"{parent} already holds a run; choose another --run-dir for the folders of the replicas")
+
+
+def _try_out(plan: Plan, ranks: Ranks) -> None:
+    """Say whether a step fits this machine and, if it does, how long the run takes, by steps that are not kept."""
+    config, data, device = next(iter(plan.configs.values())), plan.train_data, ranks.device
+    needed, free = trial.needed_bytes(config, data.spec, len(plan.configs), device), trial.free_bytes(device)
+    if ranks.is_main:
+        say(trial.says_memory(needed, free, device))
+    if any(ranks.maximum(not trial.fits(needed, free))):
+        return
+    short = {name: trial.shortened(each, data.spec, device) for name, each in plan.configs.items()}
+    size = next(iter(short.values())).run.batch_size
+    take_step = _take_step([_new_trainer(each, plan, ranks) for each in short.values()])
+    images = data.images([row % len(data) for row in range(size * len(short))]).to(device)
+    seconds = trial.seconds_of_step(take_step, images, device)
+    if ranks.is_main:
+        say(trial.says_time(seconds, size, config.run.batch_size * config.optim.accumulation, plan.total_steps))
 
 
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:

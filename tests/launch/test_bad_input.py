@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.training import trial
 from tests.conftest import ROOT
 from tests.launch import running
 from tests.launch.running import assert_one_error, call, environment, flags
@@ -134,7 +135,18 @@ def test_a_dry_run_writes_nothing(data: Path, run: Path) -> None:
     assert result.code == 0
     assert "M parameters" in result.out
     assert "model.channels_enc = 4  (preset: 16)" in result.out
+    assert "measured: mean of 2 steps of 4 images" in result.out
+    assert "for 16 steps" in result.out
     assert not run.exists()
+
+
+def test_a_dry_run_times_no_step_that_does_not_fit(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: pytest.fail("a step was taken"))
+    result = call("train_nvae", *flags(data, run, "--dry-run"))
+    assert result.code == 0
+    assert "does not fit" in result.out
+    assert "--batch-size" in result.out
 
 
 @pytest.mark.parametrize("script", ["evaluate", "sample"])

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.counting import count_work
 from launch import plan
 from launch.families.nvae import NVAE_PRESETS
 from launch.plan import PlanConfig
-from launch.training import memory
+from launch.training import memory, trial
 from launch.training.memory import GIB, StepMemory
 
 
@@ -101,3 +102,31 @@ def test_work_of_the_celeba_recipe() -> None:
     """85.6 GFLOP forward were computed for the published model by hand; doubling behind the expansion saves a little."""
     config = NVAE_PRESETS["celeba64"].build()
     assert memory.gflop_per_image(config, memory.image_spec(config)) / 3.0 == pytest.approx(85.6, rel=0.02)
+
+
+def test_a_trial_scales_its_step_to_the_run() -> None:
+    said = trial.says_time(0.5, timed_images=2, images=16, total_steps=900)
+    assert "4 s a step" in said
+    assert "times 8" in said
+    assert "1 h 0 min for 900 steps" in said
+
+
+def test_a_trial_of_a_large_model_takes_few_images_on_a_cpu() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for name, size in (("celeba64", 2), ("tiny", NVAE_PRESETS["tiny"].build().run.batch_size)):
+        config = NVAE_PRESETS[name].build()
+        spec = memory.image_spec(config)
+        assert trial.shortened(config, spec, cpu).run.batch_size == size
+        assert trial.shortened(config, spec, cuda).run.batch_size == config.run.batch_size
+
+
+def test_a_step_fits_with_a_tenth_of_the_memory_left() -> None:
+    cpu = torch.device("cpu")
+    assert trial.fits(90, 100)
+    assert not trial.fits(91, 100)
+    assert trial.fits(91, None)
+    assert "does not fit" in trial.says_memory(4 * 2**30, 2**30, cpu)
+    assert "4.0 GiB" in trial.says_memory(4 * 2**30, 2**30, cpu)
+    assert "unknown" in trial.says_memory(4 * 2**30, None, cpu)
+    free = trial.free_bytes(cpu)
+    assert free is None or free > 0

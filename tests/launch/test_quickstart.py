@@ -27,6 +27,7 @@ def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path
     result = call("quickstart", "--out", tmp_path / "first", *short)
     assert result.code == 0, result.err
     assert str(tmp_path / "first" / "report" / "report.html") in result.out
+    assert all(f"[{number}/6] took " in result.out for number in range(1, 7))
     assert (tmp_path / "first" / "zoo-samples.png").is_file()
     record = json.loads((tmp_path / "first" / "report" / "comparison.json").read_text())
     assert record["skipped"] == []

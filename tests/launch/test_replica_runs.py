@@ -452,6 +452,7 @@ def test_a_dry_run_names_the_replicas_and_writes_nothing(data: Path, tmp_path: P
     result = call(data, tmp_path / "out", "--replicas", "3", "--dry-run")
     assert result.code == 0
     assert "3 replicas of this as one batched model: seed0 seed1 seed2" in result.out
+    assert "measured: mean of 2 steps" in result.out
     assert not (tmp_path / "out").exists()
 
 

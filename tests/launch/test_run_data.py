@@ -14,6 +14,7 @@ from PIL import Image
 import datasets
 from launch.console import errors
 from launch.console.config import DataConfig
+from launch.training import trial
 from tests.launch import running
 from tests.launch.running import call
 
@@ -155,3 +156,25 @@ def test_a_run_recorded_before_the_rules_keeps_its_split(images: Path, trained: 
     expected = len(datasets.open_dataset("folder", images, "test", split_by="path"))
     assert json.loads((run / "evaluation-test.json").read_text())["num_images"] == expected
     assert evaluate(run, draw(tmp_path / "other", seed=1)).code == errors.EXIT_BAD_INPUT
+
+
+def test_too_few_steps_are_said_before_training(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty epochs of 150 images are no training; a length in steps is the user's own."""
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 1.0)
+    where = [
+        "--dataset",
+        "folder",
+        "--data-root",
+        images,
+        "--run-dir",
+        tmp_path / "run",
+        "--batch-size",
+        "8",
+        "--dry-run",
+    ]
+    result = call("train_flat_vae", *where)
+    assert result.code == 0, result.err
+    steps = 30 * (len(datasets.open_dataset("folder", images, "train")) // 8)
+    assert f"are {steps} steps" in result.out
+    assert "--max-steps" in result.out
+    assert "are 100 steps" not in call("train_flat_vae", *where, "--max-steps", "100").out
