@@ -1,10 +1,11 @@
-"""The commands in README, the pages under docs/ and the docstrings: each exists, and those of README run."""
+"""The commands in README, the pages under docs/ and the docstrings: each exists; README's and the tutorial's run."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
+import json
 import re
 import shutil
 import sys
@@ -87,14 +88,16 @@ def test_documented_make_targets_exist() -> None:
             assert named <= set(targets), f"{command.page} shows `{command}`"
 
 
-# --- README, from top to bottom ---------------------------------------------------------------------------------------
+# --- README and the tutorial, from top to bottom ------------------------------------------------------------------------
+
+README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 
 SHORT = ["--max-steps", "2", "--batch-size", "4", "--figure-images", "2", "--iw-samples", "2", "--eval-images", "4"]
 SHORT += ["--final-eval-images", "4", "--eval-every", "100", "--device", "cpu"]
 SHORT_NVAE = [*running.MODEL, *SHORT]
 SHORT_SCORES = ["--images", "24", "--elbo-images", "8", "--shuffles", "1", "--dims", "2"]
 
-# What makes a command of README as short as a test: these words follow its own, and the last of a flag counts.
+# What makes a command as short as a test: these words follow its own, and the last of a flag counts.
 SHORTENED: dict[str, list[str]] = {
     "torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py": [*SHORT_NVAE, "--run-dir", "runs/recipe"],
     "python launch/train_nvae.py": SHORT_NVAE,
@@ -112,14 +115,18 @@ SHORTENED: dict[str, list[str]] = {
     "python launch/plan.py": ["--preset", "tiny"],
     "python launch/sweep.py": ["--values", "1", "--seeds", "1", "--images", "24"],
 }
+# The tutorial scores at its end what its second comparison needs, because the comparison is to have intervals over seeds.
+SHORTENED_IN_TUTORIAL = {"python launch/compare.py": ["--pictures", "0", "--no-untrained"]}
 # What a test cannot run, and what runs it instead.
 NOT_RUN = {
     "make quickstart": "tests/launch/test_quickstart.py",
+    "make install": "the environment of this very test",
     "make test": "this very suite",
     "make VENV=path test": "the same",
     "make frey-study": "tests/launch/test_studies.py",
     "make study": "tests/launch/test_family_studies.py",
     "make scaling-study": "tests/launch/test_family_studies.py",
+    "python launch/explore.py": "tests/launch/test_explorer.py: it serves a page until it is stopped",
     "tensorboard --logdir": "its events are read in tests/launch/test_monitor.py",
     "python benchmarks/run.py": "tests/nvae/test_speed_counts.py imports what it times; it takes minutes",
 }
@@ -147,16 +154,25 @@ def open_few_dsprites(root: Path, split: str = "train", *, source: str = "render
 
 
 @pytest.fixture
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with the files that README speaks of."""
+def _few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory, and a dSprites of 192 images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(registry._OPENERS, "dsprites", open_few_dsprites)
+
+
+@pytest.fixture
+def _place(_few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with the files that README speaks of."""
     monkeypatch.setattr(registry, "default_root", lambda name: tmp_path / "data" / name)
+    running.draw(tmp_path / "photos", height=64, width=64)
+    images = sorted((tmp_path / "photos").rglob("*.png"))
+    table = [f"{image.relative_to(tmp_path / 'photos')},{number % 3}" for number, image in enumerate(images)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,kind", *table]))
     make_celeba(tmp_path / "data" / "celeba", num=40)
     shutil.copytree(ROOT / "zoo", tmp_path / "zoo")
     source = np.random.default_rng(0)
-    table = np.hstack([source.normal(size=(40, 3)), source.integers(0, 3, (40, 2))])
-    np.savetxt("mine.csv", table, delimiter=",", header="z0,z1,z2,shape,size", comments="")
+    codes = np.hstack([source.normal(size=(40, 3)), source.integers(0, 3, (40, 2))])
+    np.savetxt("mine.csv", codes, delimiter=",", header="z0,z1,z2,shape,size", comments="")
     save_as_published(tmp_path / "checkpoint.pt", published_form(randomised(ARGS)), dict(ARGS))
     dsprites = ["--dataset", "dsprites", "--dsprites-source", "rendered"]
     first = running.call("train_nvae", *dsprites, *SHORT_NVAE)  # a run that README reads
@@ -171,25 +187,40 @@ def shell(words: tuple[str, ...]) -> list[str]:
     return [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
 
 
-@pytest.mark.usefixtures("_place")
-def test_the_commands_of_readme_run_one_after_another() -> None:
-    for command in commands.of_page(ROOT / "README.md"):
+def run_page(page: Path, shortened: dict[str, list[str]]) -> None:
+    """Run the commands of a page in their order, each made short by the rule for it."""
+    for command in commands.of_page(page):
         if rule_for(command, NOT_RUN):
             continue
-        rule = rule_for(command, SHORTENED)
-        assert rule is not None, f"README shows `{command}`: say in SHORTENED or NOT_RUN how a test runs it"
-        added, arguments = SHORTENED[rule], shell(command.arguments)
+        rule = rule_for(command, shortened)
+        assert rule is not None, f"{page.name} shows `{command}`: say in SHORTENED or NOT_RUN how a test runs it"
+        added, arguments = shortened[rule], shell(command.arguments)
         end = arguments.index("--") if "--" in arguments else len(arguments)
         more = [*arguments[end:], *SHORT] if "--" in arguments else []
         result = running.call(module_of(command.program), *arguments[:end], *added, *more)
         assert result.code == 0, f"{command}: {result.err}"
+
+
+@pytest.mark.usefixtures("_place")
+def test_the_commands_of_readme_run_one_after_another() -> None:
+    run_page(README, SHORTENED)
     for made in ("celeba.strata", "reports/dsprites/report.html", "runs/published", "runs/sweep/table.md"):
         assert Path(made).exists(), made
 
 
+@pytest.mark.usefixtures("_few_images")
+def test_the_commands_of_the_tutorial_run_one_after_another() -> None:
+    """Its first comparison has intervals over images, and its second over seeds."""
+    run_page(TUTORIAL, SHORTENED | SHORTENED_IN_TUTORIAL)
+    for name, over in (("first", "images"), ("second", "seeds")):
+        compared = json.loads(Path("reports", name, "comparison.json").read_text())
+        assert compared["differences"][0]["difference"]["over"] == over
+    assert Path("reports/first/report.html").is_file()
+
+
 def test_every_rule_is_used() -> None:
-    """A command that left README takes its rule with it."""
-    shown = commands.of_page(ROOT / "README.md")
+    """A command that left these pages takes its rule with it."""
+    shown = [*commands.of_page(README), *commands.of_page(TUTORIAL)]
     for table in (SHORTENED, NOT_RUN):
         assert {rule_for(command, table) for command in shown} - {None} == set(table)
 
