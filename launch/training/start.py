@@ -18,7 +18,7 @@ from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
-from launch.training import checkpoint, loop, memory, trial
+from launch.training import checkpoint, loop, memory
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
 from launch.training.records import Monitor
@@ -192,18 +192,18 @@ def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
 def _try_out(plan: Plan, ranks: Ranks) -> None:
     """Say whether a step fits this machine and, if it does, how long the run takes, by steps that are not kept."""
     config, data, device = next(iter(plan.configs.values())), plan.train_data, ranks.device
-    needed, free = trial.needed_bytes(config, data.spec, len(plan.configs), device), trial.free_bytes(device)
+    needed, free = memory.needed_bytes(config, data.spec, len(plan.configs), device), memory.free_bytes(device)
     if ranks.is_main:
-        say(trial.says_memory(needed, free, device))
-    if any(ranks.maximum(not trial.fits(needed, free))):
+        say(memory.says_memory(needed, free, device))
+    if any(ranks.maximum(not memory.fits(needed, free))):
         return
-    short = {name: trial.shortened(each, data.spec, device) for name, each in plan.configs.items()}
+    short = {name: memory.shortened(each, data.spec, device) for name, each in plan.configs.items()}
     size = next(iter(short.values())).run.batch_size
     take_step = _take_step([_new_trainer(each, plan, ranks) for each in short.values()])
     images = data.images([row % len(data) for row in range(size * len(short))]).to(device)
-    seconds = trial.seconds_of_step(take_step, images, device)
+    seconds = memory.seconds_of_step(take_step, images, device)
     if ranks.is_main:
-        say(trial.says_time(seconds, size, config.run.batch_size * config.optim.accumulation, plan.total_steps))
+        say(memory.says_time(seconds, size, config.run.batch_size * config.optim.accumulation, plan.total_steps))
 
 
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.training import trial
+from launch.training import memory
 from tests.conftest import ROOT
 from tests.launch import running
 from tests.launch.running import assert_one_error, call, environment, flags
@@ -141,8 +141,8 @@ def test_a_dry_run_writes_nothing(data: Path, run: Path) -> None:
 
 
 def test_a_dry_run_times_no_step_that_does_not_fit(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "free_bytes", lambda device: 2**20)
-    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "seconds_of_step", lambda *_: pytest.fail("a step was taken"))
     result = call("train_nvae", *flags(data, run, "--dry-run"))
     assert result.code == 0
     assert "does not fit" in result.out

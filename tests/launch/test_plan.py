@@ -12,7 +12,7 @@ from benchmarks.counting import count_work
 from launch import plan
 from launch.families.nvae import NVAE_PRESETS
 from launch.plan import PlanConfig
-from launch.training import memory, trial
+from launch.training import memory
 from launch.training.memory import GIB, StepMemory
 
 
@@ -105,7 +105,7 @@ def test_work_of_the_celeba_recipe() -> None:
 
 
 def test_a_trial_scales_its_step_to_the_run() -> None:
-    said = trial.says_time(0.5, timed_images=2, images=16, total_steps=900)
+    said = memory.says_time(0.5, timed_images=2, images=16, total_steps=900)
     assert "4 s a step" in said
     assert "times 8" in said
     assert "1 h 0 min for 900 steps" in said
@@ -116,17 +116,17 @@ def test_a_trial_of_a_large_model_takes_few_images_on_a_cpu() -> None:
     for name, size in (("celeba64", 2), ("tiny", NVAE_PRESETS["tiny"].build().run.batch_size)):
         config = NVAE_PRESETS[name].build()
         spec = memory.image_spec(config)
-        assert trial.shortened(config, spec, cpu).run.batch_size == size
-        assert trial.shortened(config, spec, cuda).run.batch_size == config.run.batch_size
+        assert memory.shortened(config, spec, cpu).run.batch_size == size
+        assert memory.shortened(config, spec, cuda).run.batch_size == config.run.batch_size
 
 
 def test_a_step_fits_with_a_tenth_of_the_memory_left() -> None:
     cpu = torch.device("cpu")
-    assert trial.fits(90, 100)
-    assert not trial.fits(91, 100)
-    assert trial.fits(91, None)
-    assert "does not fit" in trial.says_memory(4 * 2**30, 2**30, cpu)
-    assert "4.0 GiB" in trial.says_memory(4 * 2**30, 2**30, cpu)
-    assert "unknown" in trial.says_memory(4 * 2**30, None, cpu)
-    free = trial.free_bytes(cpu)
+    assert memory.fits(90, 100)
+    assert not memory.fits(91, 100)
+    assert memory.fits(91, None)
+    assert "does not fit" in memory.says_memory(4 * 2**30, 2**30, cpu)
+    assert "4.0 GiB" in memory.says_memory(4 * 2**30, 2**30, cpu)
+    assert "unknown" in memory.says_memory(4 * 2**30, None, cpu)
+    free = memory.free_bytes(cpu)
     assert free is None or free > 0

@@ -14,7 +14,7 @@ from PIL import Image
 import datasets
 from launch.console import errors
 from launch.console.config import DataConfig
-from launch.training import trial
+from launch.training import memory
 from tests.launch import running
 from tests.launch.running import call
 
@@ -160,7 +160,7 @@ def test_a_run_recorded_before_the_rules_keeps_its_split(images: Path, trained: 
 
 def test_too_few_steps_are_said_before_training(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty epochs of 150 images are no training; a length in steps is the user's own."""
-    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 1.0)
+    monkeypatch.setattr(memory, "seconds_of_step", lambda *_: 1.0)
     where = [
         "--dataset",
         "folder",
