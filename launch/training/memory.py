@@ -20,6 +20,7 @@ from launch.families import family_of
 from launch.machine import files
 from launch.training.records import duration
 from metrics.elbo import terms
+from metrics.model import VAE
 
 GIB = 2.0**30
 STATE_COPIES = 5  # weights, gradients, two moments of the optimiser, averaged weights; fp32
@@ -43,31 +44,37 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _saved_bytes(config: Any, spec: datasets.ImageSpec, batch_size: int) -> tuple[int, int]:
-    """(bytes saved for the backward pass besides parameters, number of parameters) of one forward pass."""
-    seen: dict[int, int] = {}
+def _model(config: Any, spec: datasets.ImageSpec) -> VAE:
+    """The model in training mode, without memory for its values."""
     with torch.device("meta"):
-        model = family_of(config).build_model(config, spec).train()
-        parameters = {_storage(p) for p in model.parameters()}
-        kept: list[Tensor] = []  # kept alive while counting, so that no storage's identity is reused
+        return family_of(config).build_model(config, spec).train()
 
-        def save(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in parameters and _storage(tensor) not in seen:
-                kept.append(tensor)
-                seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
 
-        x = torch.rand(batch_size, spec.channels, spec.height, spec.width)
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            loss = terms(model(x), x).elbo.mean()
-        del loss
-    return sum(seen.values()), sum(p.numel() for p in model.parameters())
+def _saved_bytes(model: VAE, batch_size: int) -> int:
+    """Bytes that a forward pass saves for the backward pass besides parameters."""
+    seen: dict[int, int] = {}
+    parameters = {_storage(p) for p in model.parameters()}
+    kept: list[Tensor] = []  # kept alive while counting, so that no storage's identity is reused
+
+    def save(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in parameters and _storage(tensor) not in seen:
+            kept.append(tensor)
+            seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    spec = model.spec
+    x = torch.rand(batch_size, spec.channels, spec.height, spec.width, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        loss = terms(model(x), x).elbo.mean()
+    del loss
+    return sum(seen.values())
 
 
 def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
     """Count the memory of a training step in fp32; the share of an image is the difference between two batch sizes."""
-    two, num_parameters = _saved_bytes(config, spec, 2)
-    three, _ = _saved_bytes(config, spec, 3)
+    model = _model(config, spec)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    two, three = _saved_bytes(model, 2), _saved_bytes(model, 3)
     return StepMemory(num_parameters, 4 * STATE_COPIES * num_parameters, three - two)
 
 
@@ -78,7 +85,7 @@ def check_batch_norm(config: Any, spec: datasets.ImageSpec) -> None:
         ValueError: the batch has one image and the coarsest scale one pixel.
     """
     try:
-        _saved_bytes(config, spec, 1)
+        _saved_bytes(_model(config, spec), 1)
     except ValueError as error:
         if "more than 1 value" not in str(error):
             raise

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from matplotlib import pyplot
+from torchvision.utils import make_grid
 
 from launch.console import figures
 
@@ -45,3 +47,10 @@ def test_a_title_stands_above_a_plot_and_is_no_formula() -> None:
     above = entitled.shape[0] - plain.shape[0]
     assert above > 0
     assert (entitled[:above] < 128).any()
+
+
+@pytest.mark.parametrize(("num", "channels", "columns"), [(1, 3, 1), (1, 1, 1), (2, 3, 4), (7, 1, 3), (6, 3, 3)])
+def test_a_grid_is_torchvisions(num: int, channels: int, columns: int) -> None:
+    x = torch.rand(num, channels, 100, 97)  # large enough to stay as they are
+    expected = make_grid(figures.to_uint8(x), nrow=columns, padding=figures.GAP, pad_value=255).permute(1, 2, 0)
+    np.testing.assert_array_equal(figures.grid(x, columns), expected)
