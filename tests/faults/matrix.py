@@ -29,13 +29,13 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 import pytest
 import torch
 
-from launch import compare, compress, evaluate, quickstart, score, sweep, train_flat_vae, train_nvae
+from launch import compare, compress, evaluate, quickstart, sample, score, sweep, train_flat_vae, train_nvae
 from launch.console import errors
 from launch.machine import process
 from launch.training import checkpoint
 from tests.launch import running, toy
 
-SCRIPTS: list[ModuleType] = [train_flat_vae, train_nvae, sweep, evaluate, score, compare, compress, quickstart]
+SCRIPTS: list[ModuleType] = [train_flat_vae, train_nvae, sweep, evaluate, score, compare, compress, sample, quickstart]
 MAINS = {module.__name__.rpartition(".")[2]: module.main for module in SCRIPTS}
 SECONDS = 300
 TOY = ["--dataset", "toy", "--preset", "tiny", "--max-steps", "8", "--checkpoint-every", "2", "--eval-every", "4"]
