@@ -169,7 +169,7 @@ def gains(configuration: Configuration) -> str:
     )
     return (
         f"All groups together know: {shown}. {chance} {_seeds(configuration)} Gains are differences of two bounds, so they are "
-        "estimates and no bounds. Groups are taken from the top down: what two of them know counts for the upper one."
+        "estimates, not bounds. Groups are taken from the top down, so shared information counts for the upper group."
     )
 
 

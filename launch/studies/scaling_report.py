@@ -202,9 +202,9 @@ def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
     ).markdown()
     yield (
         f"Published: {PUBLISHED_BITS} bits/dim (Vahdat & Kautz 2020). The two do not compare closely, for three reasons besides "
-        "the distance: our images are a half-size subset enlarged to 64x64, which are smoother than the official ones; a power law "
+        "the distance: our images are a half-size subset enlarged to 64x64, smoother than the official ones; a power law "
         "without a floor must fall below any entropy in the end; and the interval is that of the fitted lines over seeds, not "
-        "of the question whether the law goes on for that many powers of ten. It is a statement about this fit, no forecast."
+        "of the question whether the law goes on for that many powers of ten. It describes this fit and is no forecast."
     )
 
 
