@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: f
 MAX_BINS = 2**16
 MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched: rounding could put the division more than one bin off
 LATENTS_AT_ONCE = 8  # whose joint counts are held together
-ROWS_COUNTED = 10_000  # about this many evenly spread points show if a bin is crowded
+ROWS_COUNTED = 2_000  # about this many evenly spread points show if a bin is crowded
 CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
 
 Binning = Literal["width", "quantile"]
@@ -57,14 +57,19 @@ def _quantile_bins(latent: Floats, bins: int) -> Int64:
 def crowded_note(binned: Bins, bins: int, binning: Binning = "width") -> tuple[str, ...]:
     """A note if one bin holds nearly all points of a varying latent, because outliers stretch its range."""
     some = binned[:, :: max(1, binned.shape[1] // ROWS_COUNTED)]
-    shares = np.array([np.bincount(latent, minlength=bins).max() / len(latent) for latent in some])
-    crowded = [d for d in np.flatnonzero(shares >= CROWDED_SHARE) if binned[d].min() != binned[d].max()]
+    # Evenly spread rows may hit one value only of a latent that repeats, so all rows decide.
+    suspects = [d for d, latent in enumerate(some) if _largest_share(latent, bins) >= CROWDED_SHARE]
+    shares = {d: _largest_share(binned[d], bins) for d in suspects}
+    crowded = {d: share for d, share in shares.items() if CROWDED_SHARE <= share < 1.0}
     if not crowded:
         return ()
-    which = ", ".join(map(str, crowded[:8])) + (", ..." if len(crowded) > 8 else "")
+    which = ", ".join(map(str, list(crowded)[:8])) + (", ..." if len(crowded) > 8 else "")
     remedy = "; binning='quantile' does not depend on outliers" if binning == "width" else ""
-    share = max(np.bincount(binned[d]).max() for d in crowded) / binned.shape[1]
-    return (f"one bin holds up to {share:.2%} of the points in latents {which}{remedy}",)
+    return (f"one bin holds up to {max(crowded.values()):.2%} of the points in latents {which}{remedy}",)
+
+
+def _largest_share(latent: npt.NDArray[np.integer[Any]], bins: int) -> float:
+    return float(np.bincount(latent, minlength=bins).max() / len(latent))
 
 
 def _bin_latent(latent: Floats, bins: int) -> Int64 | int:
