@@ -132,7 +132,8 @@ def rounds(functions: list[Callable[[], Any]]) -> np.ndarray:
         function()
     while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < SECONDS):
         times.append([0.0] * len(functions))
-        for j in np.roll(np.arange(len(functions)), len(times)):
+        order = np.roll(np.arange(len(functions)), len(times) // 2)
+        for j in order if len(times) % 2 else order[::-1]:  # so that each follows each
             start = time.process_time()
             functions[j]()
             times[-1][j] = time.process_time() - start

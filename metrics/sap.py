@@ -104,7 +104,10 @@ def _accuracy(train: Pairs, test: Pairs, d: int, k: int, seed: int) -> tuple[flo
 
     svm = LinearSVC(C=0.01, class_weight="balanced", random_state=seed)
     svm, notes = fit_with_notes(svm, train.codes[:, d : d + 1], train.classes[:, k])
-    return float(np.mean(svm.predict(test.codes[:, d : d + 1]) == test.classes[:, k])), notes
+    # As predict() decides, without its checks, which take longer than the product.
+    decision = test.codes[:, d : d + 1] @ svm.coef_.T + svm.intercept_
+    index = decision.argmax(axis=1) if decision.shape[1] > 1 else (decision[:, 0] > 0).astype(np.int64)
+    return float(np.mean(svm.classes_[index] == test.classes[:, k])), notes
 
 
 def squared_correlation(codes: Floats, values: Float64, exponents: Int64) -> Float64:
