@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from tests.conftest import ROOT
 from tests.faults import matrix
-from tests.launch.running import environment
+from tests.launch import running
 
 COMMANDS, FAULTS = ["train", "evaluate", "compress"], ["full disk", "closed pipe", "renamed"]
 
 
 def test_a_few_faults_end_as_they_may() -> None:
-    script = [
-        sys.executable,
-        str(ROOT / "tests" / "faults" / "matrix.py"),
-        "--commands",
-        *COMMANDS,
-        "--faults",
-        *FAULTS,
-    ]
-    done = subprocess.run(script, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    cells = [json.loads(line) for line in done.stdout.splitlines()]
+    script = ROOT / "tests" / "faults" / "matrix.py"
+    done = running.run(script, "--commands", *COMMANDS, "--faults", *FAULTS)
+    assert done.code == 0, done.err[-3000:]
+    cells = [json.loads(line) for line in done.out.splitlines()]
     assert [(cell["command"], cell["fault"]) for cell in cells] == [(c, f) for c in COMMANDS for f in FAULTS]
     assert [cell for cell in cells if not cell["right"]] == []
     assert [cell["code"] for cell in cells] == [2, 0, 2, 2, 0, 2, 2, 0, 0]

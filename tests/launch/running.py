@@ -8,11 +8,12 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from launch.console import errors
 from launch.machine import process as child_processes
 from launch.training import checkpoint
 from tests.conftest import ROOT
+from tests.launch import forking
 
 STEPS = 16
 MODEL = ["--preset", "tiny", "--num-scales", "2", "--groups-per-scale", "1", "1", "--latent-channels", "2"]
@@ -84,10 +86,46 @@ def environment() -> dict[str, str]:
     return {**ours, "OMP_NUM_THREADS": "1"}
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+def start(script: str, *arguments: object) -> forking.Process:
     """The script as a process of its own."""
-    command = [sys.executable, str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return forking.Process([str(ROOT / "launch" / f"{script}.py"), *map(str, arguments)], environment())
+
+
+def run(*command: object) -> Result:
+    """A script, or ``-m`` and a module, with its arguments in a process of its own, to its end."""
+    process = forking.Process([*map(str, command)], environment())
+    out, err = process.communicate()
+    return Result(int(process.returncode or 0), out, err)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ranks(number: int, script: Path, *arguments: object, per_machine: int = 8) -> Iterator[list[forking.Process]]:
+    """The processes of one run without torchrun, so that nobody but they themselves ends them; killed at the end."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
+    started = []
+    try:
+        for rank in range(number):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_machine)}
+            own |= {"LOCAL_WORLD_SIZE": str(min(number, per_machine))}
+            command = [str(script), *map(str, arguments)]
+            started.append(forking.Process(command, environment() | common | own))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def finish(process: forking.Process, seconds: float = 120.0) -> Result:
+    """The process when it has ended by itself."""
+    out, err = process.communicate(timeout=seconds)
+    return Result(int(process.returncode or 0), out, err)
 
 
 def torchrun(script: Path, *arguments: object, processes: int = 2) -> Result:
@@ -105,7 +143,9 @@ def torchrun(script: Path, *arguments: object, processes: int = 2) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str] | forking.Process, seconds: float = 120.0
+) -> None:
     """Until ``condition``; a process that ended before it, or hangs, is a failure with its words."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,4 @@
-"""Two processes (torchrun, gloo) = one process with the same global batch."""
+"""Two processes (gloo) = one process with the same global batch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ STOP = 9
 def on_two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of `trained` on two processes with half the batch each, up to step 9."""
     run = tmp_path_factory.mktemp("two") / "run"
-    result = torchrun(TRAIN, *flags(data, run, "--stop-at-step", str(STOP), batch=2))
-    assert result.code == 0, result.err[-3000:]
-    assert "2 per process x 2 process(es) x accumulation 1 = 4" in result.out
+    with running.ranks(2, TRAIN, *flags(data, run, "--stop-at-step", str(STOP), batch=2)) as both:
+        said = [running.finish(rank, 200.0) for rank in both]
+    assert [s.code for s in said] == [0, 0], said[0].err[-3000:]
+    assert "2 per process x 2 process(es) x accumulation 1 = 4" in said[0].out
+    assert said[1].out == ""
     return run
 
 
@@ -74,8 +76,9 @@ def test_a_run_goes_on_with_another_number_of_processes(on_two: Path, data: Path
 
 
 def test_a_fault_on_one_rank_is_a_fault_of_all(trained: Path, tmp_path: Path) -> None:
-    result = torchrun(ROOT / "tests" / "launch" / "distributed_worker.py", trained, tmp_path)
-    assert result.code == 0, result.err[-3000:]
+    with running.ranks(2, ROOT / "tests" / "launch" / "distributed_worker.py", trained, tmp_path) as both:
+        ended = [running.finish(rank, 200.0) for rank in both]
+    assert [s.code for s in ended] == [0, 0], ended
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     for said in ranks:
         assert said["skipped"] is True

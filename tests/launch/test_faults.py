@@ -7,11 +7,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,48 +22,22 @@ from launch.results.run import open_run
 from launch.training import checkpoint
 from launch.training import step as stepping
 from tests.conftest import ROOT
-from tests.launch import running
-from tests.launch.running import Result, assert_same_run, call, environment, flags, records, start, wait_for
+from tests.launch import forking, running
+from tests.launch.running import (
+    assert_same_run,
+    call,
+    environment,
+    finish,
+    flags,
+    free_port,
+    records,
+    start,
+    wait_for,
+)
 
 TRAIN = ROOT / "launch" / "train_nvae.py"
 ENDLESS = ["--max-steps", "100000", "--eval-every", "100000"]
 FIXTURE = ROOT / "tests" / "fixtures" / "run-format-1"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@contextlib.contextmanager
-def two_ranks(script: Path, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes of one run without torchrun, so that nobody but they themselves ends them; killed at the end."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
-            env=environment() | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        yield ranks
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-            assert process.stderr is not None
-            process.stderr.close()
-
-
-def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> Result:
-    _, words = process.communicate(timeout=seconds)
-    return Result(process.returncode, "", words)
 
 
 # --- Ranks that are lost ---------------------------------------------------------------------------------------------
@@ -76,7 +48,7 @@ def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, da
     """A stopped process stands for one that waits for a dead file system or card: it is there and does nothing."""
     run = tmp_path / "run"
     arguments = flags(data, run, *ENDLESS, "--timeout-minutes", "0.1", "--log-every", "100", batch=2)
-    with two_ranks(TRAIN, *arguments) as (first, second):
+    with running.ranks(2, TRAIN, *arguments) as (first, second):
         wait_for((run / "checkpoints" / "step-000000003.pt").exists, first)
         second.send_signal(fault)
         said = finish(first)
@@ -91,7 +63,7 @@ def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, da
 def test_the_readers_of_runs_name_a_lost_rank_too(script: str, more: list[str], copied: Path) -> None:
     worker = ROOT / "tests" / "launch" / "stopped_worker.py"
     arguments = [script, "--run", copied, *more, "--split", "train", "--timeout-minutes", "0.1"]
-    with two_ranks(worker, *arguments) as (first, _):
+    with running.ranks(2, worker, *arguments) as (first, _):
         said = finish(first)
     assert said.code == errors.EXIT_LOST_RANK, said.err
     assert "error: rank 1 hangs, died or cannot be reached" in said.err
@@ -102,20 +74,18 @@ def test_the_readers_of_runs_name_a_lost_rank_too(script: str, more: list[str], 
 
 def test_a_rank_that_never_comes_is_said(data: Path, tmp_path: Path) -> None:
     alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
-    arguments = [sys.executable, str(TRAIN), *flags(data, tmp_path / "run", "--timeout-minutes", "0.03", batch=2)]
-    done = subprocess.run(
-        arguments, env=environment() | alone, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == errors.EXIT_BAD_INPUT, done.stderr
-    assert "2 processes" in done.stderr
-    assert "0.03 minutes" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = [str(TRAIN), *flags(data, tmp_path / "run", "--timeout-minutes", "0.03", batch=2)]
+    said = finish(forking.Process(command, environment() | alone))
+    assert said.code == errors.EXIT_BAD_INPUT, said.err
+    assert "2 processes" in said.err
+    assert "0.03 minutes" in said.err
+    assert "Traceback" not in said.err
 
 
 def test_nan_on_one_rank_for_too_long_stops_all_with_a_diagnosis(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     worker = ROOT / "tests" / "launch" / "faults_worker.py"
-    with two_ranks(worker, *flags(data, run, "--max-bad-steps", "3", batch=2)) as ranks:
+    with running.ranks(2, worker, *flags(data, run, "--max-bad-steps", "3", batch=2)) as ranks:
         said = [finish(rank) for rank in ranks]
     assert [s.code for s in said] == [errors.EXIT_DIVERGED] * 2, said
     assert "error: 3 steps in a row were not finite, up to step 8" in said[0].err
@@ -140,11 +110,11 @@ def test_two_machines_are_two_agents(data: Path, trained: Path, tmp_path: Path) 
         subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     try:
-        said = [finish(agent, 200.0) for agent in agents]
+        said = [agent.communicate(timeout=200)[1] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
-    assert [s.code for s in said] == [0, 0], said
+    assert [agent.returncode for agent in agents] == [0, 0], said
     assert checkpoint.load(run / "checkpoints" / "step-000000004.pt")["world_size"] == 2
     ours, theirs = (
         [line["train/loss"] for line in records(path) if "train/loss" in line][:4] for path in (run, trained)
@@ -173,7 +143,7 @@ def test_sigterm_to_both_ranks_in_an_evaluation(tmp_path: Path) -> None:
     data = copies(tmp_path / "data", {"train": 8, "valid": 3000}, 12, 16)
     run = tmp_path / "run"
     more = ["--max-steps", "100", "--eval-every", "3", "--eval-images", "3000", "--eval-batch-size", "16"]
-    with two_ranks(TRAIN, *flags(data, run, *more, batch=2)) as ranks:
+    with running.ranks(2, TRAIN, *flags(data, run, *more, batch=2)) as ranks:
         wait_for((run / "checkpoints" / "step-000000003.pt").exists, ranks[0])
         time.sleep(0.2)
         for rank in ranks:
@@ -190,7 +160,7 @@ def test_sigterm_to_both_ranks_while_the_cache_is_built(tmp_path: Path) -> None:
     """Rank 0 decodes, rank 1 waits for it: both end at once, and no half-built cache is left."""
     data, run = copies(tmp_path / "data", {"train": 400, "valid": 8}, 500, 600), tmp_path / "run"
     arguments = flags(data, run, "--image-size", "12", "16", batch=2)
-    with two_ranks(TRAIN, *arguments) as ranks:
+    with running.ranks(2, TRAIN, *arguments) as ranks:
         wait_for(lambda: any(data.rglob("*.npy.tmp")), ranks[0])
         for rank in ranks:
             rank.terminate()

@@ -28,6 +28,7 @@ from launch.studies.frey_theory import critical_betas, mean_image_nats, predicte
 from launch.training import jobs
 from metrics import mig
 from tests.launch import running
+from tests.launch.touching import touch
 
 # --- Theory ---------------------------------------------------------------------------------------------------------
 
@@ -234,13 +235,6 @@ def test_jobs_that_are_done_are_skipped_and_faults_come_back(tmp_path: Path, thr
     assert faults == [f"{names[2]}: it is bad"]
     assert Path(names[0]).read_text() == "done"
     assert Path(names[1]).read_text() == "touched"
-
-
-def touch(name: str) -> str | None:
-    if name.endswith("bad"):
-        return "it is bad"
-    Path(name).write_text("touched")
-    return None
 
 
 def test_spread_and_table() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,9 @@ KILLS = int(os.environ.get("STRATA_SOAK_KILLS", "30"))
 
 def soak(folder: Path, *more: str, ranks: int, kills: int, seed: int = 0) -> dict[str, Any]:
     data = running.draw(folder / "images")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(LOOP),
-            str(data),
-            str(folder),
-            *map(str, ("--ranks", ranks, "--kills", kills, "--seed", seed, *more)),
-        ],
-        env=running.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    done = running.run(LOOP, data, folder, "--ranks", ranks, "--kills", kills, "--seed", seed, *more)
+    assert done.code == 0, done.err[-3000:]
+    said: dict[str, Any] = json.loads(done.out.splitlines()[-1])
     print(said)
     return said
 
