@@ -28,6 +28,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import pytest
 import torch
+import torch._dynamo  # the first optimiser or model of a process imports it: once here, and not in each fork
 
 from launch import compare, compress, evaluate, quickstart, sample, score, sweep, train_flat_vae, train_nvae
 from launch.console import errors

@@ -27,6 +27,7 @@ from typing import IO, Any
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
+import torch._dynamo  # the first optimiser or model of a process imports it: once here, and not in each fork
 
 from tests.fuzz.ends import Target
 from tests.fuzz.targets import TARGETS

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
+import torch._dynamo  # the first optimiser or model of a process imports it: once here, and not in each fork
 
 from launch import train_flat_vae, train_nvae
 from launch.console import errors
