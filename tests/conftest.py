@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers on tw
 
 import pytest
 import torch
+import torch._dynamo  # before a test replaces open(), under which the first optimiser would import it
 
 ROOT = Path(__file__).resolve().parents[1]
 
