@@ -5,8 +5,8 @@ python docs/studies/make_curve.py RUN docs/studies/recipes/dsprites.png
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ def draw(records: list[dict[str, Any]], title: str) -> Figure:
 
 def main() -> None:
     """Read metrics.jsonl of a run and write the picture."""
-    run, out = Path(sys.argv[1]), Path(sys.argv[2])
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(records, out.stem).savefig(out, dpi=90)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("out", type=Path, help="PNG; its name is the title")
+    given = parser.parse_args()
+    records = [json.loads(line) for line in (given.run / "metrics.jsonl").read_text().splitlines()]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(records, given.out.stem).savefig(given.out, dpi=90)
 
 
 if __name__ == "__main__":

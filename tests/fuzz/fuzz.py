@@ -28,6 +28,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
 import torch._dynamo  # the first optimiser or model of a process imports it: once here, and not in each fork
+import torchvision  # noqa: F401  the same for the extractor, whose import loads a library
 
 from tests.fuzz.ends import Target
 from tests.fuzz.targets import TARGETS
