@@ -75,7 +75,7 @@ READERS = {  # function that opens a file: the target whose damage it meets
     "launch.training.jobs:fault": "script-log",
     "launch.training.jobs:claim": "json-records",
 }
-NO_READERS = {  # they write, open what this process has just made, or open no file at all
+NO_READERS = {  # they write, ask the kernel, open what this process has just made, or open no file at all
     "datasets.cache:_locked",
     "datasets.cache:_build",
     "datasets.cache:_write_text",
@@ -88,6 +88,7 @@ NO_READERS = {  # they write, open what this process has just made, or open no f
     "launch.machine.files:_fsync_folder",
     "launch.results.explorer:do_GET",  # its own page
     "launch.machine.files:write_atomically",
+    "launch.training.memory:free_bytes",  # /proc/meminfo
     "launch.training.records:_append",
     "launch.training.jobs:run",
 }
