@@ -6,6 +6,8 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 from launch.console import errors
 from launch.machine import files
 from launch.training import checkpoint
+from tests.conftest import ROOT
 from tests.launch import running
-from tests.launch.running import assert_same_run, call, flags, start, wait_for
+from tests.launch.running import assert_same_run, call, flags, wait_for
 
 
 def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp_path: Path) -> None:
@@ -23,7 +26,9 @@ def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp
     run, reference = tmp_path / "run", tmp_path / "reference"
     length = ["--max-steps", "60", "--eval-every", "20"]
     assert call("train_nvae", *flags(data, reference, *length)).code == 0
-    process = start("train_nvae", *flags(data, run, *length))
+    command = [sys.executable, str(ROOT / "launch" / "train_nvae.py"), *map(str, flags(data, run, *length))]
+    pipe = subprocess.PIPE  # a forked process of running.start writes to a file, which the quota would limit too
+    process = subprocess.Popen(command, env=running.environment(), stdout=pipe, stderr=pipe, text=True)
     wait_for((run / "checkpoints" / "step-000000015.pt").exists, process)
     unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000, unlimited[1]))
