@@ -323,7 +323,7 @@ def build(
     return [*blocks, Heading("Words"), Bullets(words.GLOSSARY)]
 
 
-def _scalars(sets: Sequence[Comparable]) -> Iterator[tuple[str, float]]:
+def _means(sets: Sequence[Comparable]) -> Iterator[tuple[str, float]]:
     for index, compared in enumerate(sets):
         dim = compared.headline_dim
         for c in compared.configurations:
@@ -380,7 +380,7 @@ def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable
             {"terms": s.terms, "configurations": {c.label: [str(r.path) for r in c.runs] for c in s.configurations}}
             for s in sets
         ],
-        "means": dict(_scalars(sets)),
+        "means": dict(_means(sets)),
         "differences": list(_differences(sets)),
         "skipped": list(skipped),
     }
@@ -388,18 +388,19 @@ def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable
 
 
 def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
-    """Write the report as report.html, report.md, comparison.json and TensorBoard events."""
+    """Write the report as report.html, report.md and comparison.json, and its pictures and text as TensorBoard events.
+
+    TensorBoard gets no numbers: each would be a card of one point, and they would stand before the curves of the runs.
+    """
     write_markdown(out, blocks, sets, skipped)
     files.write_text(out / "report.html", to_html(TITLE, blocks))
     for old in out.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(out)) as writer:
-        for tag, value in _scalars(sets):
-            writer.add_scalar(tag, value, 0)
         for block in blocks:
             if isinstance(block, Figure):
-                writer.add_image(f"compare/{block.name}", block.drawing.picture, 0, dataformats="HWC")
-        writer.add_text("compare/report", to_markdown(blocks), 0)
+                writer.add_image(f"report/{block.name}", block.drawing.picture, 0, dataformats="HWC")
+        writer.add_text("report/text", to_markdown(blocks), 0)
 
 
 def require_finite(runs: Sequence[ScoredRun]) -> None:
