@@ -13,7 +13,9 @@ import numpy.typing as npt
 from scipy import stats
 
 CONFIDENCE = 0.95
+POWER = 0.8
 MIN_PAIRS = 2
+MOST_SEEDS = 1000
 Float64: TypeAlias = npt.NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float] | Float64
 
@@ -57,12 +59,14 @@ class Estimate:
         half_width: half the width of the interval; None if it cannot be estimated.
         over: "seeds" or "images", the sample that the interval is over.
         counts: number of values, one count for each side of a difference.
+        seeds_needed: number of seeds on each side with which a difference as large as this would probably show.
     """
 
     mean: float
     half_width: float | None
     over: str = "seeds"
     counts: tuple[int, ...] = (1, 1)
+    seeds_needed: int | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -106,7 +110,29 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
         warnings.simplefilter("ignore", RuntimeWarning)  # seeds that agree in all digits
         interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE)
     half_width = float(interval.high - interval.low) / 2
-    return Estimate(mean, half_width if math.isfinite(half_width) else 0.0, "seeds", counts)
+    std = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2)
+    return Estimate(mean, half_width if math.isfinite(half_width) else 0.0, "seeds", counts, seeds_needed(mean, std))
+
+
+def seeds_needed(difference: float, std: float) -> int | None:
+    """Number of values on each side with which a two-sided t-test finds a difference with probability ``POWER``.
+
+    The power of the test is that of the noncentral t distribution (Cohen, Statistical Power Analysis, 1988, chapter 2).
+
+    Args:
+        difference: true difference of the means, here the estimate.
+        std: standard deviation of both sides.
+
+    Returns:
+        The number; None if it exceeds ``MOST_SEEDS`` or the standard deviation is 0.
+    """
+    if not std > 0.0:
+        return None
+    num = np.arange(MIN_PAIRS, MOST_SEEDS + 1)
+    degrees, shift = 2 * num - 2, abs(difference) / std * np.sqrt(num / 2)
+    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)
+    enough = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift) >= POWER
+    return int(num[enough.argmax()]) if enough.any() else None
 
 
 def over_images(values: Mapping[int, float], reference: Mapping[int, float]) -> Estimate | None:

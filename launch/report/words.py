@@ -37,10 +37,19 @@ def verdict(difference: Estimate | None) -> str:
     if difference.half_width is None:
         return "a configuration has a single run, so the difference cannot be told from the spread over seeds"
     if not difference.excludes_zero:
-        return f"within noise: the 95 % interval over {difference.over} contains 0"
+        return f"within noise: the 95 % interval over {difference.over} contains 0{_how_to_settle(difference)}"
     if difference.over == "images":
         return "these two trained models differ; this says nothing about other seeds"
     return "differs: the 95 % interval over seeds excludes 0"
+
+
+def _how_to_settle(difference: Estimate) -> str:
+    """Say how many seeds would show a difference as large as the estimate."""
+    if difference.over != "seeds":
+        return ""
+    if difference.seeds_needed is None:
+        return f"; if it is this small, more than {statistics.MOST_SEEDS:,} seeds of each would be needed to show it"
+    return f"; if it is this large, about {difference.seeds_needed} seeds of each would show it (power {statistics.POWER:.0%})"
 
 
 def score_difference(one: Configuration, reference: Configuration, dim: int) -> Estimate | None:

@@ -44,18 +44,22 @@ class Length:
 
     nvae_steps: int
     flat_steps: int
+    points: int = 4
+    """Number of evaluations of a run, evenly spread."""
+    eval_images: int = 256
+    """Number of held-out images of each; the last takes twice as many."""
 
-    @property
-    def points(self) -> int:
-        """Number of evaluations of a run, evenly spread."""
-        return 4
+    def steps(self, script: Script) -> int:
+        """Number of steps that a script takes."""
+        return self.nvae_steps if script == "train_nvae" else self.flat_steps
 
     def arguments(self, script: Script) -> tuple[str, ...]:
         """The flags; the learning rate stays constant after its warm-up, so intermediate points count like the end."""
-        steps = self.nvae_steps if script == "train_nvae" else self.flat_steps
+        steps, images = self.steps(script), self.eval_images
         return (
-            *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points)), "--eval-images", "256"),
-            *("--final-eval-images", "512", "--iw-samples", "2", "--figure-images", "8", "--lr-schedule", "constant"),
+            *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points))),
+            *("--eval-images", str(images), "--final-eval-images", str(2 * images), "--iw-samples", "2"),
+            *("--figure-images", "8", "--lr-schedule", "constant"),
         )
 
 

@@ -1,10 +1,11 @@
-"""Runs of the hierarchy and scaling studies: train members of the family, score them, and store the scores."""
+"""What the hierarchy and the scaling study share: their settings, and how members are trained, scored and stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.studies import stored
 from launch.studies.family import Data, DataName, Length, Member
@@ -14,7 +15,7 @@ from launch.training.jobs import ScriptRun
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
-    """Settings that both studies of this family share: runs, lengths, folders."""
+    """Settings of a study that compares models over seeds."""
 
     datasets: tuple[DataName, ...] = ("dsprites", "celeba")
     """Data sets; dsprites is rendered, celeba needs its files."""
@@ -24,10 +25,6 @@ class FamilyConfig:
     """Folder for decoded images; default beside the data."""
     seeds: int = 3
     """Seeds 0, 1, ... of each model."""
-    nvae_steps: int = 400
-    """Steps of 16 images of each NVAE: a minute of one CPU core."""
-    flat_steps: int = 700
-    """Steps of 64 images of each flat VAE, which take about as long."""
     images: int = 3000
     """Number of test images for the scores."""
     out: Path = Path("studies/family")
@@ -40,17 +37,19 @@ class FamilyConfig:
     """Only write the report from the stored scores."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "nvae_steps", "flat_steps", "images", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        for name in ("seeds", "images", "workers"):
+            at_least_one(name, getattr(self, name))
         if not self.datasets:
             raise ValueError("--datasets is empty; give dsprites, celeba or both")
 
+    def length(self, data: DataName) -> Length:
+        """Training length of each kind of model on a data set."""
+        raise NotImplementedError
+
     @property
-    def length(self) -> Length:
-        """Training length of each kind of model."""
-        return Length(self.nvae_steps, self.flat_steps)
+    def lengths(self) -> dict[str, Any]:
+        """The settings of the length, which all runs in one folder share."""
+        raise NotImplementedError
 
     @property
     def scoring(self) -> stored.Scoring:
@@ -61,15 +60,10 @@ class FamilyConfig:
         """A data set's flags."""
         return Data(name, self.celeba_root if name == "celeba" else None, self.cache_dir)
 
-    def claim(self) -> None:
-        """Refuse to mix runs of another length in one folder."""
-        lengths = {"nvae_steps": self.nvae_steps, "flat_steps": self.flat_steps}
-        jobs.claim(self.out, "family.json", lengths)
-
     def runs(self, name: DataName, members: list[Member]) -> list[ScriptRun]:
         """Every member with every seed, one seed after another, so that a stopped study has all members."""
-        data = self.data(name)
-        return [member.run(data, self.length, seed, self.out) for seed in range(self.seeds) for member in members]
+        data, length = self.data(name), self.length(name)
+        return [member.run(data, length, seed, self.out) for seed in range(self.seeds) for member in members]
 
     def train_and_score(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> list[str]:
         """Train, score and store the missing runs; return one error message per failed run."""
@@ -77,11 +71,9 @@ class FamilyConfig:
         if self.report_only:
             return faults
         self.out.mkdir(parents=True, exist_ok=True)
-        self.claim()
+        jobs.claim(self.out, "family.json", self.lengths)  # runs of another length are not mixed in
         for name, runs in wanted.items():
-            faults += jobs.train_all(runs, self.workers)
-            faults += stored.score_all(runs, self.scoring, self.workers)
-            stored.store(runs, self.store / name)
+            faults += stored.complete(runs, self.scoring, self.store / name, self.workers)
         return faults
 
     def stored(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> dict[DataName, list[Path]]:
@@ -95,6 +87,12 @@ class FamilyConfig:
         if not found:
             raise ValueError(f"no scores are stored in {self.store}; start the study without --report-only")
         return found
+
+
+def at_least_one(name: str, value: int | None) -> None:
+    """Refuse a typed number below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
 
 
 def refuse(faults: Sequence[str]) -> None:

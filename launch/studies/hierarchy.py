@@ -1,47 +1,95 @@
 """Does a hierarchy disentangle? NVAEs of 1, 2 and 3 scales against flat beta-VAEs, on dSprites and on CelebA's attributes.
 
-Trains and scores the missing runs, stores the scores beside the report, and writes the report from them. Repeat the
-command to continue a stopped study. The runs are shared with the scaling study (launch/studies/scaling.py).
+Trains, scores and stores the missing runs, and writes the report from the stored scores. Repeat the command to continue
+a stopped study, or with more --seeds to extend it.
 
 Examples:
   python launch/studies/hierarchy.py --celeba-root FOLDER
-  python launch/studies/hierarchy.py --datasets dsprites --seeds 5 --nvae-steps 20000 --flat-steps 100000
+  python launch/studies/hierarchy.py --datasets dsprites --seeds 5 --minutes 60
   python launch/studies/hierarchy.py --report-only
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 from launch.console import errors, flags
 from launch.console.terminal import say
 from launch.studies import family, hierarchy_report
-from launch.studies.family import DataName, Member
+from launch.studies.family import DataName, Length, Member
 from launch.studies.family_runs import FamilyConfig, refuse
+
+SCALES = {1: (4,), 2: (2, 2), 3: (2, 1, 1)}  # groups on each scale, the finest first
+RECIPES = {
+    "dsprites": ("--preset", "dsprites"),
+    # the first groups at 16x16: at 32x32 four groups on one scale take twice as long
+    "celeba": ("--preset", "celeba64-cpu", "--preprocess-blocks", "2", "--postprocess-blocks", "2"),
+}
+WARM_UP_MINUTES = 3.0
+COMMON = ("--compile", "--log-every", "50")
+# NVAE and flat VAE on one core of an AMD EPYC 7003 (docs/studies/recipes.md); equal times need no more than their ratio
+STEPS_PER_MINUTE = {"dsprites": (375, 440), "celeba": (100, 250)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchyConfig(FamilyConfig):
     """Runs of the study and the folder of its report."""
 
-    width: int = 4
-    """Channels of the NVAEs at full resolution; a GPU has time for 16 or more."""
+    minutes: float = 10.0
+    """Training time of each run, in minutes of one CPU core of 2021; a GPU takes as many steps."""
+    out: Path = Path("studies/hierarchy")
+    """Folder of the runs."""
+    store: Path = Path("docs/studies/hierarchy/runs")
+    """Folder of their scores, from which the report is made."""
     report: Path = Path("docs/studies/hierarchy")
     """Folder of the report."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.minutes < math.inf:
+            raise ValueError(f"--minutes {self.minutes:g}; give a number above 0")
 
-def members(data: DataName, width: int) -> list[Member]:
+    def length(self, data: DataName) -> Length:
+        """As many steps as take the minutes on a CPU, with ten evaluations."""
+        nvae, flat = (max(1, round(self.minutes * rate)) for rate in STEPS_PER_MINUTE[data])
+        return Length(nvae, flat, points=10, eval_images=1024)
+
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """The minutes of training."""
+        return {"minutes": self.minutes}
+
+
+def members(data: DataName, minutes: float) -> list[Member]:
     """The models of the study; the first, the plain flat VAE, is the reference."""
     return [
-        family.flat(data, "vae"),
-        *(family.scaled(num_scales, width) for num_scales in (1, 2, 3)),
-        family.flat(data, "beta", 4.0),
-        family.flat(data, "tc", 4.0),
+        _flat(data, "vae"),
+        *(nvae(data, num_scales, minutes) for num_scales in SCALES),
+        _flat(data, "beta", 4.0),
+        _flat(data, "tc", 4.0),
     ]
+
+
+def nvae(data: DataName, num_scales: int, minutes: float) -> Member:
+    """The recipe of a data set (docs/studies/recipes.md), its four groups on 1, 2 or 3 scales of which the finest is the same.
+
+    The KL's warm-up takes ``WARM_UP_MINUTES``, however long the run: evaluations after it are those of a shorter run.
+    """
+    groups = SCALES[num_scales]
+    typed = ("--num-scales", str(num_scales), "--groups-per-scale", *map(str, groups))
+    warm_up = ("--kl-anneal-portion", f"{min(1.0, WARM_UP_MINUTES / minutes):g}")
+    return Member(f"nvae-scales{num_scales}", "train_nvae", (*RECIPES[data], *typed, *warm_up, *COMMON))
+
+
+def _flat(data: DataName, objective: Literal["vae", "beta", "tc"], beta: float | None = None) -> Member:
+    member = family.flat(data, objective, beta)
+    return replace(member, flags=(*member.flags, "--ema-decay", "0.999", *COMMON))
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +97,7 @@ def main(arguments: list[str]) -> None:
     chosen = flags.parse(
         HierarchyConfig, HierarchyConfig(), arguments, prog="studies/hierarchy.py", description=__doc__ or ""
     )
-    wanted = {name: chosen.runs(name, members(name, chosen.width)) for name in chosen.datasets}
+    wanted = {name: chosen.runs(name, members(name, chosen.minutes)) for name in chosen.datasets}
     faults = chosen.train_and_score(wanted)
     say(f"report {hierarchy_report.write(chosen.report, chosen.stored(wanted))}")
     refuse(faults)

@@ -15,20 +15,25 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 from launch.console import errors, flags
 from launch.console.terminal import say
 from launch.studies import family, scaling_report, stored
-from launch.studies.family import DataName, Member
-from launch.studies.family_runs import FamilyConfig, refuse
+from launch.studies.family import DataName, Length, Member
+from launch.studies.family_runs import FamilyConfig, at_least_one, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(FamilyConfig):
     """Runs of the study and the folder of its report."""
 
+    nvae_steps: int = 400
+    """Steps of 16 images of each NVAE: a minute of one CPU core."""
+    flat_steps: int = 700
+    """Steps of 64 images of each flat VAE, which take about as long."""
     depths: tuple[int, ...] = (2, 4, 8)
     """Groups of NVAEs of one scale, which share their cells, channels and latents."""
     widths: tuple[int, ...] = (4, 6)
@@ -40,9 +45,20 @@ class ScalingConfig(FamilyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least_one("nvae_steps", self.nvae_steps)
+        at_least_one("flat_steps", self.flat_steps)
         if not self.depths or not self.widths:
             raise ValueError("--depths or --widths is empty; give at least one of each")
         self.members("dsprites")  # refuses models that it can't build
+
+    def length(self, data: DataName) -> Length:
+        """The same number of steps on every data set."""
+        return Length(self.nvae_steps, self.flat_steps)
+
+    @property
+    def lengths(self) -> dict[str, Any]:
+        """The typed numbers of steps."""
+        return {"nvae_steps": self.nvae_steps, "flat_steps": self.flat_steps}
 
     @property
     def scoring(self) -> stored.Scoring:

@@ -12,9 +12,9 @@ from typing import Any
 
 from launch.machine import files
 from launch.results.export import without_places
-from launch.training import records
+from launch.training import jobs, records
 from launch.training.folder import RunFolder
-from launch.training.jobs import LAUNCH, Devices, ScriptRun, fault, run_all
+from launch.training.jobs import LAUNCH, Devices, ScriptRun, fault
 
 DIGITS = 7  # more than any report shows
 
@@ -33,50 +33,53 @@ class Scoring:
         return ("--images", str(self.images), "--elbo-images", str(self.elbo_images), *control)
 
 
-@dataclass(frozen=True)
-class _ScoreRun:
-    run: ScriptRun
-    how: Scoring
+def complete(runs: Sequence[ScriptRun], how: Scoring, folder: Path, workers: int | None) -> list[str]:
+    """Train and score the runs that lack it, several at once, and store each in ``folder`` as soon as it has its scores.
 
-    def __str__(self) -> str:
-        return f"score {self.run}"
-
-    def is_done(self) -> bool:
-        folder = RunFolder(self.run.folder)
-        if not (folder.path / "scores.json").exists():
-            return False
-        return not self.how.untrained or folder.read_json("scores.json")["untrained"] is not None
-
-
-def score_all(runs: Sequence[ScriptRun], how: Scoring, workers: int | None) -> list[str]:
-    """Score the trained runs that have no scores, several at once; return one error message per failed run."""
+    Returns:
+        One error message per failed run.
+    """
     devices = Devices(workers)
 
-    def work(job: _ScoreRun) -> str | None:
-        folder = job.run.folder
-        log = job.run.log.with_suffix(".scores.txt")
-        command = [sys.executable, str(LAUNCH / "score.py"), "--run", str(folder), *how.arguments()]
-        problem = fault(devices.run(command, log), log)
-        shutil.rmtree(folder / "codes", ignore_errors=True)  # encoded images: large, and quickly regenerated
+    def work(run: ScriptRun) -> str | None:
+        problem = None if run.is_done() else jobs.train(run, devices)
+        if problem is None and not _is_scored(run, how):
+            problem = _score(run, how, devices)
+        if problem is None:
+            _store(run, folder)
         return problem
 
-    trained = [_ScoreRun(run, how) for run in runs if run.is_done()]
-    return run_all(trained, work, _ScoreRun.is_done, devices.workers, threads=True)
+    def is_done(run: ScriptRun) -> bool:
+        return run.is_done() and _is_scored(run, how) and (folder / run.folder.name / "scores.json").is_file()
+
+    return jobs.run_all(runs, work, is_done, devices.workers, threads=True)
 
 
-def store(runs: Sequence[ScriptRun], folder: Path) -> None:
-    """Copy the records of each scored run that a report needs to ``folder / name``, without paths."""
-    for run in runs:
-        if not (run.folder / "scores.json").exists():
-            continue
-        target = RunFolder(folder / run.folder.name)
-        target.path.mkdir(parents=True, exist_ok=True)
-        record = RunFolder(run.folder).read_json("config.json")
-        target.write_json("config.json", without_places(record))
-        for name in ("scores.json", "summary.json"):
-            content = files.read_json(run.folder / name)
-            files.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
-        files.write_text(target.path / "metrics.jsonl", "".join(records.held_out(run.folder)))
+def _is_scored(run: ScriptRun, how: Scoring) -> bool:
+    folder = RunFolder(run.folder)
+    if not (folder.path / "scores.json").exists():
+        return False
+    return not how.untrained or folder.read_json("scores.json")["untrained"] is not None
+
+
+def _score(run: ScriptRun, how: Scoring, devices: Devices) -> str | None:
+    log = run.log.with_suffix(".scores.txt")
+    command = [sys.executable, str(LAUNCH / "score.py"), "--run", str(run.folder), *how.arguments()]
+    problem = fault(devices.run(command, log), log)
+    shutil.rmtree(run.folder / "codes", ignore_errors=True)  # encoded images: large, and quickly regenerated
+    return problem
+
+
+def _store(run: ScriptRun, folder: Path) -> None:
+    """Copy the records that a report needs to ``folder / name``, without paths."""
+    target = RunFolder(folder / run.folder.name)
+    target.path.mkdir(parents=True, exist_ok=True)
+    record = RunFolder(run.folder).read_json("config.json")
+    target.write_json("config.json", without_places(record))
+    files.write_text(target.path / "metrics.jsonl", "".join(records.held_out(run.folder)))
+    for name in ("summary.json", "scores.json"):  # the scores last: they say that the run is stored
+        content = files.read_json(run.folder / name)
+        files.write_text(target.path / name, json.dumps(_shortened(content), separators=(",", ":")) + "\n")
 
 
 def _shortened(content: Any) -> Any:

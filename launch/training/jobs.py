@@ -147,12 +147,13 @@ def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
         workers: number of runs at once; None takes one per GPU, or without a GPU one single-threaded run per core.
     """
     devices = Devices(workers)
+    return run_all(runs, lambda run: train(run, devices), ScriptRun.is_done, devices.workers, threads=True)
 
-    def work(run: ScriptRun) -> str | None:
-        command = [sys.executable, str(LAUNCH / f"{run.script}.py"), *run.all_arguments]
-        return fault(devices.run(command, run.log), run.log)
 
-    return run_all(runs, work, ScriptRun.is_done, devices.workers, threads=True)
+def train(run: ScriptRun, devices: Devices) -> str | None:
+    """Train a run on the next free device, or continue it; return the error that ended it, if any."""
+    command = [sys.executable, str(LAUNCH / f"{run.script}.py"), *run.all_arguments]
+    return fault(devices.run(command, run.log), run.log)
 
 
 def fault(code: int, log: Path) -> str | None:

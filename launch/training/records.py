@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ CURVES = {
 
 NAME = "metrics.jsonl"
 MOST_BYTES = 4 * files.GIB
+CLOCKS = {"seconds", "cpu_seconds"}  # of this process; and of all processes that led to the step, on rank 0
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,15})\..+")
 MAY_FAIL = (OSError, ValueError, RuntimeError)  # errors of the libraries that write pictures and events
 
@@ -61,6 +63,12 @@ def held_out(folder: Path) -> list[str]:
         for line, record in found
         if record is not None and any(name.startswith("val/") for name in record)
     ]
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    """A record's finite number ``name``; None if it has no such number."""
+    value = record.get(name)
+    return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -105,7 +113,7 @@ class Monitor:
         self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
         self._refused: set[str] = set()  # records whose latest write failed
         self._writer: SummaryWriter | None = None
-        self._start = time.monotonic()
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
         hidden = not (shows_progress and sys.stderr.isatty())
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", disable=hidden, dynamic_ncols=True)
         # TensorBoard drops older events from this step on when it reads this process's first event file
@@ -117,7 +125,7 @@ class Monitor:
             _sort_before_now(folder)
         for record in kept_at_step:  # the final evaluation is repeated, so its events are dropped
             self._purge_step = resume_step
-            values = {tag: value for tag, value in record.items() if isinstance(value, float) and tag != "seconds"}
+            values = {tag: value for tag, value in record.items() if isinstance(value, float) and tag not in CLOCKS}
             self._write_events(lambda writer, v=values: _add_scalars(writer, v, resume_step))  # type: ignore[misc]
         if not resume_step:
             self._write_events(lambda writer: writer.add_custom_scalars(CURVES))
@@ -130,7 +138,7 @@ class Monitor:
         Returns:
             The remaining records of the first step, if its final evaluation was dropped.
         """
-        kept, of_first_step, dropped_final = [], [], False
+        kept, of_first_step, dropped_final, spent = [], [], False, 0.0
         lines = read(self._path)
         for line, record in lines:
             if record is None:
@@ -142,8 +150,10 @@ class Monitor:
             if record["step"] > self._first_step or is_final:
                 continue
             self._recorded |= record.keys() if is_first else set()
+            spent = _number(record, "cpu_seconds") or spent
             kept.append(line.rstrip(b"\n") + b"\n")
             of_first_step += [record] if is_first else []
+        self._cpu_start -= spent
         whole, left = b"".join(line for line, _ in lines), b"".join(kept)
         if whole.startswith(left) and whole != left:
             os.truncate(self._path, len(left))  # in place, because the disk may have no room for another file
@@ -199,7 +209,11 @@ class Monitor:
         if not self.active:
             return
         with self.best_effort(NAME):
-            self._append({"step": step, "seconds": round(time.monotonic() - self._start, 3), **values})
+            clocks = {
+                "seconds": round(time.monotonic() - self._start, 3),
+                "cpu_seconds": round(time.process_time() - self._cpu_start, 3),
+            }
+            self._append({"step": step, **clocks, **values})
         self._write_events(lambda writer: _add_scalars(writer, values, step))
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:

@@ -170,7 +170,9 @@ def children(pid: int) -> list[int]:
 def records(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock says."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in {"seconds", "speed/images_per_s"}} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in {"seconds", "cpu_seconds", "speed/images_per_s"}} for line in lines
+    ]
 
 
 def newest(run: Path) -> dict[str, Any]:

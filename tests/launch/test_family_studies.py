@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from scipy import stats
 import datasets
 from launch.console.flags import parse
 from launch.families import nvae
-from launch.report.statistics import Estimate, mean_of
-from launch.studies import family, scaling_fit, scaling_points, scaling_report, stored
+from launch.report.statistics import Estimate, mean_of, seeds_needed
+from launch.studies import family, hierarchy, scaling_fit, scaling_points, scaling_report, stored
 from launch.studies.scaling_points import Measured, Point
 from launch.training import jobs
 from nvae import NVAE
@@ -97,6 +98,14 @@ def test_estimate_is_students_interval() -> None:
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))  # type: ignore[operator]
     assert not found.excludes_zero
     assert mean_of([1.0]) == Estimate(1.0, None, "seeds", (1,))
+
+
+@pytest.mark.parametrize(("effect", "each"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
+def test_seeds_needed_are_those_of_cohens_table(effect: float, each: int) -> None:
+    """Cohen 1988, table 2.4.1: two-sided at 5 %, power .80."""
+    assert seeds_needed(-2.0 * effect, 2.0) == pytest.approx(each, abs=1)
+    assert seeds_needed(0.01, 1.0) is None
+    assert seeds_needed(1.0, 0.0) is None
 
 
 def test_power_law_finds_exponent_scale_and_range() -> None:
@@ -259,15 +268,64 @@ def test_other_length_in_one_folder_is_refused(studied: Path) -> None:
     running.assert_one_error(result, "nvae_steps 4", "--out")
 
 
-def test_hierarchy_report_of_shared_runs(studied: Path, tmp_path: Path) -> None:
-    arguments = [*where(studied), "--width", "2", "--report", str(tmp_path), "--report-only"]
-    result = running.call("studies.hierarchy", *arguments)
+def test_hierarchy_report_of_stored_runs(studied: Path, tmp_path: Path) -> None:
+    """Two seeds of a hierarchy, one of a flat VAE, under the names of that study."""
+    names = {
+        "flat-vae-seed0": "flat-vae",
+        "nvae-groups2-width2-seed0": "nvae-scales1",
+        "nvae-groups4-width2-seed0": "nvae-scales2",
+    }
+    source, store = studied / "store" / "dsprites", tmp_path / "store"
+    for name, of_study in names.items():
+        shutil.copytree(source / name, store / "dsprites" / f"{of_study}-seed0")
+        renumber(Path(shutil.copytree(source / name, store / "dsprites" / f"{of_study}-seed1")))
+    only = ["--datasets", "dsprites", "--seeds", "2", "--store", str(store), "--report", str(tmp_path), "--report-only"]
+    result = running.call("studies.hierarchy", *only)
     assert result.code == 0, result.err
     text = (tmp_path / "index.md").read_text()
     assert "minus flat VAE" in text
     assert "Where the factors are" in text
     assert (tmp_path / "dsprites" / "report.md").exists()
+    assert (tmp_path / "dsprites" / "curves.png").exists()
     assert not list((tmp_path / "dsprites").glob("events.*"))
+
+
+def renumber(folder: Path) -> None:
+    """Make a stored run one of seed 1, a nat worse."""
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["run"]["seed"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["held_out"]["elbo"] -= 1.0
+    (folder / "scores.json").write_text(json.dumps(scores))
+
+
+@pytest.mark.parametrize("data", ["dsprites", "celeba"])
+def test_hierarchies_of_the_study_differ_in_their_scales_alone(data: family.DataName) -> None:
+    members = hierarchy.members(data, 10.0)
+    assert members[0].name == "flat-vae"
+    shapes = {}
+    for member in members:
+        if member.script == "train_nvae":
+            typed = list(member.flags)
+            config = parse(nvae.NVAETrainConfig, nvae.FAMILY.preset(typed[1]), typed, prog="", description="")
+            with torch.device("meta"):
+                shapes[member.name] = NVAE(config.model, SPEC).group_shapes
+            assert config.objective.kl_anneal_portion == pytest.approx(0.3)
+    assert {name: len({shape[1:] for shape in of}) for name, of in shapes.items()} == {
+        f"nvae-scales{i}": i for i in (1, 2, 3)
+    }
+    assert {len(of) for of in shapes.values()} == {4}
+    assert len({max(of, key=lambda shape: shape[1]) for of in shapes.values()}) == 1
+
+
+def test_warm_up_of_a_longer_run_takes_as_many_steps() -> None:
+    def steps(minutes: float) -> float:
+        (member, *_) = (m for m in hierarchy.members("dsprites", minutes) if m.script == "train_nvae")
+        portion = float(member.flags[member.flags.index("--kl-anneal-portion") + 1])
+        return portion * hierarchy.HierarchyConfig(minutes=minutes).length("dsprites").nvae_steps
+
+    assert steps(10.0) == pytest.approx(steps(30.0), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +334,8 @@ def test_hierarchy_report_of_shared_runs(studied: Path, tmp_path: Path) -> None:
         ("scaling", ["--depths", "3"], "choose 2, 4 or 8"),
         ("scaling", ["--scales", "4"], "choose 1, 2 or 3"),
         ("scaling", ["--seeds", "0"], "--seeds 0"),
-        ("hierarchy", ["--nvae-steps", "0"], "--nvae-steps 0"),
+        ("scaling", ["--nvae-steps", "0"], "--nvae-steps 0"),
+        ("hierarchy", ["--minutes", "0"], "--minutes 0"),
         ("hierarchy", ["--report-only", "--store", "nowhere"], "no scores are stored"),
     ],
 )

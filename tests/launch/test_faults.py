@@ -211,12 +211,12 @@ def test_of_two_runs_on_one_folder_one_wins_and_its_lock_dies_with_it(data: Path
     run = tmp_path / "run"
     both = [start("train_nvae", *flags(data, run, *ENDLESS, "--resume", "auto")) for _ in range(2)]
     try:
-        wait_for((run / "checkpoints" / "step-000000003.pt").exists, both[0] if both[0].poll() is None else both[1])
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + 120.0
         while all(process.poll() is None for process in both) and time.monotonic() < deadline:
             time.sleep(0.01)
         (winner,) = [process for process in both if process.poll() is None]
         (loser,) = [process for process in both if process is not winner]
+        wait_for((run / "checkpoints" / "step-000000003.pt").exists, winner)
         said = finish(loser)
         running.assert_one_error(said, "another process is training", "choose another --run-dir")
         winner.kill()
