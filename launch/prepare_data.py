@@ -12,6 +12,9 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
+import launch  # noqa: F401  # first, because it says how OpenMP's threads wait, which torch reads when it loads
+
+# isort: split
 import datasets
 from launch.console import errors
 from launch.console.config import DataConfig

@@ -59,19 +59,24 @@ class Estimate:
         half_width: half the width of the interval; None if it cannot be estimated.
         over: "seeds" or "images", the sample that the interval is over.
         counts: number of values, one count for each side of a difference.
-        seeds_needed: number of seeds on each side with which a difference as large as this would probably show.
+        std: standard deviation over seeds, the root mean square of both sides; None if it is unknown.
     """
 
     mean: float
     half_width: float | None
     over: str = "seeds"
     counts: tuple[int, ...] = (1, 1)
-    seeds_needed: int | None = None
+    std: float | None = None
 
     @property
     def excludes_zero(self) -> bool:
         """True if the interval lies on one side of 0."""
         return self.half_width is not None and abs(self.mean) > self.half_width
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Number of seeds on each side with which a difference as large as the estimate would probably show."""
+        return None if self.std is None else seeds_needed(self.mean, self.std)
 
     def text(self, digits: int = 3, *, sign: bool = True) -> str:
         """Format as 'mean ± half width'."""
@@ -111,7 +116,7 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
         interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE)
     half_width = float(interval.high - interval.low) / 2
     std = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2)
-    return Estimate(mean, half_width if math.isfinite(half_width) else 0.0, "seeds", counts, seeds_needed(mean, std))
+    return Estimate(mean, half_width if math.isfinite(half_width) else 0.0, "seeds", counts, std)
 
 
 def seeds_needed(difference: float, std: float) -> int | None:

@@ -34,7 +34,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family in FAMILIES:
         result = train(family, root / family)
         assert result.code == 0, result.err
-        scored = call("score", "--run", root / family, "--dims", "2", "--shuffles", "1", "--untrained")
+        scored = call(
+            "score", "--run", root / family, "--dims", "2", "--shuffles", "1", "--resamples", "2", "--untrained"
+        )
         assert scored.code == 0, scored.err
     return {family: root / family for family in FAMILIES}
 

@@ -95,7 +95,7 @@ README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 SHORT = ["--max-steps", "2", "--batch-size", "4", "--figure-images", "2", "--iw-samples", "2", "--eval-images", "4"]
 SHORT += ["--final-eval-images", "4", "--eval-every", "100", "--device", "cpu"]
 SHORT_NVAE = [*running.MODEL, *SHORT]
-SHORT_SCORES = ["--images", "24", "--elbo-images", "8", "--shuffles", "1", "--dims", "2"]
+SHORT_SCORES = ["--images", "24", "--elbo-images", "8", "--shuffles", "1", "--resamples", "2", "--dims", "2"]
 
 # What makes a command as short as a test: these words follow its own, and the last of a flag counts.
 SHORTENED: dict[str, list[str]] = {
@@ -108,7 +108,7 @@ SHORTENED: dict[str, list[str]] = {
     "python launch/traverse.py": ["--images", "2", "--steps", "3"],
     "python launch/compress.py": ["--images", "2"],
     "python launch/score.py --run": SHORT_SCORES,
-    "python launch/score.py --codes": ["--dims", "2", "--shuffles", "1"],
+    "python launch/score.py --codes": ["--dims", "2", "--shuffles", "1", "--resamples", "2"],
     "python launch/compare.py": ["--pictures", "0", "--no-score-missing"],
     "python launch/import_official.py": [],
     "python launch/prepare_data.py": [],

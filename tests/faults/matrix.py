@@ -42,7 +42,7 @@ SECONDS = 300
 TOY = ["--dataset", "toy", "--preset", "tiny", "--max-steps", "8", "--checkpoint-every", "2", "--eval-every", "4"]
 TOY += ["--log-every", "1", "--batch-size", "8", "--figure-images", "4", "--iw-samples", "2", "--conv-channels", "1"]
 TOY += ["--latent-dim", "3"]
-SCORED = ["--images", "54", "--elbo-images", "54", "--dims", "2", "--shuffles", "2"]
+SCORED = ["--images", "54", "--elbo-images", "54", "--dims", "2", "--shuffles", "2", "--resamples", "2"]
 
 Fault = Callable[[Path], None]
 """Brought about in the process that runs the script, once what it needs is there; given the folder of the cell."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.report import words
+from launch.report import comparison, words
 from launch.report.comparison import likelihood_table
 from launch.report.data import Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.figures import draw
@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 
-QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2"]
+QUICK = ["--images", "40", "--elbo-images", "8", "--dims", "2", "10", "--shuffles", "2", "--resamples", "2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,6 +49,12 @@ def runs(_toy: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         result = call("score", "--run", run, *QUICK, "--untrained")
         assert result.code == 0, result.err
     return made
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the text says: drawing the figures takes most of a report's time."""
+    monkeypatch.setattr(comparison, "_figures", lambda *_: ())
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +216,7 @@ def test_a_report_is_made_again_in_its_folder_but_in_no_other(
     assert len(list(report[1].glob("events*"))) == 1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_without_scores_is_scored_as_the_others_were(runs: dict[str, Path], tmp_path: Path) -> None:
     bare = shutil.copytree(runs["flat"], tmp_path / "bare")
     (bare / "scores.json").unlink()
@@ -225,6 +232,7 @@ def test_a_run_without_scores_is_scored_as_the_others_were(runs: dict[str, Path]
     assert len(json.loads((tmp_path / "b" / "comparison.json").read_text())["sets"]) == 1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_scores_of_an_older_checkpoint_are_made_again(runs: dict[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(runs["flat"], tmp_path / "run")
     record = json.loads((run / "scores.json").read_text())
@@ -254,6 +262,7 @@ def damage(run: Path, name: str) -> None:
         shutil.rmtree(run)
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("name", ["config", "json", "list", "keys", "interval", "arrays", "folder"])
 def test_a_broken_run_is_left_out_with_a_reason(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     broken = shutil.copytree(runs["nvae1"], tmp_path / "broken")
@@ -293,6 +302,7 @@ def edited(source: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -373,7 +383,7 @@ def test_a_correlation_has_fishers_interval() -> None:
 
 def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
     found = over_seeds([1.0, 1.0], [0.5, 0.5, 0.5])
-    assert found == Estimate(0.5, 0.0, "seeds", (2, 3))
+    assert found == Estimate(0.5, 0.0, "seeds", (2, 3), 0.0)
 
 
 def test_intervals_cover_as_they_say() -> None:

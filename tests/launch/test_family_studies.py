@@ -191,7 +191,11 @@ def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
     """A script without another start of torch, on few images: what a study asks for took ten minutes here."""
     log.parent.mkdir(parents=True, exist_ok=True)
     script = Path(command[1]).stem
-    few = ["--samples", "8", "--elbo-images", "16"] if script == "score" else ["--eval-images", "16", *FINAL]
+    few = (
+        ["--samples", "2", "--elbo-images", "16", "--resamples", "2"]
+        if script == "score"
+        else ["--eval-images", "16", *FINAL]
+    )
     result = running.call(script, *command[2:], *few)
     log.write_text(result.out + result.err)
     return result.code
@@ -199,7 +203,7 @@ def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
 
 SHORT = ["--datasets", "dsprites", "--seeds", "1", "--nvae-steps", "4", "--flat-steps", "4", "--images", "200"]
 SHORT += ["--workers", "1"]
-FINAL = ["--final-eval-images", "32", "--eval-every", "2"]
+FINAL = ["--final-eval-images", "32", "--eval-every", "2", "--figure-images", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,12 @@ SWISH = ("res_bnswish", "res_bnswish")
 
 
 def tower(*, checkpointing: bool = False, count: int = 4) -> nn.Sequential:
-    """``count`` cells of a kind, one that halves, and two more."""
+    """``count`` cells of a kind, one that halves, and two more; with a count of 1, that one alone."""
     torch.manual_seed(0)
     more = {"squeeze_excite": True, "checkpointing": checkpointing}
     cells = [Cell(SWISH, 8, 8, **more) for _ in range(count)]
+    if count == 1:
+        return nn.Sequential(*cells)
     return nn.Sequential(*cells, Cell(SWISH, 8, 16, "down", **more), *(Cell(SWISH, 16, 16, **more) for _ in range(2)))
 
 
@@ -45,7 +47,10 @@ def _fresh() -> None:
 
 @pytest.mark.parametrize(("backend", "count"), [("aot_eager", 4), ("inductor", 1)])
 def test_compiled_cells_compute_the_same_in_a_graph_for_each_kind(backend: str, count: int) -> None:
-    """Kinds are three; where the first cell's input needs no gradient and its like's does, there is one more."""
+    """Kinds are three; where the first cell's input needs no gradient and its like's does, there is one more.
+
+    The real compiler takes ten seconds for a kind, so it gets one.
+    """
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("no C++ compiler")
     eager = tower(count=count)
@@ -55,7 +60,7 @@ def test_compiled_cells_compute_the_same_in_a_graph_for_each_kind(backend: str, 
     for _ in range(2):
         for mine, theirs in zip(gradients(compiled, x), gradients(eager, x), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == (3 if count == 1 else 4)
+    assert counters["stats"]["unique_graphs"] == (1 if count == 1 else 4)
     assert not counters["graph_break"]
     assert list(compiled.state_dict()) == list(eager.state_dict())
     for name, value in eager.state_dict().items():
@@ -63,7 +68,7 @@ def test_compiled_cells_compute_the_same_in_a_graph_for_each_kind(backend: str, 
 
 
 def test_compiled_cells_in_half_precision_and_their_copies() -> None:
-    eager = tower(count=1)
+    eager = tower(count=2)
     compiled = copy.deepcopy(eager)
     compile_cells(compiled.children(), "aot_eager")  # type: ignore[arg-type]
     x = torch.randn(2, 8, 8, 8)
