@@ -1,4 +1,4 @@
-"""What the hierarchy and the scaling study share: their settings, and how members are trained, scored and stored."""
+"""Settings that the hierarchy and the scaling study share, and how both train, score and store their members."""
 
 from __future__ import annotations
 
