@@ -20,7 +20,7 @@ HIDDEN_UNITS, HIDDEN_LAYERS = 1000, 6
 
 
 def discriminator(num_latents: int) -> nn.Sequential:
-    """Six layers of 1,000 leaky ReLU units, and two logits: drawn from q(z), drawn from the product of its marginals."""
+    """Six layers of 1,000 leaky ReLUs and two logits: sampled from q(z), or from the product of its marginals."""
     layers: list[nn.Module] = []
     width = num_latents
     for _ in range(HIDDEN_LAYERS):
@@ -30,7 +30,7 @@ def discriminator(num_latents: int) -> nn.Sequential:
 
 
 def permute_dims(z: Tensor, noise: Tensor) -> Tensor:
-    """Each latent's column of ``z`` [B, D] shuffled by the order of its column of ``noise`` [B, D] (Kim & Mnih 2018)."""
+    """Permute each column of ``z`` [B, D] on its own, by the order of the same column of ``noise`` (Kim & Mnih 2018)."""
     return z.gather(0, noise.argsort(dim=0))
 
 
@@ -38,8 +38,8 @@ class FactorVAE(FlatObjective):
     """distortion + rate + gamma * TC, TC = mean over q(z) of log D(z) - log(1 - D(z)) (Kim & Mnih 2018).
 
     The discriminator belongs to the objective: its weights and its Adam(1e-4; .5, .9) are in ``state_dict``. It learns
-    from the batch of the VAE, permuted by the noise; the paper draws a second batch for it. It takes a step whenever the
-    optimiser does, and none if that step is skipped. With several processes its gradient is averaged over them, and the
+    from the batch of the VAE, permuted by the noise; the paper draws a second batch for it. It takes a step with every
+    step of the optimiser that is not skipped. With several processes its gradient is averaged over them, and the
     permutation is within each local batch. The processes must build discriminator and model from the same seed.
 
     Args:

@@ -35,12 +35,12 @@ class DenoisingAutoencoder(Autoencoder):
     Args:
         model: the bare model.
         corruption: "zero" sets pixels (all channels) to zero, "gaussian" adds noise.
-        amount: share of zeroed pixels, or standard deviation of the noise.
+        amount: fraction of zeroed pixels, or standard deviation of the noise.
     """
 
     def __init__(self, model: FlatVAE, corruption: str, amount: float) -> None:
         if corruption == "zero" and amount > 1.0:
-            raise ValueError(f"--corruption-amount {amount} is the rate of zeroed pixels; give a number in [0, 1]")
+            raise ValueError(f"--corruption-amount {amount} is the fraction of zeroed pixels; give a number in [0, 1]")
         spec = model.spec
         channels = 1 if corruption == "zero" else spec.channels
         super().__init__(model, (channels, spec.height, spec.width))

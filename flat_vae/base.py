@@ -34,10 +34,10 @@ def ramp(step: int, num_steps: float) -> float:
 
 
 class FlatObjective(Objective):
-    """Base of the objectives. It has no parameters of its own to train.
+    """Base of the objectives. The trainer optimises none of its parameters.
 
-    A subclass lists in ``batched`` its weights that only enter arithmetic, so that they may be tensors with one value
-    for each of several models that are trained as one (see :class:`flat_vae.replicas.Replicas`).
+    A subclass lists in ``batched`` the weights that may be tensors with one value for each of several models trained as
+    one (see :class:`flat_vae.replicas.Replicas`): those that are used only in arithmetic.
 
     Args:
         model: the bare model.

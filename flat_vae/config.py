@@ -11,7 +11,7 @@ from metrics.pixel_head import LikelihoodName
 NetworkName = Literal["auto", "burgess", "mlp", "frey", "conv"]
 Initialisation = Literal["auto", "he", "glorot", "torch"]
 
-_MOST = 65_536  # of latents, mixtures and channels: no model has more
+_MOST = 65_536  # latents, mixtures or channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +23,16 @@ class FlatVAEConfig:
     network: NetworkName = "auto"
     """burgess (64x64), mlp (any size), frey (even height and width), conv (any size); auto: burgess at 64x64, else conv."""
     likelihood: LikelihoodName = "auto"
-    """auto: bernoulli for 1-bit images, else mixture (discretised logistics, as NVAE's: bits/dim compare)."""
+    """auto: bernoulli for 1-bit images, else mixture (discretised logistics as in NVAE: bits/dim are comparable)."""
     normal_std: float | None = None
-    """Fixed std of likelihood normal, in pixels scaled to [-1, 1]; default: the decoder gives one for each pixel."""
+    """Fixed std of likelihood normal, in pixels scaled to [-1, 1]; default: the decoder predicts one for each pixel."""
     num_mixtures: int = 5
     """Logistics in likelihood mixture."""
     conv_channels: int = 32
     """Channels of the first layer of network conv."""
     init: Initialisation = "auto"
-    """he, glorot: uniform weights of He et al. (for ReLU) or of Glorot & Bengio, zero biases; torch: its own, smaller.
-    auto: he, but glorot for network mlp, whose decoder is of tanh."""
+    """he, glorot: uniform weights of He et al. (for ReLU) or of Glorot & Bengio, zero biases; torch: PyTorch's default.
+    auto: glorot for network mlp, whose decoder uses tanh, else he."""
 
     def __post_init__(self) -> None:
         """Refuse values that describe no model."""

@@ -39,7 +39,7 @@ class GroupedVAE(FlatObjective):
             sizes = (num_latents - num_latents // 2, num_latents // 2)
         if sum(sizes) != num_latents or min(sizes) < 1:
             raise ValueError(
-                f"latent groups {tuple(sizes)} for {num_latents} latents; give sizes above 0 that add up to them"
+                f"latent groups {tuple(sizes)} for {num_latents} latents; give positive sizes that add up to {num_latents}"
             )
         self.ends = list(accumulate(sizes))
         self.beta, self.warmup_steps = beta, warmup_steps

@@ -96,8 +96,8 @@ class FlatVAE(VAE):
         Args:
             x: images.
             noise: one standard-normal tensor ``[B, D]`` in a list; None draws it.
-            view: map from the latents to what the decoder sees of them, ``[B, D] -> [V * B, D]``, for objectives that
+            view: map from the latents to the decoder's inputs, ``[B, D] -> [V * B, D]``, for objectives that
                 decode parts of the latents; the likelihood then holds V beliefs about each image. It is applied inside
-                the model so that DistributedDataParallel and autocast cover it. None: the decoder sees the latents.
+                the model so that DistributedDataParallel and autocast cover it. None: the latents themselves.
         """
         return self.top_down(self.posterior_samples(noise), self.bottom_up(x), view=view)

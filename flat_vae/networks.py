@@ -1,4 +1,4 @@
-"""Encoders and decoders: the conv net of Burgess et al., two of earlier studies, and a conv net for images of any size.
+"""Encoders and decoders: the conv net of Burgess et al., two networks of earlier studies, and a conv net for images of any size.
 
 A network is a pair of plain stacks of layers. The encoder maps images to features [B, F], from which the model computes
 mean and log-variance. The decoder maps latents [B, D] to the likelihood's parameters [B, P, H, W]. A ReLU follows every
@@ -19,7 +19,7 @@ from flat_vae.config import FlatVAEConfig, Initialisation
 from flat_vae.upsampling import upsampling
 from metrics.likelihoods import ImageSpec
 
-SMALLEST_SIDE = 4  # length to which the conv net halves the shorter side of the image, roughly
+SMALLEST_SIDE = 4  # approximate length to which the conv net halves the image's shorter side
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def build(config: FlatVAEConfig, spec: ImageSpec, num_parameters: int) -> Networ
 
 
 def initialise(module: nn.Module, init: Initialisation) -> None:
-    """Draw the weights of every layer anew and set biases to zero; "torch" keeps PyTorch's initial values."""
-    assert init != "auto", "a model knows which its network needs"
+    """Reinitialise the weights of every layer and set biases to zero; "torch" keeps PyTorch's initial values."""
+    assert init != "auto", "the model resolves auto"
     if init == "torch":
         return
     for layer in module.modules():

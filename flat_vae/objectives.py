@@ -34,7 +34,7 @@ class Row:
 
     Args:
         formula: the loss in a line, with weights by name as in ``str.format``.
-        build: the objective from the model, the :class:`Training` and the weights by name (beta in nats per nat).
+        build: the objective from the model, the :class:`Training` and the weights by name (beta as the factor on the rate in nats).
         defaults: every weight that the objective uses, with the value it takes if none is given: the paper's, or a
             function of the weights before it.
     """
@@ -51,9 +51,9 @@ def _diagonal_weight(weights: Mapping[str, Any]) -> float:
 
 OBJECTIVES: Mapping[str, Row] = MappingProxyType(
     {
-        "ae": Row("distortion at the posterior's mean", lambda model, run: Autoencoder(model)),
+        "ae": Row("distortion at the posterior mean", lambda model, run: Autoencoder(model)),
         "denoising": Row(
-            "distortion at the mean, input corrupted ({corruption}, {corruption_amount:g})",
+            "distortion at the posterior mean, input corrupted ({corruption}, {corruption_amount:g})",
             lambda model, run, corruption, corruption_amount: DenoisingAutoencoder(
                 model, corruption, corruption_amount
             ),

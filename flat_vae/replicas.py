@@ -76,7 +76,7 @@ class Replicas:
                 continue
             if name not in self.objective.batched:
                 raise ValueError(
-                    f"models that are trained as one have several values of {name}: {values}; train them one by one, "
+                    f"the models of one batched run differ in {name} ({values}); train them one by one, "
                     f"or let them differ only in {', '.join(self.objective.batched) or 'their seeds'}"
                 )
             weights[name] = torch.tensor([float(other) for other in values], device=device)

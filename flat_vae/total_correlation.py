@@ -36,7 +36,7 @@ def log_stratified_weights(batch_size: int, num_images: int, device: torch.devic
     others = batch_size - 1
     if others < 1 or batch_size > num_images:
         raise ValueError(
-            f"objective tc estimates from pairs of images: {batch_size} in the batch, {num_images} in the data; "
+            f"objective tc estimates from pairs of images, but the batch has {batch_size} and the data {num_images}; "
             "give a --batch-size from 2 to the number of images"
         )
     weights = torch.full((batch_size, batch_size), 1.0 / others, dtype=torch.float64, device=device)
@@ -50,9 +50,8 @@ def decompose(group: Group, num_images: int) -> RateTerms:
     posterior, z = group.posterior, group.z
     log_weights = log_stratified_weights(len(z), num_images, z.device).to(z)
     log_q_given_x = group.log_q().sum(1)
-    every = type(posterior)(posterior.mean.unsqueeze(0), posterior.std.unsqueeze(0)).log_prob(
-        z.unsqueeze(1)
-    )  # [B, B, D]
+    posteriors = type(posterior)(posterior.mean.unsqueeze(0), posterior.std.unsqueeze(0))
+    every = posteriors.log_prob(z.unsqueeze(1))  # [B, B, D]
     log_q = torch.logsumexp(every.sum(2) + log_weights, dim=1)
     log_q_marginals = torch.logsumexp(every + log_weights.unsqueeze(2), dim=1).sum(1)
     return RateTerms(

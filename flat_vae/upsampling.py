@@ -10,9 +10,9 @@ MOST_CHANNELS = 4  # measured for 1 and 3; for 32, PyTorch's own kernel is twice
 
 
 class SubpixelConvTranspose2d(nn.ConvTranspose2d):
-    """A 4x4 stride-2 padding-1 transposed convolution as a 2x2 convolution to the four pixels that follow from each corner.
+    """Transposed 4x4 convolution (stride 2, padding 1), computed as a 2x2 convolution to four times as many channels.
 
-    An output pixel depends on two inputs along each side, whatever its parity, so one dense convolution computes the
+    An output pixel depends on two inputs along each axis, whatever its parity, so one dense convolution computes the
     pixels of all four parities (Shi et al. 2016, arXiv 1609.07009). Function, weights [I, O, 4, 4] and names are those
     of the parent class; only the order of summation differs.
     """
@@ -31,7 +31,7 @@ class SubpixelConvTranspose2d(nn.ConvTranspose2d):
         return torch.stack(rows, dim=3).reshape(-1, channels, 2 * height, 2 * width)
 
     def _per_corner(self) -> Tensor:
-        """Weights [4 O, I, 2, 2]: of rows of parity a, the tap of input t is row 3 - a - 2 t of the 4x4 kernel."""
+        """Weights [4 O, I, 2, 2]: in rows of parity a, input t has the tap of row 3 - a - 2 t of the 4x4 kernel."""
         kinds: Tensor = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 3, 4, 5)  # [I, O, t, a, s, b]
         return kinds.permute(3, 5, 1, 0, 2, 4).reshape(4 * self.out_channels, self.in_channels, 2, 2)
 

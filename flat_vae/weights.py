@@ -1,4 +1,4 @@
-"""Choice of an objective and the weights of its terms, by default those of its paper."""
+"""Configuration of an objective: its name and the weights of its terms, by default those of the paper."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ObjectiveConfig:
     beta_norm: float | None = None
     """Instead of beta: beta * latents / pixels (Higgins et al. 2017)."""
     beta_pixel_mean: float | None = None
-    """Instead of beta: beta / pixels, the weight where the distortion is a mean over pixels."""
+    """Instead of beta: beta / pixels, the weight if the distortion is averaged over pixels."""
     beta_warmup: float | None = None
-    """Part of the run over which beta rises linearly from 0 (vae, beta, tc, grouped). Default 0."""
+    """Fraction of the run over which beta rises linearly from 0 (vae, beta, tc, grouped). Default 0."""
     capacity: float | None = None
-    """Nats that the rate is held to at the end (capacity). Default 25."""
+    """Target of the rate at the end, in nats (capacity). Default 25."""
     capacity_warmup: float | None = None
-    """Part of the run over which the capacity rises linearly from 0 (capacity). Default .3."""
+    """Fraction of the run over which the capacity rises linearly from 0 (capacity). Default .3."""
     gamma: float | None = None
     """Weight of |rate - capacity| (capacity: 100), of TC (factor: 6.4), or of the dimension-wise KL (tc: 1)."""
     alpha: float | None = None
@@ -43,13 +43,13 @@ class ObjectiveConfig:
     dip: Literal["i", "ii"] | None = None
     """Covariance of the posterior means (i), or of the aggregate posterior (ii) (dip). Default i."""
     lambda_od: float | None = None
-    """Weight of its squared off-diagonal (dip). Default 10."""
+    """Weight of the squared off-diagonal covariances (dip). Default 10."""
     lambda_d: float | None = None
-    """Weight of its squared diagonal's distance from 1 (dip). Default 10 lambda_od (i), lambda_od (ii)."""
+    """Weight of the variances' squared distances from 1 (dip). Default 10 lambda_od (i), lambda_od (ii)."""
     corruption: Literal["zero", "gaussian"] | None = None
     """Corruption of the input: pixels set to zero, or noise added (denoising). Default zero."""
     corruption_amount: float | None = None
-    """Rate of zeroed pixels, or std of the noise in pixels of [0, 1] (denoising). Default .3."""
+    """Fraction of zeroed pixels, or std of the noise in pixels of [0, 1] (denoising). Default .3."""
     latent_groups: tuple[int, ...] | None = None
     """Latents of each group (grouped). Default two halves."""
 
@@ -114,7 +114,7 @@ def _check(name: str, value: Any) -> None:
     elif not (math.isfinite(value) and value >= 0.0):
         raise ValueError(f"{_flag(name)} is {value}; give 0 or a positive number")
     elif name.endswith("_warmup") and value > 1.0:
-        raise ValueError(f"{_flag(name)} is {value}; it is a part of the run, in [0, 1]")
+        raise ValueError(f"{_flag(name)} is {value}; give a fraction of the run, from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class BatchNorm(nn.Module):
 
     Training uses the statistics of the batch over all ranks, computed in float32 also under autocast, and moves the
     running statistics by 5 % towards them (with unbiased variance). Evaluation uses the running statistics. With
-    several ranks only the input is kept for the backward pass. A single process uses PyTorch's own operations: they are
-    a fifth faster than recomputation, which torch.compile does by itself, and checkpointing of whole cells saves more memory.
+    several ranks only the input is kept for the backward pass. A single process uses PyTorch's operations, which keep more
+    but are a fifth faster; to save memory there, checkpoint whole cells.
 
     Args:
         num_channels: C.
@@ -66,8 +66,8 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor, copies: int = 1) -> Tensor:
         """Normalise and activate.
 
-        ``copies``: how often each value counts in the running variance's correction, for an ``x`` that is to be
-        enlarged by repetition: normalising before instead of after changes nothing else.
+        ``copies`` is the number of times that upsampling will repeat each value. Normalising before the repetition
+        instead of after it changes only Bessel's correction of the running variance.
         """
         shared = given(self)
         weight = self.weight if shared is None else shared.weight
@@ -88,10 +88,12 @@ class BatchNorm(nn.Module):
         return mean, var
 
     def _take(self, mean: Tensor, var: Tensor, count: int, copies: int) -> None:
-        """Store moved copies; the batch's variance is corrected for ``count`` values, each there ``copies`` times."""
+        """Store the updated copies; the batch's variance is corrected for ``count`` values that each occur ``copies`` times."""
         if copies == 1 or _is_frozen():
             return
-        ratio = copies * (count - 1) / (copies * count - 1)  # ratio of the two corrections of the batch's variance
+        ratio = (
+            copies * (count - 1) / (copies * count - 1)
+        )  # of the wanted correction of the batch's variance to that applied
         self.running_mean.copy_(mean)
         self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var * ratio)
 

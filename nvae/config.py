@@ -99,7 +99,7 @@ class NVAEConfig:
     """Decoder channels at full resolution; doubled with every halving."""
     patch_size: int = 1
     """Side in pixels of the squares that are folded into channels before the stem and unfolded at the output. The
-    published model has 1; 4 saves the cells at full resolution, which take a CPU longest."""
+    published model has 1; 4 avoids cells at full resolution, the slowest part on a CPU."""
     preprocess_blocks: int = 1
     """Halvings between the (folded) image and the first scale with latents."""
     preprocess_cells: int = 2
@@ -133,7 +133,7 @@ class NVAEConfig:
     likelihood: LikelihoodName = "auto"
     """p(x | z). auto: Bernoulli for 1-bit images, else the mixture of discretised logistics."""
     likelihood_edges: Edges = "exact"
-    """exact: bins are probabilities. legacy: the published rule, whose 8-bit figures are slightly optimistic."""
+    """exact: bins are probabilities. legacy: the published rule, whose 8-bit results are slightly optimistic."""
     padded_size: tuple[int, int] | None = None
     """Height and width in pixels that images are zero-padded to. None: the next multiples of the stride."""
     checkpointing: bool = False

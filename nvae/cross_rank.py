@@ -1,7 +1,6 @@
 """Batch normalisation by the statistics of a batch that is spread over ranks.
 
-CPU and GPU compute the same by different operations. On CUDA these are the kernels of ``torch.nn.SyncBatchNorm``; on
-other devices a few passes over the data are faster.
+CUDA uses the kernels of ``torch.nn.SyncBatchNorm``; other devices use plain tensor operations, which are faster there.
 """
 
 from __future__ import annotations
@@ -169,7 +168,7 @@ class DeviceMoments:
 
 @cache
 def equal_counts(num_values: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``num_values`` for each rank, [ranks]; made once, because a step has hundreds of norms and few sizes of images."""
+    """``num_values`` for each rank, [ranks]; cached, because a step has hundreds of norms but few sizes of images."""
     with torch.inference_mode(False):  # it may serve a training step later
         return torch.full((ranks,), num_values, dtype=dtype, device=device)
 
@@ -180,7 +179,7 @@ def exchange_on_device(
 ) -> DeviceMoments:
     """Statistics of ``x`` [B, C, H, W] over all ranks, one collective; moves the running ones by ``momentum``.
 
-    All ranks must hold equally many images, as they do in training: exchanging counts would cost three kernels a norm.
+    All ranks must hold equally many images, as they do in training: exchanging counts would cost three kernels per norm.
     """
     mean, inverse_std = torch.batch_norm_stats(x, EPS)
     means, inverse_stds = _gathered(torch.cat([mean, inverse_std])).chunk(2, 1)
@@ -193,7 +192,7 @@ def exchange_on_device(
 
 
 class _DeviceNorm(torch.autograd.Function):
-    """As :class:`_Norm` by CUDA's own functions: fewer kernels, and gradients in the layout of ``x``."""
+    """:class:`_Norm` with CUDA's own functions: fewer kernels, and gradients in the layout of ``x``."""
 
     @staticmethod
     def forward(

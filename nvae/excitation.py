@@ -15,8 +15,8 @@ from nvae.precision import without_autocast
 class _AddGated(torch.autograd.Function):
     """``skip + scale * x * gate`` with ``gate = sigmoid(W2 relu(W1 mean(x) + b1) + b2)``, [B, C].
 
-    The gate is computed in the precision of its weights, so that none of them is cast; written out, both passes take
-    half of the operations that autograd would.
+    The gate is computed in the precision of its weights, so that none of them is cast. The hand-written passes take
+    half as many operations as those of autograd.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class _AddGated(torch.autograd.Function):
         grad_gate = (grad * x).sum((2, 3), dtype=w1.dtype).mul_(ctx.scale)
         after_w2 = torch.ops.aten.sigmoid_backward(grad_gate, gate)
         after_w1 = torch.ops.aten.threshold_backward(after_w2 @ w2, hidden, 0)
-        spread = torch.addmm(average, after_w1, w1, beta=0, alpha=1.0 / num_pixels)  # of the average over its pixels
+        spread = torch.addmm(average, after_w1, w1, beta=0, alpha=1.0 / num_pixels)  # gradient through the average
         grad_x = torch.addcmul(spread.to(grad.dtype)[:, :, None, None], grad, gate[:, :, None, None], value=ctx.scale)
         grads_1 = after_w1.t() @ average, after_w1.sum(0)
         return grad, grad_x, *grads_1, after_w2.t() @ hidden, after_w2.sum(0), None
@@ -60,7 +60,7 @@ class SqueezeExcite(nn.Module):
 
     def add_gated(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
         """``skip + scale * forward(x)``."""
-        if torch.compiler.is_compiling():  # which fuses by itself
+        if torch.compiler.is_compiling():  # the compiler fuses these operations
             return torch.add(skip, self(x), alpha=scale)
         with without_autocast(x.device):
             output: Tensor = _AddGated.apply(

@@ -116,7 +116,7 @@ class NVAEObjective(Objective):
         config: weights and schedules.
         model: the bare model, not wrapped in DistributedDataParallel; its weights are penalised.
         total_steps: optimiser steps of the whole run.
-        seed: of the power iteration's starting vectors.
+        seed: seed of the power iteration's starting vectors.
     """
 
     alpha: Tensor
@@ -131,7 +131,7 @@ class NVAEObjective(Objective):
         self.spectral = SpectralRegulariser(model, config.num_power_iterations, seed)
         device = model.output_conv.weight.device
         self.register_buffer("alpha", kl_balance_alpha(model.config.groups).to(device), persistent=False)
-        for name in ("coefficient", "penalty_weight"):  # of float64, which a tensor without dimensions forces on none
+        for name in ("coefficient", "penalty_weight"):  # float64 without dimensions does not promote other tensors
             self.register_buffer(name, torch.zeros((), dtype=torch.float64, device=device), persistent=False)
         self._sets_weights_itself = any(isinstance(module, DataInitConv2d) for module in model.modules())
         self._model = (model,)  # in a tuple, so that its weights are not registered here
@@ -157,10 +157,10 @@ class NVAEObjective(Objective):
 
     @contextmanager
     def one_step(self, num_batches: int) -> Iterator[None]:
-        """Around the losses and backward passes of the ``num_batches`` batches of one optimiser step.
+        """Context for the losses and backward passes of the ``num_batches`` batches of one optimiser step.
 
-        Within it weights are normalised once and the power iteration advances once. Each batch's loss has the
-        penalties; their gradient comes with the first one's, times ``num_batches``, as the losses are to be averaged.
+        Within it, weights are normalised once and the power iteration advances once. Every batch's loss contains the
+        penalties. Only the first one carries their gradient, times ``num_batches`` because the losses are averaged.
         """
         self._step = step = _Step(num_batches)
         try:
@@ -177,7 +177,7 @@ class NVAEObjective(Objective):
     def _stacks(self) -> Stacks | None:
         """The weights for the model's convolutions, or None if every layer computes its own.
 
-        A model does that which sets its weights from the first batch, and so do compiled cells, which fuse that work.
+        Layers compute their own weights if they are initialised from data, and in compiled cells, which fuse that work.
         """
         if self._sets_weights_itself or self._model[0].is_compiled:
             return None
@@ -205,7 +205,7 @@ class NVAEObjective(Objective):
     def forward(self, model: nn.Module, x: Tensor, step: int, noise: Sequence[Tensor] | None = None) -> Loss:
         """Loss of images ``[B, C, H, W]`` at an optimiser step.
 
-        ``model`` is the model to call, perhaps wrapped in DDP. In training mode the KL is balanced while its
+        ``model`` is the model to call, which DDP may wrap. In training mode the KL is balanced while its
         coefficient is below 1 and the penalties are added; in evaluation mode they are left out.
         """
         self.prepare(step)

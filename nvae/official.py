@@ -89,7 +89,7 @@ class PublishedImages:
 
 
 def image_spec(args: Mapping[str, Any]) -> PublishedImages:
-    """Image spec that belongs to the arguments ``dataset`` and ``num_x_bits``; MNIST and OMNIGLOT are 28x28."""
+    """Image spec described by the arguments ``dataset`` and ``num_x_bits``; MNIST and OMNIGLOT are 28x28."""
     name = str(args["dataset"])
     if name in _BINARY_DATASETS:
         return PublishedImages(1, 28, 28, 1)
@@ -97,7 +97,7 @@ def image_spec(args: Mapping[str, Any]) -> PublishedImages:
     side = int(suffix[1]) if suffix else _COLOUR_SIDES.get(name)
     if side is None:
         raise ValueError(
-            f"dataset {name!r} is none that the published code trains on; "
+            f"dataset {name!r} is not one that the published code trains on; "
             "choose mnist, omniglot, cifar10, ffhq, celeba_<side>, imagenet_<side> or lsun_<class>_<side>"
         )
     return PublishedImages(3, side, side, int(args.get("num_x_bits", 8)))
@@ -120,9 +120,7 @@ def model_config(args: Mapping[str, Any], *, legacy: bool = True) -> NVAEConfig:
     if missing:
         raise ValueError(f"the arguments lack {', '.join(missing)}; give all arguments that the model was trained with")
     if args["arch_instance"] not in CELL_OPS:
-        raise ValueError(
-            f"arch_instance {args['arch_instance']!r} names no cells that can be built; choose {', '.join(CELL_OPS)}"
-        )
+        raise ValueError(f"arch_instance {args['arch_instance']!r} is unknown; choose {', '.join(CELL_OPS)}")
     binary, given = args["dataset"] in _BINARY_DATASETS, {**_ABSENT, **args}
     config = NVAEConfig(
         **{ours: given[theirs] for theirs, ours in _CONFIG_FIELDS.items()},
@@ -157,13 +155,13 @@ def load(state_dict: Mapping[str, Tensor], args: Mapping[str, Any], *, legacy: b
     """Our model with published weights, in evaluation mode.
 
     Args:
-        state_dict: tensors by their published names, which a wrapper may have prefixed. Further tensors are logged.
+        state_dict: tensors by their published names, perhaps with a wrapper's prefix. Unknown tensors are logged.
         args: the published command-line arguments, as a plain mapping. Unknown names are logged.
         legacy: keep the published likelihood, to reproduce published figures. Images are unpadded in either case.
 
     Raises:
-        ValueError: missing arguments; a data set or cell type that is unknown; weights that do not fit the arguments,
-            with the keys named.
+        ValueError: arguments are missing, the data set or cell type is unknown, or weights do not fit the arguments
+            (the message names their keys).
     """
     if unknown := unknown_arguments(args):
         logger.warning("unknown arguments of the published model, ignored: %s", ", ".join(unknown))
@@ -212,7 +210,7 @@ def _check_fit(given: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> Non
     ]
     if unexpected and not missing and not misshapen:
         logger.warning(
-            "%d tensors that the model has no place for, ignored: %s%s",
+            "ignored %d tensors that the model does not have: %s%s",
             len(unexpected),
             ", ".join(map(repr, unexpected[:5])),
             ", ..." if len(unexpected) > 5 else "",

@@ -33,7 +33,7 @@ _PARTS = (
     (r"\.depthwise\.", ".conv.convz.2."),
     (r"\.conv_out\.", ".mu.conv_0."),
 )
-_INVERTED = {  # our part of an inverted residual -> (index where nothing comes first, rest of the published name)
+_INVERTED = {  # our part of an inverted residual -> (index without upsampling, rest of the published name)
     "norm_in": (0, ".bn"),
     "expand": (1, ".conv.0"),
     "norm_expand": (1, ".conv.1"),
@@ -72,7 +72,7 @@ def _published_name(key: str, model: NVAE) -> str:
 def _op_part(op: nn.Module, part: str) -> str:
     if isinstance(op, InvertedResidualOp):
         index, rest = _INVERTED[part]
-        return f"conv.{index + op.upsample}{rest}"  # an upsampling that comes first shifts the rest by one
+        return f"conv.{index + op.upsample}{rest}"  # upsampling comes first and shifts the others by one
     assert isinstance(op, ResidualOp)
     if part == "conv":
         return "conv_0"

@@ -13,7 +13,7 @@ from nvae.config import NVAEConfig
 
 @dataclass(frozen=True)
 class Padding:
-    """Black rows and columns around an image, as many on both sides; an odd one goes to the bottom or the right."""
+    """Black border around an image, equal on opposite sides; an odd row or column goes to the bottom or the right."""
 
     image_height: int
     image_width: int

@@ -23,7 +23,7 @@ def normal_from_raw(mean: Tensor, log_std: Tensor) -> Normal:
 
 
 def _belief(raw: Tensor) -> Normal:
-    """The same from ``[B, 2 C, H, W]`` (means, then log-stds): both are clamped at once."""
+    """Gaussian from raw parameters ``[B, 2 C, H, W]`` (means, then log-stds), clamped in one operation."""
     mean, log_std = soft_clamp(at_least_float32(raw)).chunk(2, dim=1)
     return Normal(mean, torch.exp(log_std) + MIN_STD)
 

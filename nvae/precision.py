@@ -8,7 +8,7 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the tensors' own precision; PyTorch's meta device, on which sizes are counted, has no autocast."""
+    """Context that disables autocast; does nothing on devices without autocast, such as PyTorch's meta device."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

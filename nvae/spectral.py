@@ -27,7 +27,7 @@ class SpectralRegulariser(nn.Module):
     Args:
         model: model with the convolutions; they are referenced, not owned.
         num_iterations: power iterations per call; the first call makes ten times as many.
-        seed: of the starting vectors; the same on all ranks.
+        seed: seed of the starting vectors; the same on all ranks.
     """
 
     started: Tensor

@@ -93,7 +93,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         norms, scales, normalised, *raws = ctx.saved_tensors
-        inner = torch.zeros_like(norms)  # of each row's gradient with the raw weight
+        inner = torch.zeros_like(norms)  # inner product of each row's gradient with its raw weight
         for group, raw, grad in zip(ctx.groups, raws, grads, strict=True):
             if group.has_normalised:
                 torch.sum(grad * raw, dim=2, keepdim=True, out=group.of_rows(inner))
@@ -131,7 +131,7 @@ class Stacks:
         )
 
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All tensors in one list."""
         return [*self.matrices, *self.scales, self.biases]
 
 

@@ -32,9 +32,8 @@ class DecoderCombiner(nn.Module):
 
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
         """``[B, C, H, W]``, ``[B, Z, H, W]`` -> ``[B, C, H, W]``."""
-        z = z.to(
-            dtype=state.dtype, memory_format=torch.channels_last
-        )  # otherwise the result would have the layout of neither
+        # otherwise the concatenation would have the layout of neither
+        z = z.to(dtype=state.dtype, memory_format=torch.channels_last)
         output: Tensor = self.conv(torch.cat([state, z], dim=1))
         return output
 

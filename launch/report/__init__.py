@@ -1,1 +1,1 @@
-"""The report that compares runs: data, statistics, tables, figures, words, and the page that holds them."""
+"""The report that compares runs: data, statistics, tables, figures, sentences, and the HTML page."""

@@ -67,11 +67,11 @@ def training_table(compared: Comparable) -> Table:
         "parameters",
         "steps",
         "images seen",
-        "passes over the data",
+        "epochs",
         "minutes",
         "images/s",
     ]
-    caption = "Training (mean ± standard deviation over seeds; dashes where a run did not reach its end)"
+    caption = "Training (mean ± standard deviation over seeds; a dash if no run was completed)"
     return Table(head, rows, caption)
 
 
@@ -80,11 +80,11 @@ def likelihood_table(compared: Comparable) -> Table:
     is_density = compared.terms["likelihood"] == "normal"
     names = {"rate": 2, "distortion": 2, "elbo": 2, "bits_per_dim": 4, "psnr": 2, "active_units": 1}
     head = ["configuration", "rate", "distortion", "ELBO", "bits/dim", "reconstruction, dB", "active units"]
-    caption = "Held out, in nats per image, one posterior draw; higher ELBO is better"
+    caption = "Held-out images, in nats per image from one posterior sample; a higher ELBO is better"
     if is_density:
         del names["bits_per_dim"]
         head.remove("bits/dim")
-        caption += ". A normal likelihood is a density: its ELBO may have any sign, and has no bits/dim that compare"
+        caption += ". A normal likelihood is a density: its ELBO may have either sign and gives no comparable bits/dim"
     rows = [
         [c.label, *(spread(c.held_out(name), digits) for name, digits in names.items())]
         for c in compared.configurations
@@ -93,7 +93,7 @@ def likelihood_table(compared: Comparable) -> Table:
 
 
 def score_table(compared: Comparable) -> Table:
-    """List MIG at equal dimension by the same reductions, beside that of untrained weights."""
+    """List MIG at equal dimension by the same reductions, and that of untrained weights."""
     dim = compared.headline_dim
     columns = [(f"{HEADLINE_KIND} d={d}", HEADLINE_KIND, d, False) for d in compared.dims]
     columns += [(f"{kind} d={dim}", kind, dim, False) for kind in ("pool", "pca")]
@@ -102,9 +102,7 @@ def score_table(compared: Comparable) -> Table:
         [c.label, *(spread(c.reduced(kind, d, untrained=untrained)) for _, kind, d, untrained in columns)]
         for c in compared.configurations
     ]
-    caption = (
-        "MIG at equal dimension: the same label-free reductions for every model; a dash if a model has fewer numbers"
-    )
+    caption = "MIG at equal dimension, after the same label-free reduction for every model; a dash if a code is smaller"
     return Table(["configuration", *(name for name, *_ in columns)], rows, caption)
 
 
@@ -114,7 +112,7 @@ def other_scores_table(compared: Comparable) -> Table:
     rows = [
         [c.label, clean(c.first.record["code"]), *(spread(c.score(n)) for n in names)] for c in compared.configurations
     ]
-    caption = "Other scores, each on the model's own code: only group-MIG (groups) is meant for comparing families"
+    caption = "Other scores, each on the model's own code; only group-MIG (groups) is meant for comparing families"
     return Table(["configuration", "code", *names], rows, caption, wordy=frozenset({1}))
 
 
@@ -126,26 +124,24 @@ def uncertainty_table(compared: Comparable) -> Table:
         for name in c.first.with_intervals
         if (value := c.first.score(name)) is not None and (found := c.first.uncertainty(name)) is not None
     ]
-    caption = (
-        "Scores with their uncertainty over images: score [95 % interval], chance level; one run of each configuration"
-    )
+    caption = "Scores of one run of each configuration: score [95 % interval over images], chance level"
     return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 
 def _of_samples(run: ScoredRun, name: str, images: str = "samples") -> float | None:
-    """Return one of the numbers of samples or reconstructions."""
+    """Return a measurement of samples or reconstructions."""
     scores = run.record.get("samples")
     return float(scores[images][name]) if scores else None
 
 
 def _coverage(run: ScoredRun, factor: int) -> float | None:
-    """Return the share of a factor's values that samples cover."""
+    """Return the fraction of a factor's values that samples cover."""
     scores = run.record.get("samples")
     return float(scores["samples"]["coverage"][factor]) if scores else None
 
 
 def samples_table(compared: Comparable) -> Table:
-    """List precision and coverage of samples against all images that exist."""
+    """List precision and coverage of samples, measured against every image of the data set."""
     first = next(run for run in compared.runs if run.record.get("samples"))
     within, covered = first.record["samples"]["samples"]["within"], range(len(first.record["factor_names"]))
     rows = [
@@ -158,11 +154,9 @@ def samples_table(compared: Comparable) -> Table:
         ]
         for c in compared.configurations
     ]
-    head = ["configuration", f"precision at {within} px", "median distance, px", "reconstructions within"]
+    head = ["configuration", f"precision at {within} px", "median distance, px", "precision of reconstructions"]
     head += [f"{clean(name)} covered" for name in first.record["factor_names"]]
-    caption = (
-        "Samples at temperature 1 against all images that exist: share near one of them, and factor values covered"
-    )
+    caption = "Samples at temperature 1 against every image of the data set: fraction near one, fractions of factor values covered"
     return Table(head, rows, caption)
 
 
@@ -180,7 +174,7 @@ def difference_table(compared: Comparable) -> Table:
     return Table(
         ["configuration", "quantity", "difference ± 95 %", "interval over", "verdict"],
         rows,
-        f"Minus {reference.label}: Welch's interval over seeds, or paired over images where a configuration has one run",
+        f"Differences from {reference.label}: Welch's interval over seeds, or paired over images if one side has a single run",
         wordy=frozenset({4}),
     )
 
@@ -215,13 +209,13 @@ def _figures(compared: Comparable, prefix: str) -> Iterator[Block]:
     with_groups = have_groups[:MOST_HEAT_MAPS]
     if len(have_groups) > MOST_HEAT_MAPS:
         yield Text(
-            f"Groups of the first {MOST_HEAT_MAPS} of {len(have_groups)} configurations; to see others, name their runs first."
+            f"Groups are shown for the first {MOST_HEAT_MAPS} of {len(have_groups)} configurations; to see others, list them first."
         )
     for i, c in enumerate(with_groups):
-        title = f"Where the factors are: {c.label}"
+        title = f"Where the factors are encoded: {c.label}"
         yield Figure(f"{prefix}groups-{i}", title, figures.heat_map(c), words.heat_map(c))
     for i, c in enumerate(with_groups):
-        yield Figure(f"{prefix}gain-{i}", f"What each level adds: {c.label}", figures.gains(c), words.gains(c))
+        yield Figure(f"{prefix}gain-{i}", f"What each group adds: {c.label}", figures.gains(c), words.gains(c))
     if compared.dims:
         drawing = figures.mig_against_dimension(compared)
         yield Figure(f"{prefix}mig", "MIG against dimension", drawing, words.dimension(compared))
@@ -241,7 +235,7 @@ def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, d
         except (ValueError, OSError) as error:
             yield Text(f"No pictures of {c.label}: {clean(str(error).partition('; ')[0], LONGEST_REASON)}.")
     if len(configurations) > most > 0:
-        yield Text(f"Pictures of the first {most} configurations; more with --pictures.")
+        yield Text(f"Pictures are shown for the first {most} configurations; --pictures shows more.")
     for kind, said in words.PICTURES.items():
         for index, (label, of_run) in enumerate(drawn):
             name = f"{prefix}{kind.replace(' ', '-')}-{index}"
@@ -267,7 +261,7 @@ def _score_tables(compared: Comparable) -> Iterator[Block]:
 
 
 def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
-    """Yield the sections of a set: what was found, pictures, then the numbers; a section without content is left out."""
+    """Yield the sections of a set: findings, pictures, numbers; a section without content is left out."""
     differences = [difference_table(compared)] if len(compared.configurations) > 1 else []
     sections: tuple[tuple[str, Iterable[Block]], ...] = (
         ("In short", [Bullets(words.summary(compared))]),
@@ -299,28 +293,29 @@ def build(
         skipped: for each run that was left out, the reason.
         most_pictures: number of configurations of each set whose pictures are shown.
         draw: function that draws the pictures of a run by name, or raises ValueError.
-        made: when, from which commit and by which command the report was made; empty for one whose bytes must not depend on
-            that.
+        made: date, commit and command of the report; empty for a report whose bytes must be reproducible.
     """
     count = sum(len(compared.runs) for compared in sets)
     configurations = sum(len(s.configurations) for s in sets)
     shown = f"{_counted(count, 'run')} of {_counted(configurations, 'configuration')}"
     blocks: list[Block] = [
         Heading(TITLE, 1),
-        Text(f"{shown}, made by launch/compare.py. Nats per image unless a name says bits/dim. ± is over seeds."),
+        Text(f"{shown}, compared by launch/compare.py. Units are nats per image unless a name says bits/dim."),
     ]
     if made:
         blocks.append(Text(made))
     if skipped:
         blocks += [Text("Left out:"), Bullets(skipped)]
     if len(sets) > 1:
-        apart = [f"Set {i + 1} against set 1: {why_apart(sets[0].terms, s.terms)}." for i, s in enumerate(sets) if i]
+        apart = [
+            f"Set {i + 1} differs from set 1: {why_apart(sets[0].terms, s.terms)}." for i, s in enumerate(sets) if i
+        ]
         blocks += [Text("Not all runs are comparable. Do not compare numbers across these sets:"), Bullets(apart)]
     for index, compared in enumerate(sets):
         name = f"Set {index + 1}: " if len(sets) > 1 else ""
         blocks.append(Heading(name + describe_terms(compared.terms)))
         blocks += _set_blocks(compared, f"{index + 1}-" if len(sets) > 1 else "", most_pictures, draw)
-    return [*blocks, Heading("Words"), Bullets(words.GLOSSARY)]
+    return [*blocks, Heading("Glossary"), Bullets(words.GLOSSARY)]
 
 
 def _means(sets: Sequence[Comparable]) -> Iterator[tuple[str, float]]:
@@ -390,7 +385,7 @@ def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable
 def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
     """Write the report as report.html, report.md and comparison.json, and its pictures and text as TensorBoard events.
 
-    TensorBoard gets no numbers: each would be a card of one point, and they would stand before the curves of the runs.
+    TensorBoard gets no numbers: each would be a chart with one point, shown before the curves of the runs.
     """
     write_markdown(out, blocks, sets, skipped)
     files.write_text(out / "report.html", to_html(TITLE, blocks))

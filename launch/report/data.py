@@ -1,4 +1,4 @@
-"""The runs of a comparison: read and checked, named by their differences, and sorted into comparable sets."""
+"""Runs of a comparison: reading and checking, labels, and grouping into comparable sets."""
 
 from __future__ import annotations
 
@@ -156,18 +156,18 @@ def _per_image(path: Path) -> dict[int, float]:
 
 
 def is_current(saved: SavedRun, record: dict[str, Any]) -> bool:
-    """True if scores belong to the newest checkpoint with a checksum, or if only the scores were kept."""
+    """True if scores belong to the newest checkpoint with a checksum, or if the run has no checkpoint."""
     for path in checkpoint.find(saved.files.checkpoints):
-        with contextlib.suppress(ValueError):  # none is there, so that no script reads this checkpoint
+        with contextlib.suppress(ValueError):  # no checksum, so no script reads this checkpoint
             return checkpoint.recorded_sha256(path) == record.get("checkpoint_sha256")
     return True
 
 
 def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
-    """Read a run and its scores; call ``score`` if they are missing or of an older checkpoint.
+    """Read a run and its scores; call ``score`` if they are missing or belong to an older checkpoint.
 
     Raises:
-        ValueError: the run must be left out; the message is the reason in one line.
+        ValueError: the run must be left out; the message gives the reason in one line.
     """
     saved, scores = open_run(path), path / "scores.json"
     if score is not None and not (scores.is_file() and is_current(saved, files.read_json(scores))):
@@ -182,10 +182,7 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
-    """Read the runs; return those that can be read, and the reason for each of the others.
-
-    A broken run does not stop the others.
-    """
+    """Read the runs; return those that can be read, and for each of the others the reason why not."""
     runs, skipped = [], []
     for path in dict.fromkeys(paths):
         try:
@@ -197,7 +194,7 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
 
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Name each configuration: family, preset, objective, and the settings in which it differs from its namesakes."""
+    """Label each run by family, preset, objective, and the settings that distinguish runs with the same of these."""
     bases = {id(run): clean(run.saved.family.label(run.saved.config)) for run in runs}
     telling = {base: _telling([run for run in runs if bases[id(run)] == base]) for base in bases.values()}
     named = []
@@ -209,7 +206,7 @@ def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
 
 
 def _telling(alike: Sequence[ScoredRun]) -> list[str]:
-    """Choose a few settings that tell all configurations apart: greedily, the one that separates most."""
+    """Choose a few settings that distinguish all configurations, greedily by the number that a setting separates."""
 
     def parts(keys: Sequence[str]) -> int:
         return len({json.dumps([run.config.get(key) for key in keys]) for run in alike})
@@ -234,7 +231,7 @@ def likelihood_of(run: ScoredRun) -> str:
 
 
 def terms_of(run: ScoredRun) -> dict[str, str]:
-    """List everything that two runs must share for their numbers to be comparable."""
+    """List everything in which two runs must agree for their numbers to be comparable."""
     recipe = {k: v for k, v in (run.saved.record["data"].get("recipe") or {}).items() if k not in OF_THE_SPLIT}
     protocol = run.record["protocol"]
     spec = run.saved.spec
@@ -282,14 +279,14 @@ class Configuration:
         return self.values(lambda run: run.reduced(kind, dim, untrained=untrained))
 
     def shares(self, key: str) -> Float64:
-        """Return the group table in shares of each factor's entropy, [L, K], averaged over runs with the same table."""
+        """Return the group table in shares of each factor's entropy, [L, K], averaged over runs with tables of one shape."""
         found = [run.record["scores"]["groups"] for run in self.runs if run.has_groups]
         tables = [np.array(groups[key]) / np.maximum(np.array(groups["entropy"]), 1e-9) for groups in found]
         alike = [table for table in tables if table.shape == tables[0].shape]
         return np.asarray(np.mean(alike, axis=0), dtype=np.float64)
 
     def kl_of_units(self) -> Float64:
-        """Return the KL in nats of each row of the group table given the means above, [L]: the mean over runs."""
+        """Return the KL in nats of each row of the group table, [L], with the groups above at their means; averaged over runs."""
         rows = [run.record["kl_of_units"] for run in self.runs if run.has_groups]
         return np.asarray(np.mean([row for row in rows if len(row) == len(rows[0])], axis=0), dtype=np.float64)
 
@@ -319,7 +316,7 @@ class Comparable:
 
     @property
     def headline_dim(self) -> int:
-        """Dimension of the headline score: 10, or the first that there is."""
+        """Dimension of the headline score: 10 if it was scored, else the smallest."""
         return 10 if 10 in self.dims or not self.dims else self.dims[0]
 
 

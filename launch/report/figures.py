@@ -1,4 +1,4 @@
-"""Figures of a comparison: each drawn once, as SVG for the page and as PNG for files and TensorBoard."""
+"""Figures of a comparison: each is drawn once, as SVG for the page and as PNG for files and TensorBoard."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def heat_map(configuration: Configuration) -> Drawing:
         _name_columns(left, [i + 0.5 for i in range(share.shape[1])], run.factor_names)
         left.invert_yaxis()
         left.set_ylabel("group, top first" if run.unit == "group" else "latent")
-        left.set_title("share of H(factor) known", fontsize=11)
+        left.set_title("share of H(factor)", fontsize=11)
         right.barh([i + 0.5 for i in range(len(kl))], kl, color=COLOURS[0])
         right.set_title("KL, nats", fontsize=11)
         right.spines[["top", "right"]].set_visible(False)
         return figure
 
     return draw(
-        build, f"heat{configuration.label}", f"{_whose(configuration)}: share of each factor that a {run.unit} knows"
+        build, f"heat{configuration.label}", f"{_whose(configuration)}: what each {run.unit} encodes about the factors"
     )
 
 
@@ -200,7 +200,7 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "dimension", f"MIG of codes of equal size on {_data(compared)} (dotted: untrained weights)")
+    return draw(build, "dimension", f"MIG at equal code size on {_data(compared)} (dotted: untrained weights)")
 
 
 def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:

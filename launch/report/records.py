@@ -1,4 +1,4 @@
-"""The records that a comparison reads, with their types checked, because they may come from other programs."""
+"""The records that a comparison reads; their types are checked, because they may come from other programs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _uncertainty(found: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _bias(found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Say how biased a score is, where its bias is larger than its standard error."""
+    """Return the note on a score's bias if the bias exceeds the standard error."""
     return (found["bias_note"],) if found and abs(found["bias"]) > found["standard_error"] else ()
 
 
@@ -50,14 +50,14 @@ def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Seque
         ]
         for label, alone, gain in zip(labels, result["matrix"], result["conditional_gain"], strict=True)
     ]
-    caption = "Share of each factor's entropy that a group knows (and adds to the groups above)"
+    caption = "Share of each factor's entropy that a group encodes (in brackets: what it adds to the groups above)"
     if result["threshold"] is not None:
         caption += f"; by chance a gain reaches {result['threshold']:.4f} nats ({result['num_shuffles']} shuffles)"
     return Table(["", *names], rows, caption)
 
 
 def reduced(result: Mapping[str, Any]) -> Table:
-    """List the MIG of each reduction at each dimension; a star marks codes with fewer numbers than requested."""
+    """List the MIG of each reduction at each dimension; a star marks codes with fewer dimensions than requested."""
     found = result["rows"]
     every = sorted({row["dim"] for row in found})
     dims = [d for d in every if any(row["num_latents"] >= d == row["dim"] for row in found)] or every[:1]
@@ -66,19 +66,19 @@ def reduced(result: Mapping[str, Any]) -> Table:
         of_kind = {row["dim"]: row for row in found if row["kind"] == kind}
         cells = [f"{of_kind[d]['mig']:.4f}{'*' if of_kind[d]['num_latents'] < d else ' '}" for d in dims]
         rows.append([kind, *cells])
-    caption = "MIG at equal dimension (* there are fewer numbers than that: compare rows that reach the dimension)"
+    caption = "MIG at equal dimension (* the code is smaller: compare only values without a star)"
     return Table(["reduction", *(f"d = {d}" for d in dims)], rows, caption)
 
 
 def precision(results: Mapping[str, Any]) -> Table:
-    """List the share of images within given distances in pixels of a real one, for samples and for their baselines."""
+    """List the share of images within given distances in pixels of a real image, for samples and for baselines."""
     first = next(iter(results.values()))
     rows = [
         [name, *(f"{share:.3f}" for share in result["precision"]), f"{result['num_samples']:,}"]
         for name, result in results.items()
     ]
     head = ["images", *(f"{distance} px" for distance in first["distances"]), "number"]
-    return Table(head, rows, "Share of images within the given number of pixels of a real one")
+    return Table(head, rows, "Share of images that differ from a real image in at most so many pixels")
 
 
 def coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:
@@ -86,7 +86,7 @@ def coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:
     within = next(iter(results.values()))["within"]
     rows = [[name, *(f"{share:.3f}" for share in result["coverage"])] for name, result in results.items()]
     head = ["images", *(name[:14] for name in factor_names)]
-    return Table(head, rows, f"Share of each factor's values that images within {within} px cover")
+    return Table(head, rows, f"Share of each factor's values covered by images within {within} px of a real image")
 
 
 def _unit_labels(record: dict[str, Any]) -> list[str]:
@@ -102,7 +102,7 @@ def _parts(record: dict[str, Any]) -> Iterator[str]:
     yield f"code: {one_line(record['code'])}; {record['num_images']:,} images"
     if record.get("ignored_columns"):
         names = ", ".join(one_line(name) or "(no name)" for name in record["ignored_columns"])
-        yield f"columns left out, because they number or name the rows: {names}"
+        yield f"columns left out because they only number or name the rows: {names}"
     yield scores(found, record["skipped"]).text()
     if record["untrained"]:
         fresh = {name: headline(result) for name, result in record["untrained"].items()}
@@ -131,12 +131,12 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def _other_edges(result: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield rows for the edge rule that a discretised mixture was not built with."""
+    """Yield the results under the other treatment of edge bins of a discretised mixture."""
     draws = result.get("importance_draws")
     for edges in ("exact", "legacy"):
         for name, elbo, bits in (
             ("negative ELBO", "elbo", ""),
-            (f"bound, {draws} draws", "importance_bound", "importance_"),
+            (f"importance bound, {draws} samples", "importance_bound", "importance_"),
         ):
             if f"{edges}_{elbo}" in result:
                 nats, per_dim = -result[f"{edges}_{elbo}"], result[f"{edges}_{bits}bits_per_dim"]
@@ -144,7 +144,7 @@ def _other_edges(result: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> str:
-    """Format an evaluation, with the numbers of the no-latents baseline ``reference``, as a table and three lines."""
+    """Format an evaluation, and the no-latents baseline ``reference``, as a table and three lines."""
     rows = [
         [
             "negative ELBO",
@@ -156,7 +156,7 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> st
     ]
     if draws := result.get("importance_draws"):
         nats, bits = -result["importance_bound"], result["importance_bits_per_dim"]
-        rows.append([f"bound, {draws} draws", f"{nats:.2f}", f"{bits:.4f}"])
+        rows.append([f"importance bound, {draws} samples", f"{nats:.2f}", f"{bits:.4f}"])
     rows += _other_edges(result)
     if reference is not None:
         nats, bits = reference["negative_log_likelihood"], reference["bits_per_dim"]
@@ -166,7 +166,7 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> st
             Table(["", "nats per image", "bits/dim"], rows).text(),
             f"reconstruction: {result['psnr']:.2f} dB",
             f"active units: {result['active_units']} of {result['num_units']}",
-            "KL per group with one posterior draw, in nats, top first: "
+            "KL per group from one posterior sample, in nats, top first: "
             + " ".join(f"{v:.1f}" for v in result["kl_group"]),
         ]
     )

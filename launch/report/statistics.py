@@ -150,7 +150,7 @@ def over_images(values: Mapping[int, float], reference: Mapping[int, float]) -> 
 
 
 def sign_flip_test(differences: Numbers) -> float:
-    """Test whether paired differences are 0 on average: the exact two-sided p-value over all flips of their signs."""
+    """Exact two-sided p-value of the hypothesis that paired differences are 0 on average, over all flips of their signs."""
     result = stats.permutation_test(
         (np.asarray(differences, dtype=np.float64),),
         np.mean,
@@ -161,7 +161,7 @@ def sign_flip_test(differences: Numbers) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for having looked at all of them (Holm 1979)."""
+    """Adjust p-values for multiple testing (Holm 1979)."""
     order = np.argsort(p_values)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

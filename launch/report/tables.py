@@ -71,7 +71,7 @@ class Table:
     Args:
         head: names of the columns.
         rows: cells.
-        caption: what the table holds, above it.
+        caption: description above the table.
         folded: show only the caption on a page until a reader opens the table.
         wordy: columns after the first that hold words, aligned to the left.
     """
@@ -167,8 +167,8 @@ def _template() -> jinja2.Template:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Format a report as one self-contained HTML page: no script, no request; dark if the reader's system is.
+    """Format a report as one self-contained HTML page without scripts, dark if the reader's system is.
 
-    A list of its headings stands below the introduction.
+    The table of contents follows the introduction.
     """
     return _template().render(title=title, blocks=blocks, most_rows=MOST_ROWS)

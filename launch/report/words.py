@@ -1,4 +1,4 @@
-"""Sentences made from numbers: the verdict on a difference, and what each figure shows and does not show."""
+"""Sentences of a report: the verdict on a difference, and what each figure shows and does not show."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from launch.report.statistics import Estimate, Float64
 from launch.report.tables import number
 
 MOST_SENTENCES = 8
-MOST_FACTORS = 8  # most items that a paragraph names
-MIN_RUNS = 8  # fewest runs for a statement about a correlation
+MOST_FACTORS = 8  # factors that a paragraph names
+MIN_RUNS = 8  # runs needed for a statement about a correlation
 UNEQUAL = 1.1  # ratio of the longest to the shortest training from which a report warns
-CLEAR_SHARE = 0.05  # share of a factor's entropy from which a sentence names a group
+CLEAR_SHARE = 0.05  # smallest share of a factor's entropy for which a sentence names a group
 
 
 def sentence(text: str) -> str:
-    """Capitalise the first letter only: names inside keep theirs."""
+    """Capitalise the first letter and leave the others, unlike ``str.capitalize``."""
     return text[:1].upper() + text[1:]
 
 
@@ -33,9 +33,9 @@ def interval(difference: Estimate | None, digits: int = 3) -> str:
 def verdict(difference: Estimate | None) -> str:
     """State the conclusion that the interval of a difference supports."""
     if difference is None:
-        return "not measured for both"
+        return "not measured on both sides"
     if difference.half_width is None:
-        return "a configuration has a single run, so the difference cannot be told from the spread over seeds"
+        return "one side has a single run, so the difference cannot be separated from the variation over seeds"
     if not difference.excludes_zero:
         return f"within noise: the 95 % interval over {difference.over} contains 0{_how_to_settle(difference)}"
     if difference.over == "images":
@@ -73,21 +73,23 @@ def summary(compared: Comparable) -> list[str]:
         elbo, score = elbo_difference(other, reference), score_difference(other, reference, dim)
         items += [
             f"ELBO of {other.label} minus {reference.label}: {interval(elbo, 2)} nats. {sentence(verdict(elbo))}.",
-            f"MIG ({HEADLINE_KIND}, d = {dim}), the same pair: {interval(score)}. {sentence(verdict(score))}.",
+            f"MIG ({HEADLINE_KIND}, d = {dim}) of the same pair: {interval(score)}. {sentence(verdict(score))}.",
         ]
     if len(others) > MOST_SENTENCES:
         items.append(f"{len(others) - MOST_SENTENCES} more comparisons are in the table of differences.")
     if len(others) > 1:
-        items.append(f"{2 * len(others)} comparisons at 95 %: about one in twenty excludes 0 by chance alone.")
+        items.append(
+            f"These are {2 * len(others)} comparisons at 95 %: expect one in twenty to exclude 0 by chance alone."
+        )
     return [*unequal_training(compared), *items, _training_length(compared)]
 
 
 def unequal_training(compared: Comparable) -> list[str]:
     """Warn of configurations that were trained for different times or on different numbers of images."""
-    said = [_unequal(compared, "images_seen", "images", 1.0, 0), _unequal(compared, "seconds", "minutes", 60.0, 1)]
+    said = [_unequal(compared, "images_seen", "images seen", 1.0, 0), _unequal(compared, "seconds", "minutes", 60.0, 1)]
     if not any(said):
         return []
-    return [f"Warning: unequal training. {' '.join(filter(None, said))} Part of any difference may come from that."]
+    return [f"Warning: unequal training. {' '.join(filter(None, said))} Part of any difference may be due to this."]
 
 
 def _unequal(compared: Comparable, name: str, unit: str, scale: float, digits: int) -> str:
@@ -106,10 +108,10 @@ def _training_length(compared: Comparable) -> str:
         return "These runs do not record how long they were trained (no summary.json): read the scores with care."
     if max(passes) < 1.0:
         return (
-            f"Short training: at most {max(passes):.2g} passes over the training images. This checks that everything works; "
-            "it is not a result about architectures."
+            f"Short training: at most {max(passes):.2g} epochs. Such runs show that everything works; they say nothing about "
+            "architectures."
         )
-    return f"Training: {min(passes):.2g} to {max(passes):.2g} passes over the training images."
+    return f"Training: {min(passes):.2g} to {max(passes):.2g} epochs."
 
 
 # --- One paragraph for each figure ----------------------------------------------------------------------------------
@@ -121,25 +123,25 @@ def _seeds(configuration: Configuration) -> str:
 
 
 def _best(known: Float64) -> list[int]:
-    """Choose the factors to name: all, in the data's order, or those that are known best."""
+    """Choose the factors to name: all, in the data's order, or those with the largest shares."""
     if len(known) <= MOST_FACTORS:
         return list(range(len(known)))
     return [int(column) for column in np.argsort(-known, kind="stable")[:MOST_FACTORS]]
 
 
 def _who_knows(share: Float64, name: str, unit: str, unit_names: Sequence[str]) -> str:
-    """Say which groups know a factor, from the shares [L] of its entropy."""
+    """Say which groups encode a factor, from the shares [L] of its entropy."""
     best = int(share.argmax())
     known = int((share >= max(CLEAR_SHARE, 0.5 * share[best])).sum())
     if share[best] < CLEAR_SHARE:
-        return f"no single {unit} knows {100 * CLEAR_SHARE:.0f} % of {name}"
+        return f"no single {unit} encodes {CLEAR_SHARE:.0%} of {name}"
     if known == 1:
-        return f"{name} is best known to {unit} {unit_names[best]} ({share[best]:.0%})"
-    return f"{name} is known to {known} {unit}s, most to {unit_names[best]} ({share[best]:.0%})"
+        return f"{name} is encoded mainly in {unit} {unit_names[best]} ({share[best]:.0%})"
+    return f"{name} is spread over {known} {unit}s, most in {unit_names[best]} ({share[best]:.0%})"
 
 
 def heat_map(configuration: Configuration) -> str:
-    """Say which groups know which factor, and where most of the rate is."""
+    """Say which groups encode which factor, and which group has the largest KL."""
     share, kl, run = configuration.shares("matrix"), configuration.kl_of_units(), configuration.first
     names, units, unit = run.factor_names, run.unit_names, run.unit
     shown = _best(share.max(axis=0))
@@ -147,18 +149,18 @@ def heat_map(configuration: Configuration) -> str:
     if len(shown) < len(names):
         rest = float(np.delete(share, shown, axis=1).max())
         parts.append(
-            f"no single {unit} knows more than {rest:.0%} of any of the other {len(names) - len(shown)} factors"
+            f"no single {unit} encodes more than {rest:.0%} of any of the other {len(names) - len(shown)} factors"
         )
     most = int(kl.argmax())
     return (
-        f"{sentence('; '.join(parts))}. Most of the KL is in {unit} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
+        f"{sentence('; '.join(parts))}. The largest KL is that of {unit} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
         f"{_seeds(configuration)} Shares are lower bounds from linear probes on held-out images: a low share does not prove "
         "that the information is absent, and KL is not information about these factors."
     )
 
 
 def gains(configuration: Configuration) -> str:
-    """Say what all groups together know of each factor, and which group adds most."""
+    """Say what all groups together encode about each factor, and which group adds most."""
     gain, run = configuration.shares("conditional_gain"), configuration.first
     names, units = run.factor_names, run.unit_names
     total, first = gain.sum(axis=0), gain.argmax(axis=0)
@@ -174,11 +176,11 @@ def gains(configuration: Configuration) -> str:
     chance = (
         f"By chance a gain reaches {max(known):.3f} nats."
         if known
-        else "The level of chance was not computed (--group-shuffles)."
+        else "The chance level was not computed (--group-shuffles)."
     )
     return (
-        f"All groups together know: {shown}. {chance} {_seeds(configuration)} Gains are differences of two bounds, so they are "
-        "estimates, not bounds. Groups are taken from the top down, so shared information counts for the upper group."
+        f"All groups together encode: {shown}. {chance} {_seeds(configuration)} Gains are differences of two bounds, so they are "
+        "estimates, not bounds. Groups are added from the top down, so shared information counts towards the upper group."
     )
 
 
@@ -193,7 +195,7 @@ def dimension(compared: Comparable) -> str:
     return (
         f"{'; '.join(parts) or 'No configuration reaches these dimensions'}. {_control(compared)} "
         "MIG falls with redundancy: a low value says that the code is not aligned with the factors at that dimension, not that "
-        "the information is missing. A curve ends where its model has no more numbers."
+        "the information is missing. A curve ends at the size of its model's code."
     )
 
 
@@ -208,59 +210,59 @@ def _control(compared: Comparable) -> str:
                 if trained.mean() <= fresh.mean():
                     behind.append(f"{configuration.label} at d = {d}")
     if not known:
-        return "No untrained models were scored (--untrained), so part of any value may be due to the architecture."
+        return "No untrained models were scored (--untrained), so part of any score may be due to the architecture."
     if behind:
         more = f" and {len(behind) - MOST_SENTENCES} more" if len(behind) > MOST_SENTENCES else ""
-        return f"Dotted: untrained weights. These do not exceed them: {', '.join(behind[:MOST_SENTENCES])}{more}."
-    return "Dotted: untrained weights; on average every configuration lies above its own."
+        return f"Dotted: untrained weights, which score at least as high as {', '.join(behind[:MOST_SENTENCES])}{more}."
+    return "Dotted: untrained weights; on average, training raised the score of every configuration."
 
 
 def scatter(compared: Comparable) -> str:
     """Say what the plane of rate and distortion shows; a correlation only if there are enough runs."""
     runs = [(run, elbo) for run in compared.runs if (elbo := run.held_out("elbo")) is not None]
-    said = f"{len(runs)} runs; grey lines join equal ELBO, better towards the lower left."
+    said = f"{len(runs)} runs. Grey lines connect points of equal ELBO, which is higher towards the lower left."
     if runs:
         best, elbo = max(runs, key=lambda found: found[1])
-        said += f" The highest ELBO, {number(elbo, 1)} nats, is a run of {best.label}."
+        said += f" The highest ELBO, {number(elbo, 1)} nats, belongs to a run of {best.label}."
     dim = compared.headline_dim
     points = [(elbo, score) for run, elbo in runs if (score := run.reduced(HEADLINE_KIND, dim)) is not None]
     if len(points) < MIN_RUNS or min(map(np.ptp, zip(*points, strict=True))) == 0:
-        return f"{said} Too few runs for a statement on how likelihood and disentanglement are related."
+        return f"{said} There are too few runs to relate likelihood to disentanglement."
     r, low, high = statistics.correlation(*(list(values) for values in zip(*points, strict=True)))
-    weight = "an interval that contains 0: noise" if low <= 0 <= high else "over these runs; not a cause"
-    return f"{said} Correlation of ELBO and MIG {r:+.2f} ({low:+.2f} to {high:+.2f}), {weight}."
+    weight = "within noise" if low <= 0 <= high else "which does not show a cause"
+    return f"{said} Over these runs, the correlation of ELBO and MIG is {r:+.2f} ({low:+.2f} to {high:+.2f}), {weight}."
 
 
 GLOSSARY = (
-    "Rate: KL of the posteriors from the priors, what the latents say about an image. Distortion: -log p(x|z), what they leave "
-    "open. ELBO = -(rate + distortion), a lower bound of log p(x): higher is better.",
-    "Group: latents that are drawn together. A hierarchical VAE (NVAE) has many, the top one coarsest; a flat VAE has one.",
-    "Factor: what is known about how an image was made, such as position. MIG: for each factor, how much more the best latent "
-    "knows than the second best, as a share of the factor's entropy; 0 to 1, and 1 is out of reach with 20 bins.",
-    "Reductions make codes of equal size without looking at factors: pool is the mean of each channel, moments adds its centroid, "
-    "pca is linear. group-MIG compares whole groups (latents of a flat VAE) by held-out probes.",
-    "Each value with ± is a mean and standard deviation over seeds; an interval is at 95 %. Where an interval contains 0, or where "
-    "there is none, nothing is claimed.",
+    "Rate: KL of the posteriors from the priors, the information that the latents carry about an image. Distortion: -log p(x|z), "
+    "the information that they lack. ELBO = -(rate + distortion), a lower bound on log p(x): higher is better.",
+    "Group: latents that are sampled together. A hierarchical VAE (NVAE) has many, from coarse to fine; a flat VAE has one.",
+    "Factor: a known property of an image, such as position. MIG: the gap between the two latents that are most informative about "
+    "a factor, as a share of the factor's entropy, averaged over factors; between 0 and 1, and with 20 bins always below 1.",
+    "Reductions bring codes to equal size without using the factors: pool is the mean of each channel, moments adds its centroid, "
+    "pca projects linearly. group-MIG compares whole groups (latents of a flat VAE) by held-out probes.",
+    "A value with ± is a mean and standard deviation over seeds; a difference with ± has a 95 % interval. If an interval contains "
+    "0, or if there is none, the report claims no difference.",
 )
 
 INTERVALS = (
-    "One run of each configuration: its scores with 95 % intervals over images, corrected for the bias of few images, and as a "
-    "bar the level that shuffled factors reach. An interval says nothing about other seeds. A score within reach of its bar "
-    "has found nothing."
+    "Scores of one run of each configuration, with 95 % intervals over images, corrected for the bias of a small sample. Bars mark "
+    "the scores of shuffled factors: an interval that reaches its bar shows nothing beyond chance. An interval over images says "
+    "nothing about other seeds."
 )
 
 PICTURES = {
     "reconstructions": (
         "Originals above their reconstructions from posterior means. All models show the same images, chosen by position and "
-        "not by quality; distortion in the table is the measure."
+        "not by quality; the distortion in the table measures the quality."
     ),
-    "samples": "Draws from the prior at temperature 1, not selected. They show kinds of faults, not how frequent these are.",
+    "samples": "Samples from the prior at temperature 1, not selected. They show kinds of flaws, not how frequent these are.",
     "top groups": (
-        "First row: originals. Each further row keeps more groups (of a flat VAE: latents of the highest KL), starting with "
-        "the top, and sets the rest to the prior's mean. What appears in a row is what its groups hold for these images."
+        "First row: originals. Each further row keeps more groups from the top down (of a flat VAE: latents by KL, highest "
+        "first) and sets the others to the prior's mean. A row shows what its groups encode about these images."
     ),
     "traversals": (
         "One image; each row moves one axis by two standard deviations each way: principal axes of groups, top group first, "
-        "or the latents of highest KL. A row that changes one thing does not prove that other images behave alike."
+        "or the latents with the highest KL. If a row changes a single property, it need not do so in other images."
     ),
 }

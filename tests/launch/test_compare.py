@@ -111,7 +111,7 @@ def test_a_report_of_both_families(report: tuple[running.Result, Path], runs: di
         "group-MIG",
         "Traversals",
         "Top groups",
-        "Words",
+        "Glossary",
     ):
         assert word in page
         assert word in markdown
@@ -495,9 +495,9 @@ def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeyp
     monkeypatch.setattr(Configuration, "shares", lambda configuration, key: share)
     monkeypatch.setattr(ScoredRun, "factor_names", names)
     known, gained = words.heat_map(configuration), words.gains(configuration)
-    positions = [known.lower().index(f"factor{i} is best known") for i in range(30, 38)]
+    positions = [known.lower().index(f"factor{i} is encoded mainly") for i in range(30, 38)]
     assert positions == sorted(positions)
-    assert "knows more than 7% of any of the other 32 factors" in known
+    assert "encodes more than 7% of any of the other 32 factors" in known
     assert "factor30 90%" in gained
     assert "the other 32 factors at most 7%" in gained
     assert "factor5" not in known + gained

@@ -130,7 +130,7 @@ def test_evaluate_shows_and_records_both_edges(copied: Path) -> None:
     done = running.call("evaluate", "--run", copied, "--iw-samples", 2)
     assert done.code == 0, done.err
     assert "negative ELBO, legacy edges" in done.out
-    assert "bound, 2 draws, legacy edges" in done.out
+    assert "2 samples, legacy edges" in done.out
     record = json.loads((copied / "evaluation-test.json").read_text())
     assert record["legacy_bits_per_dim"] == pytest.approx(
         elbo.bits_per_dim(-record["legacy_elbo"], 3 * 12 * 16), rel=1e-9
