@@ -10,7 +10,7 @@ QUICKSTART := runs/quickstart
 .PHONY: help install quickstart test check docs soak gpu-check lock study scaling-study ablation-study frey-study grouped-study
 
 help:
-	@echo "make quickstart   train a tiny NVAE and a flat VAE on dSprites drawn by rule, compare them (about seven minutes on two cores)"
+	@echo "make quickstart   train a tiny NVAE and a flat VAE on rendered dSprites, compare them (about seven minutes on two cores)"
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
 	@echo "make docs         the documentation as a site in site/"

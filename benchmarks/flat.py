@@ -72,7 +72,7 @@ class Worker:
 
 
 def sprites(num: int) -> Tensor:
-    """Random dSprites drawn by rule, uint8 {0, 1} [N, 1, 64, 64]."""
+    """Random rendered dSprites, uint8 {0, 1} [N, 1, 64, 64]."""
     random = np.random.default_rng(0)
     classes = np.stack([random.integers(0, size, num) for size in FACTOR_SIZES], axis=1)
     return torch.from_numpy(render(classes)[:, None])

@@ -65,7 +65,7 @@ class Dataset(Protocol):
 
 
 class Storage(NamedTuple):
-    """Rows of an array of which each is an image."""
+    """Images as rows of an array."""
 
     array: UInt8  # [M, C, H, W], or [M, C * H * W / 8] bit-packed, most significant bit first
     rows: Int64  # [N] that are the split's images
@@ -143,7 +143,7 @@ def _mirrored(views: Views, draw: int, num_images: int) -> npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayDataset:
-    """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM), a split holds some of its rows."""
+    """Images in one uint8 array [M, C, H, W] at 8 bits (a memory map or in RAM); a split is a choice of rows."""
 
     name: str
     array: UInt8  # [M, C, H, W]
@@ -187,7 +187,7 @@ class ArrayDataset:
     def mirrored(self, indices: Indices, draw: int = 0) -> Tensor | None:
         """Mask of the images that the `draw`-th view mirrors, bool `[B]`; None if the data set never mirrors.
 
-        None, too, if pixels are drawn at random: drawing follows mirroring, so mirroring can't be left to the device.
+        Also None if pixels are drawn at random, because mirroring then comes first and cannot be left to the device.
         """
         flags = None if self.views.binarise else _mirrored(self.views, draw, len(self))
         return None if flags is None else torch.from_numpy(flags[as_indices(indices, len(self))])
@@ -195,7 +195,7 @@ class ArrayDataset:
     def images(self, indices: Indices, draw: int = 0, *, mirror: bool = True) -> Tensor:
         """Return the `draw`-th view of these images: uint8 `[B, C, H, W]` in 0..2^num_bits - 1.
 
-        `mirror` False leaves the mirroring to the caller: a device does it faster.
+        `mirror` False leaves the mirroring to the caller, because a GPU does it faster.
         """
         chosen = as_indices(indices, len(self))
         images: UInt8 = self.views.apply(self.array[self.rows[chosen]], chosen, draw, mirror=mirror)

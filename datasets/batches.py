@@ -12,7 +12,7 @@ _STREAM_ORDER = 3
 
 def _check_ranks(rank: int, world_size: int) -> None:
     if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of world size {world_size} makes no sense; give 0 <= rank < world_size")
+        raise ValueError(f"rank is {rank} and world_size {world_size}; give 0 <= rank < world_size")
 
 
 class Batches:
@@ -20,10 +20,11 @@ class Batches:
 
     Every epoch is a permutation of all images by (seed, epoch): the stable argsort of our own 64-bit hash of
     (seed, epoch, index), so it depends on no library's generator. An epoch is cut into global batches of
-    `batch_size`; images left over at its end wait for another epoch (no short batches). Rank r takes the r-th
+    `batch_size`; images left over at its end are skipped (no short batches). Rank r takes the r-th
     contiguous slice of each global batch. The step counter is the only state.
 
-    ValueError: a batch larger than the data, or one that the ranks do not divide.
+    Raises:
+        ValueError: the batch is larger than the data, or does not divide evenly among the ranks.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Batches:
     ) -> None:
         _check_ranks(rank, world_size)
         if batch_size < 1:
-            raise DataError(f"batch size {batch_size} makes no sense; give 1 or more")
+            raise DataError(f"batch size is {batch_size}; give 1 or more")
         if batch_size > num_images:
             raise DataError(
                 f"the global batch of {batch_size} images is larger than the split of {num_images}; "
@@ -39,7 +40,7 @@ class Batches:
             )
         if batch_size % world_size:
             raise DataError(
-                f"the global batch of {batch_size} images does not divide by {world_size} processes; "
+                f"the global batch of {batch_size} images does not divide among {world_size} processes; "
                 f"choose a multiple of {world_size}"
             )
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
@@ -48,12 +49,12 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in one pass over the data."""
+        """Number of full global batches in an epoch."""
         return self.num_images // self.batch_size
 
     @property
     def local_batch_size(self) -> int:
-        """Images of this rank in a step."""
+        """Number of images of this rank in a step."""
         return self.batch_size // self.world_size
 
     def order(self, epoch: int) -> Int64:
@@ -70,7 +71,7 @@ class Batches:
     def indices(self, step: int) -> tuple[int, Int64]:
         """Epoch, and this rank's image indices int64 [local_batch_size], of optimiser step `step` (from 0)."""
         if step < 0:
-            raise ValueError(f"step {step} makes no sense; steps count from 0")
+            raise ValueError(f"step is {step}; steps count from 0")
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size + self.rank * self.local_batch_size
         return epoch, self.order(epoch)[start : start + self.local_batch_size].copy()

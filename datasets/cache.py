@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 Write = Callable[[UInt8], None]
 Begin = Callable[[tuple[int, ...]], Write]
 Build = Callable[[Begin], dict[str, Any]]
-"""A builder calls `begin(shape)` once, the returned `write(rows)` until all rows are there, and returns extra meta."""
+"""A builder calls `begin(shape)` once, the returned `write(rows)` until all rows are written, and returns extra meta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def sha256(array: UInt8) -> str:
 
 
 def progress(total: int, what: str, unit: str) -> tqdm[NoReturn]:
-    """Progress bar of a build: live on a terminal, an occasional line in a log file."""
+    """Progress bar of a build, with few updates if it goes to a file."""
     return tqdm(total=total, desc=printable(what), unit=unit, mininterval=0.2 if sys.stderr.isatty() else 30)
 
 
@@ -103,7 +103,7 @@ def open_cached(
     `folders` is used; a new one is built in the first folder.
 
     Raises:
-        DataError: there is no room to build it, or its folder cannot be written.
+        DataError: the disk has too little space, or the folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     for folder in folders:

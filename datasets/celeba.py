@@ -20,7 +20,7 @@ from datasets.spec import DataError, NoSuchSplit, check_bits, check_size
 from datasets.views import Int64, UInt8, Views
 
 FRAME = (178, 218)  # width, height of an official image
-CROP = (15, 40, 163, 188)  # left, top, right, bottom: the face, as NVAE cuts it
+CROP = (15, 40, 163, 188)  # left, top, right, bottom: the crop of NVAE
 IMAGES = "img_align_celeba"
 _ENDINGS = (".jpg", ".jpeg", ".png")
 
@@ -114,8 +114,8 @@ def _listed(partition: dict[str, int], found: _Found, *, skip_bad: bool) -> tupl
     if not names or (missing and not skip_bad):
         raise DataError(
             f"{found.files.where} lacks {len(missing):,} of the {len(partition):,} images in {found.partition.name}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; complete the copy, or use the images that "
-            "are there with skip_bad=True (--skip-bad)"
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; complete the copy, or use the "
+            "others with skip_bad=True (--skip-bad)"
         )
     said = [f"missing listed images, left out: {len(missing):,}"] if missing else []
     if len(found.files.stamps) > len(names):
@@ -136,13 +136,13 @@ def open_celeba(
     download: bool = False,
     verify: bool = False,
 ) -> ArrayDataset:
-    """Open CelebA: the face cut out as NVAE does, resized (bilinear, antialiased) to `size`, 40 attributes as factors.
+    """Open CelebA, cropped as for NVAE and resized to `size` (bilinear, antialiased), with 40 attributes as factors.
 
     Splits train, valid, test by `list_eval_partition` (official: 162,770 / 19,867 / 19,962), and all. The lists may be
     the official text files or Kaggle's CSV files, the images a folder or a zip, nested or beside the lists, and of any
     resolution of the 178:218 frame. With `skip_bad`, unreadable and missing images are left out. A `size` that is not
-    square takes the middle of the square crop. `hflip`
-    mirrors at random in split train only. `num_bits` below 8 keeps the highest bits: floor(x / 2^(8 - num_bits)).
+    square takes the centre of the square crop. `hflip` mirrors at random in split train only. `num_bits` below 8 keeps
+    the highest bits: floor(x / 2^(8 - num_bits)).
     """
     check_split("celeba", split)
     check_bits(num_bits)
@@ -159,7 +159,7 @@ def open_celeba(
     if not len(rows):
         there = tuple(part for number, part in enumerate(SPLITS) if number in {partition[name] for name in names})
         raise NoSuchSplit(
-            f"{found.partition} puts no image in split {split}; choose one that has: {', '.join(there)} (--split)",
+            f"{found.partition} assigns no image to split {split}; choose one of {', '.join(there)} (--split)",
             there,
         )
     flips = hflip and split == "train"

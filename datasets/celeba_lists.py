@@ -105,7 +105,7 @@ def _read_attributes(path: Path, _mtime: int, _size: int) -> AttributeTable:
     if not rows:
         raise DataError(f"{path} lists no images; take the official file ({HOME})")
     if stated not in (None, len(rows)):
-        raise DataError(f"{path} states {stated:,} images and lists {len(rows):,}; take the official file ({HOME})")
+        raise DataError(f"{path} states {stated:,} images but lists {len(rows):,}; take the official file ({HOME})")
     return AttributeTable(names, rows, np.frombuffer(b"".join(values), np.uint8).reshape(len(rows), len(names)))
 
 

@@ -39,7 +39,7 @@ def check_archive(path: Path) -> None:
 
 
 def _from_archive(path: Path, names: Sequence[str]) -> list[bytes]:
-    """Content of some files of the official archive, which is read as a stream; nothing is written anywhere."""
+    """Content of some files of the official archive, which is read as a stream without writing files."""
     check_archive(path)
     wanted = {f"{FOLDER}/{name}": name for name in names}
     found: dict[str, bytes] = {}
@@ -83,7 +83,7 @@ def _read(root: Path, train: bool, download: bool) -> UInt8:
         downloads.fetch(URL, archive, check_archive)
     if not folder.is_dir() and not archive.is_file():
         raise DataError(
-            f"no cifar10 in {root}; ask for it with download, or put {ARCHIVE} there, packed or unpacked "
+            f"no cifar10 in {root}; download it (--download), or put {ARCHIVE} there, packed or unpacked "
             f"(the binary version of {URL}: the Python version is a pickle and is not read)"
         )
     contents = _from_folder(folder, names) if folder.is_dir() else _from_archive(archive, names)
@@ -103,8 +103,8 @@ def open_cifar10(
 ) -> ArrayDataset:
     """Open CIFAR-10, RGB 32x32: 50,000 / 10,000 images for train / test, as published models are trained and tested.
 
-    With `num_valid`, that many training images, from the end, are valid instead: 5,000 leaves 45,000. `hflip` mirrors
-    at random in split train only. `root` holds the archive `cifar-10-binary.tar.gz`, checked by its SHA-256, or what it
+    `num_valid` moves the last training images to split valid: 5,000 leaves 45,000. `hflip` mirrors at random in split
+    train only. `root` holds the archive `cifar-10-binary.tar.gz`, checked by its SHA-256, or what it
     unpacks to, which is read faster.
     """
     check_options("cifar10", split, num_bits)

@@ -38,7 +38,7 @@ FORMATS = (
     "TIFF",
     "GIF",
     "PPM",
-)  # and no others, because PIL runs external programs for some
+)  # no others, because PIL runs external programs for some
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"),
     *(".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -71,7 +71,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def header(image: Image.Image) -> tuple[int, int, bool]:
-    """Return height and width after orientation, and True for a grey image; only few formats must be decoded for it."""
+    """Return height and width after orientation, and True for a grey image; few formats need decoding for that."""
     turned = orientation(image) >= 5  # these lie on their side
     width, height = reversed(image.size) if turned else image.size
     return height, width, _is_grey(image)
@@ -79,7 +79,7 @@ def header(image: Image.Image) -> tuple[int, int, bool]:
 
 def _is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
-        colours = np.asarray(image.convert("RGB"))  # those that are used: unused entries of a palette do not matter
+        colours = np.asarray(image.convert("RGB"))  # colours in use: unused palette entries do not count
         return bool((colours == colours[..., :1]).all())
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
 
@@ -87,7 +87,8 @@ def _is_grey(image: Image.Image) -> bool:
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """Apply the EXIF orientation of an image, and convert it to 8 bits, grey (1) or RGB (3).
 
-    Transparency is laid over black. Of 16 bits the upper 8 are kept, as Pillow does with 16-bit colour.
+    Transparent images are composited over black. 16-bit values are reduced to their upper 8 bits, as Pillow does with
+    16-bit colour.
 
     Raises:
         ValueError: 32-bit integers or floats, whose range is unknown.
@@ -167,7 +168,7 @@ def each_image(
                 with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                     return use(image, content), ""
             except UnidentifiedImageError:
-                return None, f"is no {', '.join(FORMATS)} image"
+                return None, f"is not a {', '.join(FORMATS)} image"
             except Exception as error:  # damaged bytes can make a decoder raise anything
                 return None, _why(error, files, name)
 

@@ -1,4 +1,4 @@
-"""Downloads, as a convenience: to a temporary name, checked, then renamed; an error says what to do by hand."""
+"""Downloads: a file is checked before it gets its name, and an error says how to get the file by hand."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""dSprites (Matthey et al. 2017): 737,280 binary 64x64 images of five factors, from the official file or drawn by rule.
+"""dSprites (Matthey et al. 2017): 737,280 binary 64x64 images of five factors, from the official file or rendered.
 
-The rule was recovered from genuine images: polygons whose vertices are rounded to 1/256 px, and a pixel is white when
-its centre lies inside. A few images in ten thousand may differ from the official file by a pixel, so drawn data is
-always called "dsprites (rendered)".
+The rule of rendering was recovered from official images: the vertices of a polygon are rounded to 1/256 px, and a pixel
+is white if its centre lies inside. A few images in ten thousand may differ from the official file by a pixel, so
+rendered data are always called "dsprites (rendered)".
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _unpack(packed: UInt8) -> UInt8:
 def render(classes: npt.ArrayLike) -> UInt8:
     """Draw images from classes int [N, 5] (shape, scale, orientation, posX, posY): uint8 {0, 1} [N, 64, 64].
 
-    ValueError for classes outside `FACTOR_SIZES`.
+    Raises:
+        ValueError: classes are outside `FACTOR_SIZES`.
     """
     table = _check_classes(classes)
     packed = np.empty((len(table), 512), np.uint8)
@@ -129,7 +130,7 @@ def _render_grid(begin: Begin) -> dict[str, Any]:
     write = begin((NUM_IMAGES, 512))
     every = np.arange(32)
     sprites = list(np.ndindex(*FACTOR_SIZES[:3]))
-    with progress(len(sprites), "drawing dSprites", "sprite") as bar:
+    with progress(len(sprites), "rendering dSprites", "sprite") as bar:
         for shape, scale, orientation in sprites:
             write(_pack(_draw(shape, scale, orientation, every, every)).reshape(_POSITIONS, 512))
             bar.update()
@@ -164,19 +165,19 @@ def _npy_rows(
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{member}.npy")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError("of a compression that NumPy does not write")
+                raise ValueError("compressed in a way that NumPy does not write")
             with archive.open(entry) as file:
                 if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError("of another version of the npy format")
+                    raise ValueError("another version of the npy format")
                 found = np.lib.format.read_array_header_1_0(file)
                 if found != (shape, False, np.dtype(dtype)):
-                    raise ValueError(f"it is {found[2]} {found[0]}, not {np.dtype(dtype)} {shape}")
+                    raise ValueError(f"{found[2]} {found[0]}, not {np.dtype(dtype)} {shape}")
                 row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
                 for start in range(0, shape[0], rows):
                     count = min(rows, shape[0] - start)
                     yield np.frombuffer(file.read(count * row_bytes), dtype).reshape(count, *shape[1:])
                 if file.read(1):
-                    raise ValueError("it goes on where it should end")
+                    raise ValueError("it continues after its end")
     except Exception as error:  # damaged bytes can end the readers of zip and npy with anything
         raise DataError(
             f"{path}: {member} cannot be read ({str(error)[:100]!r}); download it again from {URL}"
@@ -265,7 +266,7 @@ def open_dsprites(
     """Open dSprites, binary 64x64, five factors (the constant colour is dropped).
 
     Splits train/valid/test (90/5/5 %, `split_rows`) and all. `source`: the official npz in `root`, checked by its git
-    blob id; "rendered", drawn by rule; or "auto", the official file where it is there. Either is kept bit-packed
+    blob id; "rendered"; or "auto", the official file if it exists. Either is kept bit-packed
     (0.38 GB) in the cache.
     """
     rows = split_rows(split)
@@ -278,7 +279,7 @@ def open_dsprites(
         raise DataError(f"no {FILE_NAME} in {root}; put it there (from {URL}), or use source rendered")
     official = path.exists() and source != "rendered"
     if source == "auto" and not official:
-        _log.info("dsprites: no %s in %s; using rendered images (drawn by rule)", FILE_NAME, root)
+        _log.info("dsprites: no %s in %s; using rendered images", FILE_NAME, root)
     kind = "official" if official else "rendered"
     if official:
         check_official(path)

@@ -22,7 +22,7 @@ from datasets.spec import DataError, NoSuchSplit, check_bits, check_size
 from datasets.split_folders import describe_unused
 from datasets.views import UInt8, UInt64, Views
 
-_SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of runs that were split by path
+_SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # in runs that were split by path
 
 
 def _list(root: Path, suffixes: tuple[str, ...]) -> Files:
@@ -61,7 +61,7 @@ def _rows(root: Path, split: str, assignment: Assignment, usable: npt.NDArray[np
     if len(rows):
         return rows
     there = tuple(part for part in SPLITS if part in roles)
-    named = f"choose one that has: {', '.join(there)} (--split), or " if there else ""
+    named = f"choose one of {', '.join(there)} (--split), or " if there else ""
     raise NoSuchSplit(
         f"no image of the {len(roles)} in {root} falls into split {split} ({assignment.rule}); {named}sort the images "
         "into sub-folders train, valid and test, or split all of them by content (--split-by content)",
@@ -79,7 +79,7 @@ def _decoded(
     cache_dir: str | Path | None,
     verify: bool,
 ) -> Cached:
-    """Open the decoded images [N, C, H, W] in the order of `names`; `made` says how they are made."""
+    """Open the decoded images [N, C, H, W] in the order of `names`; `made` is their recipe."""
 
     def build(begin: Begin) -> dict[str, Any]:
         shape, notes = survey(files, names, size, made["channels"])
@@ -107,9 +107,9 @@ def _digest(words: UInt64) -> str:
 
 def _check_choices(channels: Channels, split_by: SplitBy) -> None:
     if channels not in ("auto", 1, 3):
-        raise DataError(f"channels {channels!r} makes no sense; choose auto, 1 (grey) or 3 (RGB)")
+        raise DataError(f"channels is {channels!r}; choose auto, 1 (grey) or 3 (RGB)")
     if split_by not in ("auto", "folders", "content", "path"):
-        raise DataError(f"split_by {split_by!r} makes no sense; choose auto, folders, content or path")
+        raise DataError(f"split_by is {split_by!r}; choose auto, folders, content or path")
 
 
 def open_folder(
@@ -132,8 +132,8 @@ def open_folder(
     Args:
         root: the folder.
         split: train, valid, test or all.
-        size: an int is square, or (height, width): each image is cropped to its middle of that aspect ratio and
-            resized, bilinear and antialiased. None keeps the size that all images must then have.
+        size: side of a square, or (height, width): each image is cropped to the largest centred box of that aspect
+            ratio and resized, bilinear and antialiased. None: all images must have one size, which is kept.
         channels: 1 (grey), 3 (RGB), or "auto": grey if nearly all images are (fewer than one in 20 in colour).
         num_bits: bits of a value; below 8 the highest are kept.
         hflip: mirror at random in split train only.
@@ -143,14 +143,15 @@ def open_folder(
             before these rules were split (`roles_by_path`).
         labels: a CSV file with a row of factors for each image (`labels.read_labels`).
         cache_dir: folder for decoded images.
-        skip_bad: leave out unreadable images and record which, instead of refusing all.
+        skip_bad: leave out unreadable images and record which, instead of raising an error.
         verify: check the checksum of the decoded images.
 
     Returns:
-        The data set. EXIF orientation is followed, transparency is laid over black, of 16 bits the upper 8 are kept.
+        The data set. EXIF orientation is applied, transparent images are composited over black, and 16-bit values are
+        reduced to their upper 8 bits.
 
     Raises:
-        DataError: there are no usable images, there are unusable ones (all named), or the split has no image.
+        DataError: there are no images, some cannot be used (all are named), or the split has none.
     """
     check_split("folder", split)
     check_bits(num_bits)

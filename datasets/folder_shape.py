@@ -10,7 +10,7 @@ from datasets.files import Files
 from datasets.spec import DataError
 
 Channels = Literal["auto", 1, 3]
-_FEW = 20  # colour among grey, or another size: fewer than one image in this many counts as a stray
+_FEW = 20  # images in colour or of another size are strays if they are fewer than one in this many
 _MOST_CHECKED = 100
 
 
@@ -25,7 +25,9 @@ def _headers(files: Files, names: list[str]) -> dict[str, _Header]:
     found: dict[str, _Header] = {}
     bad: dict[str, str] = {}
     done = 0
-    for chunk, failed in each_image(files, names, lambda image, _: header(image), f"looking at {files.where.name}"):
+    for chunk, failed in each_image(
+        files, names, lambda image, _: header(image), f"reading headers of {files.where.name}"
+    ):
         for name, entry in zip(names[done : done + len(chunk)], chunk, strict=True):
             if entry is not None:
                 found[name] = _Header(*entry)
@@ -37,7 +39,7 @@ def _headers(files: Files, names: list[str]) -> dict[str, _Header]:
 
 
 def _without_broken(files: Files, found: dict[str, _Header]) -> dict[str, _Header]:
-    """Headers without the few whose images cannot be decoded, which must not decide about the others."""
+    """Headers without the few whose images cannot be decoded, which must not decide how the others are read."""
     sizes = Counter((entry.height, entry.width) for entry in found.values())
     usual = sizes.most_common(1)[0][0]
     mostly_grey = sum(entry.is_grey for entry in found.values()) * 2 > len(found)
@@ -45,7 +47,7 @@ def _without_broken(files: Files, found: dict[str, _Header]) -> dict[str, _Heade
     if not odd or len(odd) > max(_MOST_CHECKED, len(found) // _FEW):
         return found
     broken: set[str] = set()
-    for _, failed in each_image(files, odd, lambda image, _: upright(image, 3), "checking odd ones"):
+    for _, failed in each_image(files, odd, lambda image, _: upright(image, 3), "checking unusual images"):
         broken |= failed.keys()
     return {name: entry for name, entry in found.items() if name not in broken} or found
 
@@ -65,7 +67,7 @@ def survey(
         raise DataError(
             f"the images in {files.where} have {len(seen)} sizes (height x width): {sizes}"
             f"{', ...' if len(seen) > 4 else ''}; give a size, to which all are cropped and resized (--image-size), "
-            f"or move the odd ones away, such as {odd}"
+            f"or remove those of another size, such as {odd}"
         )
     height, width = size or usual
     if channels != "auto":
@@ -73,5 +75,5 @@ def survey(
     coloured = [name for name, entry in found.items() if not entry.is_grey]
     if not coloured or len(coloured) * _FEW >= len(found):
         return (3 if coloured else 1, height, width), []
-    note = f"{len(coloured):,} of {len(found):,} images are in colour and read as grey ({coloured[0]}); --channels 3 keeps it"
+    note = f"{len(coloured):,} of {len(found):,} images have colour but are read as grey ({coloured[0]}); --channels 3 keeps it"
     return (1, height, width), [note]

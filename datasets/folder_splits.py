@@ -42,8 +42,8 @@ def _roles_by_hash(words: UInt64) -> list[str | None]:
 def roles_by_path(names: list[str]) -> Assignment:
     """Split images by the rules of version 1.
 
-    Where a top folder is called train: by the top folders train, valid (val, validation) and test. Else by the SHA-256
-    of the path below the root: moving or renaming images moves them between splits, which is why this rule was
+    If a top folder is called train, the top folders train, valid (val, validation) and test are the splits. Otherwise
+    the SHA-256 of the path below the root decides; renaming images moves them between splits, so this rule was
     abandoned.
     """
     tops = [name.split("/", 1)[0] if "/" in name else "" for name in names]
@@ -63,9 +63,9 @@ def roles_by_content(names: list[str], words: UInt64, folders: dict[str, str]) -
     Args:
         names: paths of the images.
         words: uint64 [N], the start of each file's SHA-256.
-        folders: role by split folder; empty splits all images by content. Only train folders: the images in them are
-            split by content. Only others, such as test: they are kept as they are, and all images outside them are
-            split by content among the rest.
+        folders: role by split folder. If it is empty, all images are split by content. If all folders are train, the
+            images in them are split by content. If none is, the folders are kept, and the images outside them are
+            split by content among the other roles.
     """
     by_content = _roles_by_hash(words)
     if not folders:

@@ -33,8 +33,8 @@ _BLOCKS = {"train": (0, 283), "valid": (293, 333), "test": (343, 383)}
 def split_frames(split: str) -> Int64:
     """Frames of a split: contiguous blocks of the video, 1,415 / 200 / 200 for train / valid / test, or all 1,965.
 
-    Neighbouring frames are near-duplicates (frame to frame 19 grey levels RMS; unrelated frames 38), so a random split
-    would leak: ten frames between blocks are dropped, after which two frames differ by 26.
+    Neighbouring frames are near-duplicates (they differ by 19 grey levels RMS, unrelated frames by 38), so a random
+    split would leak. Ten frames are dropped between blocks; frames that far apart differ by 26.
     """
     check_split("frey", split)
     frames = np.arange(NUM_FRAMES)
@@ -46,7 +46,7 @@ def split_frames(split: str) -> Int64:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and content of the elements of a MATLAB 5 file: content up to four bytes long stands in the tag itself."""
+    """Type and content of the elements of a MATLAB 5 file: content of up to four bytes is stored in the tag itself."""
     at = 0
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, at)
@@ -64,7 +64,7 @@ def _matrix(data: bytes, name: bytes) -> tuple[int, int, bytes]:
     Our own reader, because fuzzing scipy's crashed the interpreter and exhausted the memory.
     """
     if data[124:128] != b"\x00\x01IM":
-        raise ValueError("it is no MATLAB 5 file")
+        raise ValueError("it is not a MATLAB 5 file")
     for kind, content in _elements(data[128:]):
         if kind == _COMPRESSED:
             content = zlib.decompressobj().decompress(content, _MOST_BYTES)
@@ -72,7 +72,7 @@ def _matrix(data: bytes, name: bytes) -> tuple[int, int, bytes]:
         parts = [part for _, part in _elements(content)] if kind == _MATRIX else []
         if len(parts) >= 4 and parts[2] == name:
             if parts[0][:1] != _UINT8_CLASS or len(parts[1]) != 8:
-                raise ValueError(f"its {name.decode()} is no uint8 matrix")
+                raise ValueError(f"its {name.decode()} is not a uint8 matrix")
             rows, columns = struct.unpack("<ii", parts[1])
             if len(parts[3]) != rows * columns:
                 raise ValueError(f"its {name.decode()} is cut short")
@@ -105,7 +105,7 @@ def _check_download(path: Path) -> None:
 def open_frey(
     root: Path, split: str = "train", *, num_bits: int = 8, download: bool = False, verify: bool = False
 ) -> ArrayDataset:
-    """Open Frey Faces, grey 28x20, from `frey_rawface.mat` in `root`; `split_frames` says how it is split.
+    """Open Frey Faces, grey 28x20, from `frey_rawface.mat` in `root`; split by `split_frames`.
 
     `verify` refuses pixels that are not those of the public file.
     """

@@ -23,8 +23,8 @@ def official_split(
 ) -> ArrayDataset:
     """A split of the official images: the last `num_valid` training images are valid, the official test images test.
 
-    `pixels` [M, C, H, W] are the official test images where `split` is test, else all training images; `more` belongs
-    to the recipe.
+    `pixels` [M, C, H, W] are the official test images if `split` is test, else all training images; `more` is added to
+    the recipe.
     """
     rows = np.arange(len(pixels)) if split == "test" else _rows(name, split, len(pixels), num_valid)
     recipe: dict[str, Any] = {
@@ -39,7 +39,9 @@ def official_split(
 
 def _rows(name: str, split: str, num_train: int, num_valid: int) -> Int64:
     if not 0 <= num_valid < num_train:
-        raise DataError(f"num_valid {num_valid} makes no sense for {num_train} training images of {name}; give less")
+        raise DataError(
+            f"num_valid is {num_valid}, but {name} has {num_train} training images; give 0 to {num_train - 1}"
+        )
     if split == "valid" and num_valid == 0:
         raise NoSuchSplit(
             f"{name}: num_valid 0 leaves no images for split valid; use split test, or hold some out (--num-valid 5000)",

@@ -16,7 +16,7 @@ from datasets.files import LARGEST_TEXT_FILE, normalised, read_text
 from datasets.spec import DataError
 
 _MOST_NAMED = 5
-_HOW = "the first column names the images, each further one is a factor"
+_HOW = "the first column names the images, every other column is a factor"
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -32,12 +32,14 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(text.splitlines(), delimiter=delimiter)
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV file ({error}); {_HOW}") from error
+        raise DataError(f"{path} is not a CSV file ({error}); {_HOW}") from error
     if not lines or len(lines[0][1]) < 2:
         raise DataError(f"{path} has no header of two columns or more; {_HOW}")
     (_, header), *rows = lines
     if len(set(header)) < len(header) or not all(header[1:]):
-        raise DataError(f"{path}: two columns have the same name, or one has none; give each its own ({_HOW})")
+        raise DataError(
+            f"{path}: two columns have the same name, or one has none; give each a name of its own ({_HOW})"
+        )
     for number, row in rows:
         if len(row) != len(header):
             raise DataError(f"{path} line {number}: {len(row)} values for {len(header)} columns; correct the row")
@@ -74,7 +76,7 @@ def _row_of_each(path: Path, names: Sequence[str], table: list[tuple[int, list[s
         raise DataError(
             f"{path} has no row for {len(missing)} of {len(names)} images: {', '.join(missing[:_MOST_NAMED])}"
             f"{', ...' if len(missing) > _MOST_NAMED else ''}; name each by its path below the data's folder, "
-            "or by its last part where that is unique"
+            "or by its file name if that is unique"
         )
     return found
 
@@ -96,7 +98,9 @@ def _column(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -
     if any(value is not None and not value.is_integer() for value in numbers):
         for line, cell, value in zip(lines, cells, numbers, strict=True):
             if value is None:
-                raise DataError(f"{path} line {line}: {name} is {cell!r} among numbers; give a finite number")
+                raise DataError(
+                    f"{path} line {line}: {name} is {cell!r}, but other rows have numbers; give a finite number"
+                )
         return np.array(numbers, np.float64), 0
     for line, cell in zip(lines, cells, strict=True):
         if not cell:
@@ -113,7 +117,7 @@ def read_labels(path: Path, names: Sequence[str], chosen: Sequence[str]) -> tupl
 
     Args:
         path: a CSV file with a header. The first column names an image: by its path below the data's folder, or by its
-            last part where that is unique, with or without ending. Each further column is a factor: whole numbers and
+            file name if that is unique, with or without ending. Every other column is a factor: whole numbers and
             texts are classes, other numbers are continuous.
         names: paths of the images of all splits, so that a class has the same number in each.
         chosen: paths of the images of the split.
@@ -139,14 +143,14 @@ def read_labels(path: Path, names: Sequence[str], chosen: Sequence[str]) -> tupl
         else:
             columns[name] = values, size
     if not columns:
-        raise DataError(f"{path} has a text of its own for nearly every image; give columns with classes or numbers")
+        raise DataError(f"{path} has a different text for nearly every image; give columns with classes or numbers")
     place = {name: row for row, name in enumerate(names)}
     rows = [place[name] for name in chosen]
     values = np.stack([column for column, _ in columns.values()], axis=1)[rows]
     said = [f"labels: {', '.join(columns)}"]
     if len(table) > len(names):
-        said.append(f"rows of {path.name} for no image: {len(table) - len(names):,}")
+        said.append(f"rows of {path.name} without an image: {len(table) - len(names):,}")
     if left_out:
-        said.append(f"columns left out, a text of its own for nearly every image: {', '.join(left_out)}")
+        said.append(f"columns left out, with a different text for nearly every image: {', '.join(left_out)}")
     sizes = tuple(size for _, size in columns.values())
     return Factors(names=tuple(columns), sizes=sizes, load=lambda: values), "; ".join(said)

@@ -21,7 +21,7 @@ class Order(Protocol):
 
     @property
     def num_images(self) -> int:
-        """Images to choose from."""
+        """Number of images to choose from."""
 
     def indices(self, step: int) -> tuple[int, Int64]:
         """Epoch and image indices [B] of a step."""
@@ -144,7 +144,7 @@ class Loader:
             yield item
 
     def close(self) -> None:
-        """Stop the thread; harmless when repeated."""
+        """Stop the thread; may be called repeatedly."""
         self._closed.set()
         if self._thread is not threading.current_thread():
             self._thread.join()

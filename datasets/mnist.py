@@ -43,7 +43,7 @@ def decode(content: bytes, where: str) -> UInt8:
     except (struct.error, zlib.error) as error:
         raise DataError(f"{where} is damaged ({error}); remove it and download it again") from error
     if magic != _IMAGES_MAGIC or len(content) != _HEADER_BYTES + count * height * width:
-        raise DataError(f"{where} is damaged or no file of images; remove it and download it again")
+        raise DataError(f"{where} is damaged or not a file of images; remove it and download it again")
     if (height, width) != (28, 28) or not count:
         raise DataError(f"the images in {where} are {(count, height, width)}, not (N, 28, 28); download them again")
     return np.frombuffer(content, np.uint8, offset=_HEADER_BYTES).reshape(count, 1, 28, 28)
@@ -65,7 +65,7 @@ def _read(root: Path, train: bool, download: bool) -> UInt8:
     path = _find(root, train)
     if path is None:
         raise DataError(
-            f"no mnist in {root}; ask for it with download, or put {_PREFIX[train]}-images-idx3-ubyte (or .gz) there, "
+            f"no mnist in {root}; download it (--download), or put {_PREFIX[train]}-images-idx3-ubyte (or .gz) there, "
             "or into MNIST/raw/ as torchvision keeps it"
         )
     return decode(read_bytes(path, _MOST_BYTES), str(path))
@@ -83,10 +83,10 @@ def open_mnist(
 ) -> ArrayDataset:
     """Open MNIST, grey 28x28: 60,000 / 10,000 images for train / test, as published models are trained and tested.
 
-    With `num_valid`, that many training images, from the end, are valid instead: 5,000 leaves 55,000.
+    `num_valid` moves the last training images to split valid: 5,000 leaves 55,000.
 
-    `binarise`: dynamic binarisation, each pixel drawn anew as Bernoulli(value / 255) for each `draw`, by (seed, draw,
-    index), on every split as NVAE does; a fixed `draw` is a fixed evaluation set. Without it `num_bits` bits.
+    `binarise` samples each pixel from Bernoulli(value / 255) by (seed, draw, index), on every split, as NVAE does: each
+    `draw` gives other pixels, and a fixed `draw` is a fixed evaluation set. Without it, pixels have `num_bits` bits.
     """
     num_bits = 1 if binarise else num_bits
     check_options("mnist", split, num_bits)

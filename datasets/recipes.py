@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.views import Int64
 
-# Keys that say how the pixels are made; others, such as seed and hflip, say how they are drawn in training.
+# Keys that determine the stored pixels; others, such as seed and hflip, determine their random views in training.
 _PIXELS = ("name", "source", "size", "channels", "num_bits", "binarise", "crop", "frame", "resize")
 _CONTENT = {
     "count": "another number of images",
@@ -20,7 +20,7 @@ _CONTENT = {
 
 
 def rows_sha256(rows: Int64) -> str:
-    """Return the SHA-256 of row numbers: which rows of the stored images a split has."""
+    """Return the SHA-256 of the row numbers of a split."""
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 

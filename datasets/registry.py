@@ -42,7 +42,7 @@ def _opener(name: str) -> Callable[..., Dataset]:
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """Options that a data set takes, beside root and split."""
+    """Options of a data set besides root and split."""
     return tuple(inspect.signature(_opener(name)).parameters)[2:]
 
 
@@ -50,8 +50,10 @@ def open_dataset(name: str, root: str | Path | None = None, split: str = "train"
     """Open a split (train, valid, test; most also have all) of a data set, building its cache first if needed.
 
     `root` is the folder with the data (default `data/<name>` in the checkout); `options` are those of the data set's
-    own function, such as `datasets.celeba.open_celeba`. ValueError (one line, with the remedy): an unknown name, split
-    or option, missing data, or unusable images (all of them named).
+    own function, such as `datasets.celeba.open_celeba`.
+
+    Raises:
+        DataError: the name, split or option is unknown, data are missing, or images cannot be used (all are named).
     """
     opener = _opener(name)
     taken = option_names(name)

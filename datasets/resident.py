@@ -17,7 +17,7 @@ _BLOCK = 2**26  # bytes per transfer
 
 @runtime_checkable
 class Storing(Protocol):
-    """A data set whose images are stored ones, at most mirrored and cut to fewer bits."""
+    """A data set whose images are stored pixels, at most mirrored or reduced to fewer bits."""
 
     @property
     def storage(self) -> Storage | None:
@@ -53,14 +53,14 @@ def nbytes(dataset: Dataset) -> int | None:
 
 
 def to_device(dataset: Dataset, device: torch.device) -> Resident:
-    """Bring the images of ``dataset`` to ``device``.
+    """Copy the images of ``dataset`` to ``device``.
 
     Raises:
-        ValueError: the pixels are drawn anew each time.
+        ValueError: the pixels are drawn anew in each epoch.
     """
     storage = _storage(dataset)
     if storage is None:
-        raise ValueError(f"{dataset.name} draws its pixels anew in each epoch, so that no device can keep them")
+        raise ValueError(f"{dataset.name} draws its pixels anew in each epoch, so no device can keep them")
     array, rows = storage.array, storage.rows
     stored = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, device=device)
     step = max(1, _BLOCK // max(1, array[:1].nbytes))

@@ -49,7 +49,7 @@ class ImageSpec:
 
     @property
     def num_dims(self) -> int:
-        """Values of one image: the divisor of bits per dimension."""
+        """Number of values of an image: the divisor in bits per dimension."""
         return self.channels * self.height * self.width
 
     @property
@@ -86,8 +86,7 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(n, int) and 1 <= n <= _LARGEST_SIDE for n in pair):
         raise DataError(
-            f"size {size!r} makes no sense; give 1 to {_LARGEST_SIDE:,} pixels, such as 64, "
-            "or height and width, such as (48, 64)"
+            f"size is {size!r}; give 1 to {_LARGEST_SIDE:,} pixels, such as 64, or height and width, such as (48, 64)"
         )
     return pair[0], pair[1]
 
@@ -95,4 +94,4 @@ def check_size(size: int | Sequence[int]) -> tuple[int, int]:
 def check_bits(num_bits: int) -> None:
     """Refuse bit depths outside 1..8."""
     if not 1 <= num_bits <= 8:
-        raise DataError(f"num_bits {num_bits} makes no sense for 8-bit images; choose 1 to 8")
+        raise DataError(f"num_bits is {num_bits}; choose 1 to 8")

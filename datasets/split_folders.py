@@ -103,7 +103,7 @@ def split_folders(names: Iterable[str]) -> dict[str, str]:
 
 
 def roles_by_folder(names: Sequence[str], folders: dict[str, str]) -> list[str | None]:
-    """Return the role of each image: that of the split folder it lies in; None outside all of them."""
+    """Return the role of each image: that of the split folder that contains it, or None."""
     roles: list[str | None] = []
     for name in names:
         parts = name.split("/")
@@ -113,7 +113,7 @@ def roles_by_folder(names: Sequence[str], folders: dict[str, str]) -> list[str |
 
 
 def describe_unused(names: Sequence[str], roles: Sequence[str | None]) -> str:
-    """Name the places of the images without a role, with their numbers: the top folder, or the root itself."""
+    """Count the images without a role by top folder."""
     places = Counter(
         f"{name.split('/', 1)[0]}/" if "/" in name else "loose files"
         for name, role in zip(names, roles, strict=True)

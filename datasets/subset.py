@@ -23,7 +23,7 @@ def choose_rows(num_images: int, count: int | None = None, *, seed: int | None =
         num_images: images of the split.
         count: number to choose; None, or a number not below `num_images`, takes all.
         seed: None spreads the rows evenly over the split; a number draws them at random, without replacement. Scores
-            draw, because an even spread can be in step with one factor of a grid.
+            use random rows, because evenly spaced ones can be in phase with a factor of a grid.
 
     Raises:
         DataError: a count below 1.
@@ -31,7 +31,7 @@ def choose_rows(num_images: int, count: int | None = None, *, seed: int | None =
     if count is None or count >= num_images:
         return np.arange(num_images, dtype=np.int64)
     if count < 1:
-        raise DataError(f"{count} images make no sense; give 1 or more")
+        raise DataError(f"the number of images is {count}; give 1 or more")
     if seed is None:
         return np.arange(count, dtype=np.int64) * num_images // count
     return np.sort(np.random.default_rng(seed).choice(num_images, count, replace=False)).astype(np.int64)

@@ -1,17 +1,17 @@
-"""Everything that runs: the scripts of this folder, and the rooms that hold their parts.
+"""Everything that runs: the scripts of this folder, and the packages that they are made of.
 
-The rooms from the top down; each imports only from those below it:
+The packages from the top down; each imports only from those below it:
 
 * scripts: parse, call, print. No script imports another.
 * `studies/`: experiments of many runs.
-* `report/`: what `compare.py` writes.
+* `report/`: the report of `compare.py`.
 * `results/`: from a run folder to numbers: open a run, encode, score, compress.
 * `training/`: from a configuration to a run folder: start, loop, step, checkpoints, records.
-* `families/`: the model families, each in one module; the only room that names a model.
-* `console/`: what a person types and sees: flags, configuration, errors, pictures.
+* `families/`: the model families, each in one module; the only package that names a model.
+* `console/`: the user's side: flags, configuration, errors, pictures.
 * `machine/`: code that exists because of the hardware: ranks, noise, files, compiled parts.
 
-docs/architecture.md draws the rooms and says where ten common changes belong.
+docs/architecture.md shows the packages and lists the place for common changes.
 """
 
 import os
@@ -20,11 +20,11 @@ from pathlib import Path
 
 
 def _refuse_foreign_packages() -> None:
-    """Refuse to run beside another project's package of the same name, such as Hugging Face's ``datasets``.
+    """Refuse to run if another project's package has the name of one of ours, such as Hugging Face's ``datasets``.
 
     Raises:
         ImportError: one of them is already imported.
-        SystemExit: the same in a script, after one line that says what is wrong and one that says what to do.
+        SystemExit: the same in a script, after a line with the error and a line with the remedy.
     """
     root = Path(__file__).resolve().parents[1]
     for name in ("datasets", "metrics", "nvae", "flat_vae"):
@@ -40,11 +40,11 @@ def _refuse_foreign_packages() -> None:
 
 
 def _bound_spinning() -> None:
-    """Let waiting OpenMP threads give their core away after a short spin, unless the user chose how they wait.
+    """Make waiting OpenMP threads yield their core after a short spin, unless the user chose how they wait.
 
     By default they spin for milliseconds, which on a busy machine takes the core from the thread that they wait for
-    (docs/benchmarks/2026-11-28-openmp.md). GNU's library reads this when PyTorch is imported, so it comes first here;
-    processes that a script starts inherit it.
+    (docs/benchmarks/2026-11-28-openmp.md). GNU's library reads the variable when PyTorch is imported, so it is set
+    before. Child processes inherit it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -65,14 +65,14 @@ class CompareConfig:
 
 
 def _scoring(config: CompareConfig) -> ScoreConfig:
-    """Scoring of the runs that have no scores: that of the first run that has them."""
+    """Settings for scoring the runs without scores: those of the first run that has scores."""
     chosen: dict[str, Any] = {"untrained": config.untrained, "data_root": config.data_root, "device": config.device}
     chosen["other_data"] = config.other_data
     for path in config.runs:
         try:
             protocol = records.read(records.Scores, path / scoring.SCORES)["protocol"]
             stored: dict[str, Any] = {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
-            ScoreConfig(**stored)  # refuses what score.py can't have written
+            ScoreConfig(**stored)  # raises ValueError for settings that score.py does not accept
             chosen |= stored
             break
         except (OSError, ValueError):
@@ -85,13 +85,13 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
 
 
 def _made(arguments: list[str]) -> str:
-    """Say when, from which commit and by which command the report was made."""
+    """Describe the origin of the report: date, commit and command."""
     at, commit = time.strftime("%Y-%m-%d %H:%M %Z"), folder.commit() or "unknown"
-    return f"Made on {at}, commit {commit}: python launch/compare.py {clean(shlex.join(arguments), LONGEST_COMMAND)}"
+    return f"Made on {at} from commit {commit} by: python launch/compare.py {clean(shlex.join(arguments), LONGEST_COMMAND)}"
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, score the runs that have no scores, and write the report."""
+    """Parse, score the runs without scores, and write the report."""
     config = parse(CompareConfig, None, arguments, prog="compare.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
     if ranks.world_size > 1:
@@ -121,13 +121,13 @@ def main(arguments: list[str]) -> None:
     comparison.prepare(config.out)
     sets = comparable_sets(runs)
     for other in sets[1:]:
-        say(f"not compared: {why_apart(sets[0].terms, other.terms)}; in a set of their own", file=sys.stderr)
+        say(f"not comparable with the first set: {why_apart(sets[0].terms, other.terms)}", file=sys.stderr)
     blocks = comparison.build(sets, skipped, config.pictures, draw, made=_made(arguments))
     comparison.write(config.out, blocks, sets, skipped)
     for compared in sets:
         for item in words.summary(compared):
             say(f"* {item}")
-    say(f"report   {config.out / 'report.html'}   (the same as Markdown: {config.out / 'report.md'})")
+    say(f"report   {config.out / 'report.html'}   (as Markdown: {config.out / 'report.md'})")
     comparison.require_finite([run for compared in sets for run in compared.runs])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -60,7 +60,7 @@ class CompressConfig:
     other_data: bool = False
     """Accept data that differ from those that the run was trained on."""
     seed: int = 0
-    """Seed of the initial bits and of the reported ELBO's draws."""
+    """Seed of the initial bits and of the posterior samples of the reported ELBO."""
 
     def __post_init__(self) -> None:
         if (self.images is not None and self.images < 1) or self.seed < 0:
@@ -74,13 +74,13 @@ def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
         if files.sha256(path).startswith(header.checkpoint):
             return path
     raise ValueError(
-        f"{where} was compressed with checkpoint {header.checkpoint[:12]}, which is none of {run.files.checkpoints}; "
+        f"{where} was compressed with checkpoint {header.checkpoint[:12]}, which is not in {run.files.checkpoints}; "
         "give the run that compressed it"
     )
 
 
 def report(packed: Packed, negative_elbo: float, num_dims: int) -> Table:
-    """List the measured bits/dim of ``num_dims`` values beside the negative ELBO of the same images."""
+    """Compare the measured bits/dim of ``num_dims`` values with the negative ELBO of the same images."""
     rows = {
         "negative ELBO": negative_elbo,
         "measured": packed.net_bits / num_dims,
@@ -89,10 +89,6 @@ def report(packed: Packed, negative_elbo: float, num_dims: int) -> Table:
     }
     cells = [[name, f"{bits:.5f}", f"{bits / negative_elbo:.4f}"] for name, bits in rows.items()]
     return Table(["", "bits/dim", "ratio"], cells)
-
-
-def _write(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
 
 
 def _compress(config: CompressConfig, run: SavedRun) -> None:
@@ -104,15 +100,15 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     data = datasets.Subset(split, datasets.choose_rows(len(split), config.images))
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()
-    negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # codes are of exact edges
+    negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # the coder uses exact edges
     packed = pack(model, data, seed=config.seed, digest=files.sha256(run.checkpoint), weights=config.weights)
     restored = unpack(packed.content, model, str(config.out))
     assert np.array_equal(restored, data.images(np.arange(len(data))).numpy())
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(config.out, lambda file: _write(file, packed.content))
+    files.write_bytes(config.out, packed.content)
     say(f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}")
     print(report(packed, negative_elbo, len(data) * data.spec.num_dims).text())
-    print("decompressed again: every pixel is as it was")
+    print("verified: decompression restores every pixel")
 
 
 def _decompress(config: CompressConfig, run: SavedRun, file: Path) -> None:

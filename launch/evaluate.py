@@ -1,4 +1,4 @@
-"""Held-out likelihood of a run: ELBO, rate, distortion, bits/dim, importance-weighted bound, beside a no-latents baseline.
+"""Held-out likelihood of a run: ELBO, rate, distortion, bits/dim, importance-weighted bound, and a no-latents baseline.
 
 Examples:
   python launch/evaluate.py --run runs/celeba-nvae-tiny-seed0
@@ -40,7 +40,7 @@ class EvaluateConfig:
     images: int | None = None
     """Number of images, evenly spread over the split; default all."""
     iw_samples: int = 10
-    """Draws of the importance-weighted bound; 0 leaves it out. Published figures use 1,000."""
+    """Samples of the importance-weighted bound; 0 leaves it out. Published results use 1,000."""
     batch_size: int = 64
     """Images per batch and process."""
     weights: Literal["auto", "raw"] = "auto"
@@ -52,7 +52,7 @@ class EvaluateConfig:
     other_data: bool = False
     """Accept data that differ from those that the run was trained on."""
     seed: int = 0
-    """Seed of the latent draws."""
+    """Seed of the posterior samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs if there are any."""
     timeout_minutes: float = 30.0
@@ -94,9 +94,8 @@ def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, resul
     """Print the evaluation and write it to the run folder."""
     train = run.data("train") if config.baseline else None
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
-    say(
-        f"{config.run}, step {run.step:,}, {config.split} split of {data.name}: {result['num_images']:,} images, 95 % over images"
-    )
+    where = f"{config.split} split of {data.name}"
+    say(f"{config.run}, step {run.step:,}, {where}: {result['num_images']:,} images, 95 % intervals over images")
     print(score_tables.evaluation(result, reference))
     record = {
         "checkpoint": run.checkpoint.name,

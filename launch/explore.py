@@ -1,7 +1,7 @@
 """Explore a trained run in the browser: move latents of an image or a sample, and exchange groups between two images.
 
 Sliders move a flat VAE's latents, highest KL first, or the principal axes of a hierarchy's groups. The page is served
-on 127.0.0.1 alone and asks no other host for anything.
+only on 127.0.0.1 and contacts no other host.
 
 Example:
   python launch/explore.py --run zoo/dsprites-nvae
@@ -37,9 +37,9 @@ class ExploreConfig:
     split: str = "test"
     """Split of the images that can be edited: train, valid or test."""
     images: int = 64
-    """Images, spread evenly over the split; axes are found in them."""
+    """Number of images, evenly spread over the split; principal axes are computed from them."""
     axes: int = 4
-    """Principal axes of each group of a hierarchy."""
+    """Number of principal axes of each group of a hierarchy."""
     port: int = 8008
     """Port on 127.0.0.1; 0 takes a free one."""
     data_root: Path | None = None
@@ -49,7 +49,7 @@ class ExploreConfig:
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         if self.images < 2 or self.axes < 1:

@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> None:
     config = parse(ExportConfig, None, arguments, prog="export.py", description=__doc__ or "")
     folder = export(open_run(config.run, weights=config.weights), config.out)
     size = sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
-    say(f"{config.out}: {size / 2**20:.1f} MiB; every script takes it: python launch/sample.py --run {config.out}")
+    say(
+        f"{config.out}: {size / 2**20:.1f} MiB, a run folder for every script: python launch/sample.py --run {config.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Examples:
   python launch/import_official.py checkpoint.pt --out runs/celeba64-published --data-root data/celeba
   python launch/evaluate.py --run runs/celeba64-published --split valid --iw-samples 1000
 
-Nothing that the file holds is executed. Evaluation shows the exact likelihood beside the published one.
+No code in the file is executed. evaluate.py reports the exact likelihood and the published one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     config = parse(ImportConfig, None, arguments, prog="import_official.py", description=__doc__ or "")
     unknown = published.import_checkpoint(config.checkpoint, config.out, edges=config.edges, data_root=config.data_root)
     if unknown:
-        say(f"warning: ignored arguments that have no meaning here: {', '.join(unknown)}", file=sys.stderr)
+        say(f"warning: ignored unknown arguments: {', '.join(unknown)}", file=sys.stderr)
     say(f"{config.out}: try it with python launch/sample.py --run {config.out} --temperature 0.7")
 
 

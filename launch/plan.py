@@ -52,13 +52,13 @@ class PlanConfig:
 
 
 def plan(options: PlanConfig) -> Iterator[str]:
-    """Yield the answer line by line."""
+    """Yield the plan line by line."""
     config = nvae.FAMILY.preset(options.preset)
     spec = memory.image_spec(config)
     gflop = memory.gflop_per_image(config, spec)
     yield f"preset {config.preset}: images {spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bits"
     yield from _memory(options, config, spec)
-    yield f"work   {gflop:,.1f} GFLOP an image, forward and backward"
+    yield f"work   {gflop:,.1f} GFLOP per image, forward and backward"
     yield from _time(options, config, gflop)
 
 
@@ -73,8 +73,8 @@ def _memory(options: PlanConfig, config: NVAETrainConfig, spec: datasets.ImageSp
     for name, counted in (("without checkpointing", needs), ("with checkpointing", recomputed)):
         batch = memory.largest_batch(counted, options.gpu_memory_gib)
         yield (
-            f"memory {name}: {counted.activation_bytes_per_image / 2**20:.0f} MiB an image in fp32; at most "
-            f"{batch} images a card of {options.gpu_memory_gib:g} GiB, {batch * options.gpus} on {options.gpus}"
+            f"memory {name}: {counted.activation_bytes_per_image / 2**20:.0f} MiB per image in fp32; at most "
+            f"{batch} images per GPU of {options.gpu_memory_gib:g} GiB, {batch * options.gpus} on {options.gpus}"
         )
 
 
@@ -83,7 +83,7 @@ def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterato
     num_images = options.num_images or memory.num_training_images(config)
     if options.throughput is None:
         yield (
-            "time   unknown without a measurement; give --throughput FILE, which this writes on such a card: "
+            "time   unknown without a measurement; give --throughput FILE, written on such a GPU by: "
             f"python benchmarks/run.py nvae-step --preset {config.preset} --out FILE"
         )
         return
@@ -93,10 +93,10 @@ def _time(options: PlanConfig, config: NVAETrainConfig, gflop: float) -> Iterato
     speed = memory.throughput(options.throughput, config.preset, gflop)
     hours = num_images / (speed.images_per_s * options.gpus) / 3600.0
     yield (
-        f"time   {hours:,.2f} hours an epoch of {num_images:,} images, {hours * config.run.epochs:,.0f} for "
-        f"{config.run.epochs} epochs, if {options.gpus} process(es) share without loss"
+        f"time   {hours:,.2f} hours per epoch of {num_images:,} images, {hours * config.run.epochs:,.0f} for "
+        f"{config.run.epochs} epochs, assuming perfect scaling to {options.gpus} process(es)"
     )
-    yield f"       {speed.images_per_s:,.2f} images/s a process, {speed.source}"
+    yield f"       {speed.images_per_s:,.2f} images/s per process, {speed.source}"
 
 
 def main(arguments: list[str]) -> None:

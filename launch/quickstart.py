@@ -1,4 +1,4 @@
-"""A first result in minutes: pictures by a trained model, then a tiny NVAE and a flat beta-VAE trained, scored and compared.
+"""A first result in minutes: sample a trained model, then train, score and compare a tiny NVAE and a flat beta-VAE.
 
 Example:
   python launch/quickstart.py --out runs/quickstart
@@ -40,7 +40,7 @@ class QuickstartConfig:
 
 
 def zoo_samples(config: QuickstartConfig) -> Path:
-    """Path of the first picture, drawn by a model that was trained for an hour and a half."""
+    """Path of the first picture, samples of a model that was trained for an hour and a half."""
     return config.out / "zoo-samples.png"
 
 
@@ -52,11 +52,11 @@ def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
     scored = ["--images", str(config.images), "--elbo-images", "256", "--untrained"]
     return [
         (
-            "Draw sprites with a trained NVAE that comes with the repository",
+            "Sample sprites from the trained NVAE that comes with the repository",
             ["launch/sample.py", "--run", "zoo/dsprites-nvae", "--num", "32", "--out", str(zoo_samples(config))],
         ),
         (
-            "Train a tiny NVAE on dSprites, drawn by rule (the first time, some seconds to draw all 737,280 images)",
+            "Train a tiny NVAE on rendered dSprites (the first time, rendering all 737,280 images takes some seconds)",
             ["launch/train_nvae.py", *data, *quick, *_length(config.steps), "--run-dir", nvae],
         ),
         (
@@ -66,7 +66,7 @@ def commands(config: QuickstartConfig) -> list[tuple[str, list[str]]]:
                 *(*_length(config.flat_steps), "--run-dir", flat),
             ],
         ),
-        ("Score the NVAE's code: where in the hierarchy are the factors?", ["launch/score.py", "--run", nvae, *scored]),
+        ("Score the NVAE's code: which groups encode the factors?", ["launch/score.py", "--run", nvae, *scored]),
         ("Score the flat code by the same reductions", ["launch/score.py", "--run", flat, *scored]),
         (
             "Compare them in one report",
@@ -95,9 +95,9 @@ def main(arguments: list[str]) -> int:
         say(f"[{number}/{len(steps)}] took {duration(time.monotonic() - started)}")
     for line in (
         "",
-        "What to look at (minutes of training: this shows that it works and what a report looks like, and no result)",
-        f"  {zoo_samples(config)}   drawn by the same code after an hour and a half of training; the models here had minutes",
-        f"  {config.out / 'report' / 'report.html'}   open it in a browser; the same as Markdown: report.md",
+        "What to look at (minutes of training show that everything works, but are no evidence about the models)",
+        f"  {zoo_samples(config)}   samples after an hour and a half of training; the models here had minutes",
+        f"  {config.out / 'report' / 'report.html'}   open it in a browser; as Markdown: report.md",
         f"  {config.out / 'nvae' / 'figures'}   reconstructions, samples, KL per group",
         f"  {Path(sys.executable).parent}/tensorboard --logdir {config.out}",
         "What to type next",

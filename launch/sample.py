@@ -1,4 +1,4 @@
-"""Draw images from a trained model's prior, as a PNG grid or as single files.
+"""Sample images from a trained model's prior, as a PNG grid or as single files.
 
 Examples:
   python launch/sample.py --run runs/celeba-nvae-tiny-seed0 --temperature 0.7
@@ -42,12 +42,12 @@ class SampleConfig:
     pixel_temperature: float = 1.0
     """Temperature of --pixels sample; lower means less noise."""
     readjust_bn: int = 0
-    """Number of batches of samples to re-estimate batch-norm statistics from at this temperature; 0 keeps those of
-    training."""
+    """Number of batches of samples at this temperature from which batch-norm statistics are re-estimated; 0 keeps those
+    of training."""
     pixels: Literal["mean", "sample"] = "mean"
-    """Pixels from the likelihood: its mean, or a draw."""
+    """Show the mean of the likelihood, or a sample from it."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the samples."""
     out: Path | None = None
     """PNG file of the grid; default <run>/figures/samples_t<temperature>_seed<seed>.png."""
     files: Path | None = None
@@ -65,15 +65,15 @@ class SampleConfig:
         if self.readjust_bn < 0:
             raise ValueError(f"--readjust-bn {self.readjust_bn}; give a number of batches, e.g. 100, or 0")
         if self.out is not None and (self.out.is_dir() or self.out.suffix.lower() != ".png"):
-            raise ValueError(f"--out {self.out} names no PNG file; give one that ends in .png, or --files FOLDER")
+            raise ValueError(f"--out {self.out} is not a PNG file; give one that ends in .png, or --files FOLDER")
         if self.files is not None and (self.out is not None or self.files.is_file()):
-            raise ValueError(f"--files {self.files} wants a folder and no --out; give one of the two")
+            raise ValueError(f"--files {self.files} must be a folder, without --out; give one of the two")
         if not self.temperature:
             raise ValueError("--temperature has no value; give one number or one per group")
 
 
 def temperature_of(model: VAE, typed: tuple[float, ...]) -> float | tuple[float, ...]:
-    """Return the temperature as models take it: one number, or one for each group.
+    """Return the temperature in the form that models accept: one number, or one for each group.
 
     Raises:
         ValueError: neither one number nor one per group.
@@ -91,7 +91,7 @@ def readjust(model: VAE, config: SampleConfig, source: torch.Generator) -> None:
 
 
 def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
-    """Draw the requested images, [N, C, H, W] in [0, 1].
+    """Sample the requested images, [N, C, H, W] in [0, 1].
 
     Raises:
         ValueError: a temperature of 0 or below, or not one per group.
@@ -123,7 +123,7 @@ def _save_each(images: Tensor, folder: Path) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse, draw, save, and print the path."""
+    """Parse, sample, save, and print the path."""
     config = parse(SampleConfig, None, arguments, prog="sample.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
     run = open_run(config.run, device=ranks.device, weights=config.weights)

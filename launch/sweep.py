@@ -57,7 +57,7 @@ class SweepConfig:
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     share: str = "1/1"
-    """Part of the runs to train here: 3/8 is the third of eight machines that share --out. A sweep without it writes the report."""
+    """Part of the runs to train here: 3/8 on the third of eight machines that share --out. The report needs a call without it."""
     images: int = 10_000
     """Number of test images for MIG and covariance distance: the same images as score.py --images takes."""
 
@@ -72,13 +72,13 @@ class SweepConfig:
         if not self.values or any(len(set(v)) < len(v) for v in (self.values, self.by_values)):
             raise ValueError(f"--values {' '.join(self.values)}; give each value once, at least one")
         if (self.by is None) != (not self.by_values) or self.by == self.flag:
-            raise ValueError("--by and --by-values belong together, of another flag than --flag; give both or neither")
+            raise ValueError("--by needs --by-values and must differ from --flag; give both or neither")
         for flag in self.flags:
             if flag in OWN_FLAGS:
                 raise ValueError(f"--flag {flag} is set by the sweep itself; choose another flag, or --seeds")
 
     def part(self, runs: Sequence[ScriptRun]) -> list[ScriptRun]:
-        """Return every Nth run, those of this share."""
+        """Return the runs of this share, every Nth."""
         number, count = map(int, self.share.split("/"))
         return list(runs[number - 1 :: count])
 
@@ -111,7 +111,7 @@ def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
     """Refuse, before anything is trained, arguments that the training script would refuse."""
     for name in (*OWN_FLAGS, *sweep.flags):
         if flags.typed_value(name, list(arguments)) is not None:
-            raise ValueError(f"--{name} stands behind -- and is set by the sweep; leave it out there")
+            raise ValueError(f"--{name} follows -- but is set by the sweep; leave it out there")
     for setting in sweep.settings:
         typed = list(_run(sweep, arguments, setting, 0).all_arguments)
         default = _defaults(sweep.script, typed)
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
         _write_report(sweep, runs, shared)
     if faults:
         raise ValueError(
-            f"{len(faults)} of {len(part)} runs failed ({faults[0]}); mend it and give the same command again"
+            f"{len(faults)} of {len(part)} runs failed ({faults[0]}); fix the cause and repeat the command"
         )
 
 

@@ -1,7 +1,7 @@
 """A run's configuration: frozen dataclasses that become flags (tyro), JSON (pydantic) and back.
 
-Precedence: defaults < preset < flags typed by the user. The configuration of a model or an objective stands beside the
-class that it builds; the parts that all models share stand here.
+Precedence: defaults < preset < flags typed by the user. The configuration of a model or an objective is defined beside
+the class that it builds; this module has the parts that all models share.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class DataConfig:
     num_bits: int | None = None
     """Bits per pixel and channel, 1 to 8; default the data set's (celeba, folder)."""
     channels: Literal[1, 3] | None = None
-    """1 reads images in grey, 3 in RGB (folder); default grey if nearly all images are."""
+    """1 reads images as greyscale, 3 as RGB (folder); default 1 if nearly all images are grey."""
     hflip: bool | None = None
     """Flip half of the training images left to right (celeba, cifar10, folder)."""
     binarise: bool | None = None
-    """Draw each pixel anew as 0 or 1 in each epoch, as published models do (mnist); default yes."""
+    """Sample each pixel as 0 or 1 anew in each epoch, as published models do (mnist); default yes."""
     num_valid: int | None = None
     """Number of training images, from the end, held out as the valid split (mnist, cifar10); default none."""
     split_by: Literal["auto", "folders", "content", "path"] | None = None
@@ -91,7 +91,7 @@ class DataConfig:
         Args:
             split: train, valid or test.
             seed: seed of the flips and binarised pixels, which are drawn anew in each epoch of training. Held-out
-                images use seed 0 in every run, so that runs of several seeds compare on the same images.
+                images use seed 0 in every run, so that runs of several seeds are compared on the same images.
             recorded: recipe of a run; its rules for splits are kept.
             spec: target shape for images of any size and colour (folder).
         """
@@ -134,8 +134,8 @@ class OptimConfig:
     optimizer_eps: float = 1e-3
     """The optimiser's epsilon; NVAE uses 1e-3, inside Adamax' infinity norm."""
     rmsprop_decay: float = 0.99
-    """Decay of RMSprop's mean of squared gradients; torch uses .99, Keras .9. First steps are lr / sqrt(1 - decay)
-    long."""
+    """Decay of RMSprop's mean of squared gradients; torch uses .99, Keras .9. The first steps have
+    length lr / sqrt(1 - decay)."""
     grad_clip: float = 0.0
     """Largest norm of the gradient; 0 turns clipping off."""
     grad_skip: float = 0.0
@@ -161,14 +161,14 @@ class OptimConfig:
 
 
 def check_timeout(minutes: float) -> None:
-    """Refuse a time-out that is not positive, is NaN, or exceeds what a clock can count."""
+    """Refuse a time-out that is not a positive number, or too large for a clock."""
     if not 0.0 < minutes <= 1e6:
         raise ValueError(f"--timeout-minutes {minutes}; give a positive number, up to 1e6")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Length, place and hardware of a run."""
+    """Length, folder and hardware of a run."""
 
     run_dir: Path | None = None
     """Folder of this run; default runs/<dataset>-<family>-<preset>-<objective>-seed<seed>."""
@@ -179,15 +179,15 @@ class RunConfig:
     seed: int = 0
     """Seed of the weights, of the order of images, and of the noise."""
     epochs: int = 90
-    """Passes over the training images."""
+    """Length of the run in epochs."""
     max_steps: int | None = None
-    """Length of the run in optimiser steps instead of epochs; all schedules scale with it."""
+    """Length of the run in optimiser steps, instead of --epochs; all schedules scale with it."""
     stop_at_step: int | None = None
     """Save and stop at this step without changing the schedules; --resume auto continues."""
     batch_size: int = 16
     """Images per process and forward pass; the global batch is this x processes x accumulation."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of convolutions; auto is bf16 on GPUs that have it, else fp32. Likelihoods and statistics stay fp32."""
+    """Precision of convolutions; auto is bf16 on GPUs that support it, else fp32. Likelihoods and statistics stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes GPUs if there are any."""
     data_on_device: Literal["auto", "yes", "no"] = "auto"
@@ -241,7 +241,7 @@ class LogConfig:
     eval_batch_size: int = 64
     """Images per evaluation batch and process."""
     iw_samples: int = 10
-    """Draws of the importance-weighted bound in the final evaluation."""
+    """Samples of the importance-weighted bound in the final evaluation."""
     score_every: int | None = None
     """Steps between cheap scores of codes of the valid split (MIG, JEMMIG, MCC, linear R2, active latents); default never."""
     figure_images: int = 16
@@ -296,7 +296,7 @@ def from_json(kind: type[C], data: Any, where: str) -> C:
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """The reader and writer of a configuration; making one takes a seventh of a second."""
+    """Reader and writer of a configuration; cached, because building one takes a seventh of a second."""
     return TypeAdapter(_strict(kind))
 
 

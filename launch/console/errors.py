@@ -1,4 +1,4 @@
-"""The frame around every script: one-line errors, exit codes, and a refusal of foreign packages with our names."""
+"""Entry point of every script: one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 import torch
 
-import datasets
-import metrics
 from launch.console import flags, terminal
 from launch.console.terminal import one_line, say
 from launch.machine import distributed, process
@@ -46,7 +44,7 @@ class Preempted(BaseException):
 
 
 class StopRequest:
-    """A record of SIGTERM and SIGINT; the loop checks it at every step, and all ranks stop together.
+    """Recorder of SIGTERM and SIGINT; the loop checks it at every step, and all ranks stop together.
 
     Until ``deferred`` is set there is nothing to save, and a signal ends the process at once.
 
@@ -88,19 +86,8 @@ def stop_with_children() -> None:
         signal.signal(number, note)
 
 
-def refuse_foreign_packages() -> None:
-    """Refuse packages of other projects that have the names of ours (Hugging Face's ``datasets``)."""
-    ours: tuple[ModuleType, ...] = (datasets, metrics)
-    for module in ours:
-        where = Path(str(module.__file__)).resolve()
-        if ROOT not in where.parents:
-            raise ValueError(
-                f"the package {module.__name__!r} was imported from {where}; run the script in its checkout"
-            )
-
-
 def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | None = None) -> None:
-    """Print one line that says what is wrong and one that says what to do, on rank 0 or where ``speaks`` is true.
+    """Print one line that says what is wrong and one that says what to do, on rank 0 or if ``speaks`` is true.
 
     Messages are written as "what is wrong; what to do".
     """
@@ -120,7 +107,7 @@ def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | N
 def _remedy(error: Exception) -> str:
     """Remedy for a message that names none."""
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
-        return "make room there or let it be written, then run this again; training goes on with --resume auto"
+        return "make room there or make it writable, then repeat the command; training continues with --resume auto"
     return "run again with --debug to see where it was raised"
 
 
@@ -153,7 +140,6 @@ def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False
     try:
         debug, arguments = flags.take_switch("debug", sys.argv[1:])
         process.end_with_parent()
-        refuse_foreign_packages()
         process.keep_freed()
         code = body(arguments) or 0
     except BaseException as error:
@@ -164,7 +150,9 @@ def main(body: Callable[[list[str]], int | None], *, prints_result: bool = False
         code = EXIT_INTERRUPTED
     lost = terminal.finish()
     if lost is not None and not code:
-        _report(OSError(f"the output was lost ({lost.strerror}); send it to a place with room"), speaks=prints_result)
+        _report(
+            OSError(f"the output was lost ({lost.strerror}); send it to a disk with free space"), speaks=prints_result
+        )
         code = EXIT_BAD_INPUT if prints_result else code
     distributed.leave(code, abandon=abandon)
 
@@ -188,7 +176,7 @@ def _end(error: BaseException, *, debug: bool) -> tuple[int, bool]:
         _report(error, speaks=error.speaks)
         return EXIT_LOST_RANK, True
     if is_out_of_memory(error):
-        said = (str(error).splitlines() or [""])[0].replace("; ", ", ") or "there is no more memory"
+        said = (str(error).splitlines() or [""])[0].replace("; ", ", ") or "out of memory"
         _report(ValueError(said), "a smaller --batch-size with --accumulation, or --checkpointing")
         return EXIT_OUT_OF_MEMORY, False
     if isinstance(error, FloatingPointError):

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 matplotlib.use("agg")
 GAP = 2  # pixels between images
 FONT_SIZE = 13
-LETTERS_PER_INCH = 13  # of a plot's title
-LEAST_WIDTH = 320  # of a title's lines
+LETTERS_PER_INCH = 13  # in the title of a plot
+LEAST_WIDTH = 320  # pixels of a title's lines
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -54,7 +54,7 @@ def grid(
     Args:
         images: the images.
         columns: number of columns.
-        title: line above the grid, which says what a stranger sees.
+        title: line above the grid.
         rows: label of each row, on its left.
         heads: label of each column, above it.
     """
@@ -67,9 +67,9 @@ def grid(
 
 
 def _arrange(images: Tensor, columns: int) -> Picture:
-    """Put images [N, 1 or 3, H, W] row by row on white, with gaps between and around them; a single one needs none.
+    """Put images [N, 1 or 3, H, W] row by row on white, with gaps between and around them; a single image has none.
 
-    It is torchvision's make_grid, whose import makes the start of every script three seconds longer.
+    Like torchvision's make_grid, whose import would delay the start of every script by three seconds.
     """
     images = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     num, height, width, _ = images.shape
@@ -138,7 +138,7 @@ def save(picture: Picture, path: Path) -> Path:
 
 
 def entitle(figure: Figure, title: str) -> None:
-    """Write a title above a plot: whose numbers it shows, and which, for a reader of the file alone."""
+    """Write a title above a plot, so that the file is understood on its own."""
     lines = textwrap.wrap(title, max(30, int(LETTERS_PER_INCH * figure.get_figwidth())))
     if lines:
         said = figure.text(0.5, 1.01, "\n".join(lines), ha="center", va="bottom", fontsize=10)
@@ -158,13 +158,13 @@ def render(figure: Figure, title: str) -> Picture:
 
 
 def kl_bars(kl: Sequence[float], *, of: str = "group", title: str = "") -> Picture:
-    """Draw the mean KL in nats of each group (top first) or latent as bars; ``title`` says whose."""
+    """Draw the mean KL in nats of each group (top first) or latent as bars; ``title`` names the model."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(max(4.5, 0.22 * len(kl) + 2.0), 3.0))
     axes.bar(range(len(kl)), kl, color="#4472a8")
     axes.set_xlabel(f"{of}" + (", top (coarsest) first" if of == "group" else ""))
     axes.set_ylabel("KL, nats per image")
-    said = f"KL per {of}, {sum(kl):.1f} nats in all"
+    said = f"KL per {of}, {sum(kl):.1f} nats in total"
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return render(figure, f"{title}: {said}".removeprefix(": "))

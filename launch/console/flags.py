@@ -1,4 +1,4 @@
-"""Command-line flags: a configuration class becomes flags (tyro), a typing error becomes one line with a remedy."""
+"""Command-line flags: a configuration class becomes flags (tyro), a typo becomes one line with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 C = TypeVar("C")
-# What other programs call our flags; of several, the first that a script has is meant.
+# Names of our flags in other programs; of several candidates, the first that the script has is suggested.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "--learning-rate": ("--lr",),
     "--amp": ("--precision",),
@@ -47,7 +47,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "--num-samples": ("--num", "--images"),
     "--num-images": ("--images", "--num"),
 }
-# What ``--help`` of a training script shows.
+# Flags in the ``--help`` of a training script.
 COMMON = (
     *("preset", "dataset", "data_root", "image_size", "run_dir", "resume", "seed"),
     *("max_steps", "epochs", "batch_size", "lr", "device"),
@@ -55,7 +55,7 @@ COMMON = (
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean X?)' for a likely typing error, else ''."""
+    """' (did you mean X?)' for a likely typo, else ''."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -133,7 +133,7 @@ def parse(
 
     Args:
         kind: class of the configuration.
-        default: the values of what is not typed.
+        default: values of the flags that are not typed.
         arguments: the command line.
         prog: name of the script.
         description: text above the flags in ``--help``.
@@ -167,7 +167,7 @@ def parse(
 
 
 def _flags_of(kind: type[Any], default: Any, part: str = "") -> dict[str, str]:
-    """Every flag of a configuration and the part of it that has it.
+    """Every flag of a configuration, and the field that it sets.
 
     Raises:
         ValueError: two parts have a field of one name, which one flag cannot set.
@@ -189,12 +189,12 @@ def _flags_of(kind: type[Any], default: Any, part: str = "") -> dict[str, str]:
 
 
 def _boxed(line: str) -> str:
-    """A line of tyro's without the box around it, drawn in ASCII or not."""
+    """A line of tyro's output without the box around it, in ASCII or Unicode."""
     return line.strip(" │|╭╮╰╯├┤+")
 
 
 def _shorten(text: str, common: Collection[str], prog: str) -> str:
-    """The head of a help text and its entries of the ``common`` fields."""
+    """The head of a help text, and its entries for the ``common`` fields."""
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if re.match(r"[─ -]*options\b", _boxed(line))), len(lines))
     wanted, entries, is_wanted = {f"--{name.replace('_', '-')}" for name in common}, list[str](), False
@@ -204,12 +204,12 @@ def _shorten(text: str, common: Collection[str], prog: str) -> str:
             is_wanted = flag is not None and flag[1] in wanted
         if is_wanted:
             entries.append(line)
-    rest = f"The flags that people use most; all of them: python launch/{prog} --help-all"
+    rest = f"The most used flags; for all of them: python launch/{prog} --help-all"
     return "\n".join([*lines[: first - 1], "", rest, "", *entries])
 
 
 def _unknown(typed: Sequence[str], prog: str, known: Collection[str]) -> str:
-    """Say which typed flag the script does not have, and which is meant; '' where it has them all."""
+    """Name the first unknown flag and the flag that is probably meant; '' if all are known."""
     for word in typed:
         flag = word.partition("=")[0].replace("_", "-")
         if re.match(r"--[A-Za-z]", flag) and flag not in known and flag.replace("--no-", "--", 1) not in known:
@@ -237,7 +237,7 @@ def _slip(box: str, prog: str) -> str:
 
 
 def _meant(flag: str, known: Collection[str]) -> str:
-    """The flag that other programs call ``flag``, or the nearest name; '' where there is none."""
+    """The flag that other programs call ``flag``, or the nearest name; '' if there is none."""
     for name in ELSEWHERE.get(flag, ()):
         if name.split()[0] in known:
             return name

@@ -15,13 +15,13 @@ _CURSOR_UP = re.compile(r"\n*(\x1b\[A)+")  # tqdm writes it between bars
 def one_line(text: object) -> str:
     """``text`` with line ends, control characters and all else that is not printable escaped as in a Python string.
 
-    Names from files of unknown origin are printed through this: a line end in one could forge a line of ours.
+    Names from files of unknown origin are printed through this, because a line end in one could forge a message.
     """
     return "".join(map(_shown, str(text)))
 
 
 def say(text: object, *, file: IO[str] | None = None) -> None:
-    """Print a line, at once, on standard output or on ``file``; no name in it can end the line or begin another."""
+    """Print a line on standard output or on ``file`` and flush; line ends in ``text`` are escaped."""
     print(one_line(text), file=file, flush=True)
 
 

@@ -38,10 +38,10 @@ class Family(Generic[C]):
         preset_of: preset by data set; data sets not listed take preset "small", or the first.
         build_model: model from (configuration, image spec).
         build_objective: objective from (configuration, bare model, steps of the run, number of training images).
-        make_room: drops the settings of a preset that contradict the arguments of a command line.
-        setting: addition of a configuration to family and preset in a report, such as its objective.
+        without_conflicts: removes the settings of a preset that contradict the arguments of a command line.
+        setting: what a report adds to the family and preset of a configuration, such as its objective.
         describe: lines about (configuration, image spec), printed before training.
-        numbers: figures that follow from (configuration, image spec), by name, to plot results over.
+        numbers: quantities computed from (configuration, image spec), by name, for the axes of plots.
         figures: pictures by name from (model in evaluation mode, held-out images [N, C, H, W], seed, start of the titles).
         batch: combines several models and their objectives to be trained as one; None if the family does not offer it.
     """
@@ -53,7 +53,7 @@ class Family(Generic[C]):
     build_model: Callable[[C, ImageSpec], VAE]
     build_objective: Callable[[C, Any, int, int], Objective]
     preset_of: Mapping[str, str] = field(default_factory=dict)
-    make_room: Callable[[C, Sequence[str]], C] = lambda config, arguments: config
+    without_conflicts: Callable[[C, Sequence[str]], C] = lambda config, arguments: config
     setting: Callable[[C], str] = lambda config: ""
     describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
     numbers: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
@@ -88,4 +88,4 @@ class Family(Generic[C]):
         The defaults are the preset without the settings that contradict the typed flags.
         """
         config = self.preset(typed_value("preset", arguments), typed_value("dataset", arguments))
-        return config, self.make_room(config, arguments)
+        return config, self.without_conflicts(config, arguments)

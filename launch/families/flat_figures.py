@@ -56,7 +56,7 @@ def _decode(model: VAE, z: Tensor) -> Tensor:
 
 
 def traversal(model: VAE, codes: Codes, image: int = 0, *, title: str = "") -> Picture:
-    """A row per latent, highest KL first: it moves through the prior's range, the others stay at the image's means."""
+    """A row per latent, highest KL first, which moves through the prior's range; the others stay at the image's means."""
     latents, kl = codes.order[:MOST_TRAVERSED], codes.kl.mean(0)
     values = torch.linspace(*TRAVERSED, STEPS)
     z = codes.mean[image].repeat(len(latents), STEPS, 1)
@@ -65,7 +65,7 @@ def traversal(model: VAE, codes: Codes, image: int = 0, *, title: str = "") -> P
     return figures.grid(
         _decode(model, z.flatten(0, 1)),
         STEPS,
-        title=f"{title}: one latent a row moved to the value above its column".removeprefix(": "),
+        title=f"{title}: each row sets one latent to the value above the column".removeprefix(": "),
         rows=[f"z{latent}   {kl[latent]:.2f} nats" for latent in latents],
         heads=[f"{value:g}" for value in values.tolist()],
     )
@@ -81,10 +81,10 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
     """Images decoded over the plane of a 2-D latent space, z0 to the right and z1 upwards (Kingma & Welling 2013, app.).
 
     Args:
-        model: with exactly two latents.
+        model: model with two latents.
         across: values of z0, [columns]; default quantiles of the prior from .05 to .95.
         down: values of z1, [rows], likewise.
-        title: start of the line above.
+        title: start of the title.
 
     Raises:
         ValueError: the model does not have two latents.
@@ -92,7 +92,7 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
     num_latents = model.group_shapes[0][0]
     if num_latents != 2:
         raise ValueError(
-            f"a latent plane needs 2 latents, this model has {num_latents}; train with --latent-dim 2 or look at traversals"
+            f"a latent plane needs 2 latents, but this model has {num_latents}; train with --latent-dim 2 or look at traversals"
         )
     across = prior_quantiles(PLANE_SIDE) if across is None else across
     down = prior_quantiles(PLANE_SIDE) if down is None else down
@@ -108,7 +108,7 @@ def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = Non
 
 
 def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "") -> Picture:
-    """Plot draws from the aggregate posterior and the prior in the two latents with the highest KL.
+    """Plot samples from the aggregate posterior and the prior in the two latents with the highest KL.
 
     A model with one latent gets histograms.
     """
@@ -131,7 +131,7 @@ def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "
         panel.set_ylabel(f"z{chosen[1]}")
         panel.set_ylim(-limit, limit)
         panel.set_aspect("equal")
-    return figures.render(figure, f"{title}: draws of latents".removeprefix(": "))
+    return figures.render(figure, f"{title}: samples of latents".removeprefix(": "))
 
 
 def _pictures(model: VAE, x: Tensor, seed: int, title: str) -> Iterator[tuple[str, Picture]]:
@@ -151,7 +151,7 @@ def draw(model: VAE, x: Tensor, seed: int, title: str = "") -> dict[str, Picture
     Args:
         model: in eval mode.
         x: held-out images [N, C, H, W] in [0, 1]; the first is traversed.
-        seed: of the scattered points.
-        title: start of their titles: model, data set and step.
+        seed: seed of the scattered points.
+        title: start of the titles: model, data set and step.
     """
     return dict(_pictures(model, x, seed, title))

@@ -1,7 +1,7 @@
 """The flat family and its recipes: those of the papers, of the two studies, and a tiny one for two CPU cores.
 
 Sources: Burgess et al. 2018, Kim & Mnih 2018, Chen et al. 2018 with the settings (lr 5e-4, batch 64, 30 epochs) of the
-trained models that we compare with; Locatello et al. 2019; the Grouped-VAE report; the thesis on Frey Faces.
+trained models used for comparison; Locatello et al. 2019; the Grouped-VAE report; the thesis on Frey Faces.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class ReplicatedTrainConfig(FlatTrainConfig):
         cannot = {
             "--objective factor, because its discriminator has an optimiser of its own": self.objective.objective
             == "factor",
-            f"--optimizer {self.optim.optimizer}, whose steps are counted for all": "fused_" in self.optim.optimizer,
-            "--precision fp16, whose loss scale is one for all": self.run.precision == "fp16",
-            "--keep-checkpoints 1, which a kill can leave at different steps": self.run.keep_checkpoints == 1,
+            f"--optimizer {self.optim.optimizer}, whose step counter all replicas would share": "fused_"
+            in self.optim.optimizer,
+            "--precision fp16, whose loss scale all replicas would share": self.run.precision == "fp16",
+            "--keep-checkpoints 1, because a kill can leave the replicas at different steps": self.run.keep_checkpoints
+            == 1,
         }
         for what, is_asked in cannot.items():
             if is_asked:
@@ -99,7 +101,7 @@ class ReplicatedTrainConfig(FlatTrainConfig):
         return {name: resolved(run) for name, run in self.runs().items()}
 
     def runs(self) -> dict[str, FlatTrainConfig]:
-        """The single runs by name with the weights as typed."""
+        """Configurations of the single runs by name, with the weights as typed."""
         runs = {}
         for beta in self.replica_betas or (None,):
             objective = self.objective
@@ -193,17 +195,17 @@ FLAT_PRESETS: dict[str, Preset[FlatTrainConfig]] = {
     "factor": Preset("dSprites: FactorVAE, gamma 6.4", lambda: _burgess("factor", objective="factor")),
     "tc": Preset("dSprites: beta-TCVAE, beta 6.4", lambda: _burgess("tc", objective="tc")),
     "grouped": Preset("dSprites: Grouped-VAE, 2 x 3 latents, MLP 1200", lambda: _mlp("grouped", objective="grouped")),
-    "mlp-beta1": Preset("dSprites: VAE with that MLP, 6 latents", lambda: _mlp("mlp-beta1")),
+    "mlp-beta1": Preset("dSprites: VAE with the same MLP, 6 latents", lambda: _mlp("mlp-beta1")),
     "mlp-beta5": Preset("the same, beta 5", lambda: _mlp("mlp-beta5", objective="beta", beta=5.0)),
     "mlp-beta10": Preset("the same, beta 10", lambda: _mlp("mlp-beta10", objective="beta", beta=10.0)),
     "locatello": Preset("dSprites: beta-VAE of the large study, 300,000 steps", _locatello),
     "frey": Preset("Frey Faces: the thesis' network, 2 latents, beta 1e-3 (pixel mean)", _frey),
-    "small": Preset("any data: conv net, 32 latents, likelihood as NVAE's", _small),
+    "small": Preset("any data: conv net, 32 latents, the likelihood of NVAE", _small),
     "tiny": Preset("any data: 600 steps of 32 images; two CPU cores, a minute", _tiny),
 }
 
 
-def _room_for_typed(config: FlatTrainConfig, arguments: Sequence[str]) -> FlatTrainConfig:
+def _without_conflicts(config: FlatTrainConfig, arguments: Sequence[str]) -> FlatTrainConfig:
     """Drop the preset's weights of other objectives than the typed one, and other forms of a typed beta."""
     objective = config.objective
     name = typed_value("objective", arguments)
@@ -233,7 +235,7 @@ FAMILY = Family(
     config=FlatTrainConfig,
     presets=FLAT_PRESETS,
     preset_of={"dsprites": "burgess", "frey": "frey"},
-    make_room=_room_for_typed,
+    without_conflicts=_without_conflicts,
     build_model=lambda config, spec: FlatVAE(config.model, spec),
     build_objective=lambda config, model, total_steps, num_images: build_objective(
         config.objective, model, total_steps, num_images

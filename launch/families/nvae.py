@@ -1,4 +1,4 @@
-"""The NVAE family and its recipes: the six that NVAE published, variants for one GPU, and tiny ones that train on two CPU cores.
+"""The NVAE family and its recipes: the six that NVAE published, variants for one GPU, and small ones for CPUs.
 
 A preset is a function that returns a complete configuration. Sources: Vahdat & Kautz 2020, table 6 and the commands
 published with it; the tiny recipe is ours.
@@ -118,10 +118,10 @@ def _dsprites() -> NVAETrainConfig:
     """dSprites on one CPU core, found by short trials (docs/studies/recipes.md).
 
     - Patches of 4 pixels: cells at full resolution made a step four times as long.
-    - All groups at 4x4: a group at 8x8 learnt faster, took nine tenths of the information, and samples fell apart.
+    - All groups at 4x4: a group at 8x8 learnt faster and took nine tenths of the information, and samples fell apart.
     - Residual cells of 3x3 convolutions: depthwise 5x5 ones are slow on a CPU.
-    - Batches of 32: below it a step is mostly overhead, above it an image teaches less.
-    - A spectral weight of 0.01 with one power iteration: the model is shallow, and the penalty took a sixth of a step with four.
+    - Batches of 32: smaller ones are mostly overhead, larger ones learn less per image.
+    - A spectral weight of 0.01 with one power iteration: the model is shallow, and four took a sixth of a step.
     - A long warm-up of the KL: balancing spreads information over the groups, but acts only during the warm-up.
     """
     return NVAETrainConfig(

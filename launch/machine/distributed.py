@@ -33,7 +33,7 @@ class LostRank(Exception):
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:
-    """True if ``error`` is that of a failed collective: gloo raises plain RuntimeErrors."""
+    """True if a collective failed, for which gloo raises plain RuntimeErrors."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _NETWORK_WORDS)
@@ -126,7 +126,7 @@ class Ranks:
                 time.sleep(0.1)
         cause = str(error).splitlines()[0][:200].replace("; ", ", ")
         if not absent:
-            who = f"the {self.world_size} processes lost each other though all of them run ({cause}); check the network"
+            who = f"the {self.world_size} processes lost contact although all of them are running ({cause}); check the network"
         else:
             names = ", ".join(map(str, sorted(absent)))
             who = (
@@ -189,7 +189,7 @@ def _number(variable: str, otherwise: int) -> int:
     typed = os.environ.get(variable, str(otherwise))
     if not (typed.isascii() and typed.isdigit()):
         raise ValueError(
-            f"the environment says {variable}={typed!r}, which is not a number; unset it or start torchrun"
+            f"the environment variable {variable} is {typed!r}, which is not a number; unset it or start torchrun"
         )
     return int(typed)
 

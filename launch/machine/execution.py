@@ -16,7 +16,7 @@ from metrics.model import VAE
 
 
 def full_float32() -> None:
-    """Let float32 mean float32 on GPUs too.
+    """Compute float32 in full precision on GPUs too.
 
     By default PyTorch convolves float32 in TF32, whose mantissa has only the 10 bits of half precision. Results of
     training, evaluation and encoding then differ by 1e-3 from a CPU's. For speed, use bf16.
@@ -49,14 +49,14 @@ def failed(error: RuntimeError) -> bool:
 
 
 def compiler_fault(error: RuntimeError) -> str:
-    """One line with what the compiler said and what to do about it.
+    """One line with the compiler's error and the remedy.
 
-    A compiler that was killed leaves a file cut short in its cache, and every later run fails when it loads that file.
+    A compiler that was killed leaves a truncated file in its cache, and every later run fails when it loads that file.
     """
     reason = " ".join(str(error).split("\n\n")[0].split())[:200].replace("; ", ", ")
     remedy = "leave out --compile, or see --debug"
     if "ImportError" in reason:
-        remedy = "delete that cache, which a compiler that was killed leaves damaged, or leave out --compile"
+        remedy = "delete the compiler's cache, which is damaged if a compiler was killed, or leave out --compile"
     return f"torch.compile failed ({reason}); {remedy}"
 
 
@@ -102,7 +102,7 @@ class Captured(Generic[T]):
     paths, each with its own recording.
 
     Args:
-        graph: makes an empty recording.
+        graph: creates an empty recording.
     """
 
     def __init__(self, graph: Callable[[], Graph] = CudaGraph) -> None:

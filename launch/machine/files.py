@@ -53,17 +53,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     except OSError as error:
         raise OSError(error.errno, reason(error), str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # where the file system turned read-only it can't be removed either
+        with contextlib.suppress(OSError):  # if the file system became read-only, it can't be removed either
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(content)
+
+    write_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically; characters that UTF-8 cannot encode are escaped."""
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text.encode(errors="backslashreplace"))
-
-    write_atomically(path, write)
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -87,7 +92,7 @@ def read(path: Path, parse: Callable[[IO[bytes]], T], *, remedy: str, limit: int
         parse: turns the open file into the result. Any exception from it means that the file is damaged, because
             parsers raise all kinds (zlib.error, struct.error, EOFError, MemoryError, RecursionError, ...).
         remedy: what to do if the file is damaged.
-        limit: bytes that such a file may have.
+        limit: largest size in bytes.
 
     Raises:
         ValueError: anything went wrong; the message names file, reason and remedy. A pipe or a device is refused at
@@ -97,11 +102,11 @@ def read(path: Path, parse: Callable[[IO[bytes]], T], *, remedy: str, limit: int
         try:
             return parse(file)
         except Exception as error:
-            raise ValueError(f"{path} is damaged or of another kind ({reason(error)}); {remedy}") from error
+            raise ValueError(f"{path} is damaged or has another format ({reason(error)}); {remedy}") from error
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's message, shortened, without a part that looks like one of our remedies."""
+    """First line of an exception's message, shortened, without the "; " that separates our remedies."""
     said = error.strerror if isinstance(error, OSError) else str(error)
     return ((said or type(error).__name__).splitlines() or [""])[0][:120].replace("; ", ", ")
 
@@ -114,7 +119,7 @@ def read_json(
     def parse(file: IO[bytes]) -> dict[str, Any]:
         record = json.loads(file.read(limit + 1))
         if not isinstance(record, dict):
-            raise ValueError("it holds no record")
+            raise ValueError("it is not a JSON object")
         return record
 
     return read(path, parse, remedy=remedy, limit=limit)
@@ -132,7 +137,7 @@ def read_npz(path: Path, *, remedy: str = "make it again", limit: int = MOST_ARR
         with np.load(file, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
         if not all(isinstance(value, np.ndarray) for value in content.values()):
-            raise ValueError("it holds more than arrays")
+            raise ValueError("it holds objects that are not arrays")
         return content
 
     return read(path, parse, remedy=remedy, limit=limit)
@@ -150,7 +155,7 @@ def load_tensors(file: IO[bytes]) -> Any:
     """Load tensors and plain data from an open file.
 
     Raises:
-        Exception: of any kind, where the file holds something else.
+        Exception: any kind, if the file holds something else.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:

@@ -1,8 +1,8 @@
-"""Noise as a function of (seed, step): no generator state is saved, and any number of ranks sees the same draw.
+"""Noise as a function of (seed, step): no generator state is saved, and the noise is the same for any number of ranks.
 
-Every rank draws the noise of the whole global batch, group by group, and keeps its slice. So a step on two processes
+Every rank draws the noise of the whole global batch, group by group, and keeps its slice. Therefore a step on two processes
 equals the step on one up to rounding, and a resumed run continues exactly, even on another number of processes. All CPUs
-draw the same numbers. A GPU draws others, and its large draws depend on its number of multiprocessors.
+draw the same numbers. A GPU draws other numbers; for large tensors they depend on its number of multiprocessors.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import IO
 _PR_SET_PDEATHSIG = 1
 _PARENT = "STRATA_PARENT"
 PATIENCE_SECONDS = 60.0
-"""Seconds that a child may take to stop after it was asked, because it saves a checkpoint."""
+"""Seconds that a child gets to stop, because it saves a checkpoint."""
 
 ASKED = 75
 """Exit code of a process that was asked to stop and may be started again."""
@@ -105,7 +105,7 @@ def give_back() -> None:
 
 
 def keep_freed() -> None:
-    """Keep freed memory for the next tensor: a CPU step of Burgess' network takes 1/8 less time (docs/benchmarks).
+    """Keep freed memory for the next tensor: this shortens a CPU step of Burgess' network by an eighth (docs/benchmarks).
 
     The process holds its peak memory until it ends. Nothing changes if the user tunes glibc by its environment
     variables, or with another C library.
@@ -116,7 +116,6 @@ def keep_freed() -> None:
     libc = ctypes.CDLL(None)
     for threshold in _THRESHOLDS:
         if libc.mallopt(_MMAP_THRESHOLD, threshold):
-            libc.mallopt(
-                _TRIM_THRESHOLD, _THRESHOLDS[0]
-            )  # set alone, it would switch off glibc's own adaptation and do harm
+            # set alone, this would switch off glibc's own adaptation and do harm
+            libc.mallopt(_TRIM_THRESHOLD, _THRESHOLDS[0])
             return

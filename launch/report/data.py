@@ -19,7 +19,7 @@ from launch.report import records
 from launch.report.statistics import Float64
 from launch.results.run import SavedRun, open_run
 from launch.training import checkpoint
-from launch.training.resume import MAY_CHANGE
+from launch.training.resume import may_change
 
 HEADLINE_KIND = "moments"
 LONGEST_NAME = 80  # longest name from a file, in characters
@@ -133,7 +133,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + key
-        if any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE):
+        if may_change(name):
             continue
         if isinstance(value, dict):
             found |= _flat(value, name + ".")

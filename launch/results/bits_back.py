@@ -1,15 +1,15 @@
 """Lossless coding of images with a VAE: bits back (Frey & Hinton 1997) on an ANS stack (Townsend et al. 2019, BB-ANS).
 
-An image costs its negative ELBO, because the choice of latents is not free but *read*: the posterior's code pops them
-from the bits of earlier images, and only then does the prior's code push them. All groups are popped on one top-down
-pass, then pixels and groups are pushed from the bottom to the top, so that the receiver meets the top group first. The
-stack must start with some bits; many images share the cost of these initial bits. The top of the stack is scrambled
-before an image's latents are read from it; otherwise they would depend on the image before.
+An image costs its negative ELBO. The sender chooses its latents by decoding bits of earlier images with the posterior
+(pops them), and the receiver gets these bits back; the latents are then encoded with the prior (pushed). All groups are
+popped in one top-down pass, then pixels and groups are pushed from the bottom to the top, so that the receiver finds the
+top group first. The stack must start with some bits, whose cost many images share. The top of the stack is scrambled
+before an image's latents are read from it; otherwise they would depend on the previous image.
 
 Latents live on a grid ``z = mu_p + sigma_p * step * (k + u)`` with an integer k, a step per channel and a fixed
-pseudo-random offset u in [-1/2, 1/2) per latent. The offset makes z, over images, a draw from the posterior smeared by
-one step; at an optimum of the ELBO the smear costs only terms of second order, so steps may be as wide as half the
-posterior's standard deviation, which keeps the initial bits few.
+pseudo-random offset u in [-1/2, 1/2) per latent. Over images, the offset makes z a sample from the posterior blurred
+by one step. At an optimum of the ELBO the blur costs only second-order terms, so steps may be as wide as half the
+posterior's standard deviation, which keeps the number of initial bits small.
 """
 
 from __future__ import annotations
@@ -71,18 +71,20 @@ def check_codable(model: VAE) -> None:
     is_binary = isinstance(output.likelihood, Bernoulli) and spec.num_bits == 1
     if not (is_binary or isinstance(output.likelihood, DiscretizedLogisticMixture)):
         raise ValueError(
-            f"a {type(output.likelihood).__name__} likelihood on {spec.num_bits}-bit images gives no probabilities of "
-            "pixels to code with; choose a run with the mixture, or with 1-bit images"
+            f"a {type(output.likelihood).__name__} likelihood on {spec.num_bits}-bit images gives no pixel "
+            "probabilities to code with; choose a run with the mixture, or with 1-bit images"
         )
     if any(group.base is not None for group in output.groups):
-        raise ValueError("the posteriors of this run have flows, which move latents off a grid; choose a run without")
+        raise ValueError(
+            "the posteriors of this run have flows, which move latents off a grid; choose a run without flows"
+        )
 
 
 @torch.no_grad()
 def choose_halvings(model: VAE, x: Tensor, generator: torch.Generator) -> Halvings:
     """Choose h of the step 2^-h, in prior standard deviations, for each group and channel from a few images ``x``.
 
-    Posteriors as wide as their priors need few grid points, narrow ones many; the narrowest fiftieth decides.
+    Posteriors as wide as their priors need few grid points, narrow ones many; the 2 % quantile of the widths decides.
     """
     noise = [torch.randn(len(x), *shape, generator=generator) for shape in model.group_shapes]
     output = model.top_down(model.posterior_samples(noise), model.bottom_up(x))
@@ -218,8 +220,8 @@ class BitsBack:
     def _scramble(self, coder: Any, number: int) -> int:
         """XOR the top of the stack with pseudo-random bits, its own inverse; return the lowest height in words.
 
-        The top of the stack holds the latents of the image before. Its bits are uniform only if those latents follow
-        the prior, and latents read from other bits are not draws from the posterior. Without scrambling, files take up
+        The top of the stack holds the latents of the previous image. Its bits are uniform only if those latents follow
+        the prior, and latents read from other bits are not samples from the posterior. Without scrambling, files take up
         to 3 % more bits.
         """
         bits = sum(

@@ -24,7 +24,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.I)
 _MISSING = frozenset(
     {"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "None", "NULL", "null", "#DIV/0!", "#VALUE!", "#REF!"}
 )
-STRAY_SHARE = 0.1  # of cells that are no numbers, up to which they are mistakes in a column of numbers
+STRAY_SHARE = 0.1  # largest share of words that are taken for mistakes in a column of numbers
 _SAVE = "save it with np.savez(path, codes=..., factors=...)"
 _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, ..., and factors as you like"
 
@@ -38,7 +38,7 @@ class CodesFile:
         factors: [N, K] with their names, or None.
         variances: [N, D] of the posteriors, or None.
         sha256: digest of the file.
-        ignored: columns that number or name the rows, such as a frame's index or file names, and so are no factors.
+        ignored: columns left out because they only number or name the rows, such as an index or file names.
     """
 
     codes: Floats
@@ -77,7 +77,7 @@ def read_codes(path: Path) -> CodesFile:
 
 
 def _names_rows(name: str, column: npt.NDArray[Any]) -> bool:
-    """Tell whether a column is an index without a name, or a text of its own for every row."""
+    """True if a column is an unnamed index, or has a different text in every row."""
     if name.strip() == "" or name == "__index_level_0__":
         return True
     if column.dtype.kind not in "OUS" or len(np.unique(column.astype(str))) < max(len(column), 2):
@@ -144,11 +144,11 @@ def _from_csv(path: Path) -> tuple[Any, Any, Any]:
 
 
 def _column(cells: Sequence[str], numbers: list[int], name: str, where: str) -> npt.NDArray[Any]:
-    """The column as numbers, or as text where it is text.
+    """The column as numbers if all cells are numbers, else as text.
 
     Raises:
-        ValueError: a missing value, a decimal comma, or a few words among numbers: read as text, such a column would be a
-            factor with a class for nearly every row.
+        ValueError: a value is missing, has a decimal comma, or is one of a few words among numbers; as text, such a column
+            would be a factor with a class for nearly every row.
     """
     column = np.array(cells)
     try:
@@ -168,7 +168,9 @@ def _column(cells: Sequence[str], numbers: list[int], name: str, where: str) -> 
         raise ValueError(f"{where} has numbers such as {words[0][1]!r}; save the table with a decimal point")
     if words and (_CODE.fullmatch(name) or _VARIANCE.fullmatch(name) or len(words) <= STRAY_SHARE * len(cells)):
         number, cell = words[0]
-        raise ValueError(f"{where}: row {number} holds {cell!r}, which is no number; correct it or leave out that row")
+        raise ValueError(
+            f"{where}: row {number} holds {cell!r}, which is not a number; correct it or leave out that row"
+        )
     return column
 
 
@@ -209,7 +211,7 @@ def _stacked(columns: dict[str, Any], path: Path) -> Floats | None:
 
 
 def grid_of(codes: Floats, factors: Factors | None) -> tuple[Floats | None, tuple[int, ...]]:
-    """Codes in the order of the grid, if the rows hold every combination of the factors once."""
+    """Codes in the order of the grid, if the rows are every combination of the factors, each once."""
     if factors is None or factors.continuous:
         return None, ()
     columns = tuple(column.astype(np.int64) for column in factors.columns)

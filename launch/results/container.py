@@ -24,9 +24,9 @@ from metrics.model import VAE
 MAGIC = b"STRATA-BITS-BACK"
 FORMAT = 1
 MOST_HEADER_BYTES = 1 << 24
-SURVEYED = 32  # number of images by which the latents' grids are chosen
+SURVEYED = 32  # number of images from which the latents' grids are chosen
 DIGEST_CHARACTERS = 32
-LEAST_BITS = 1  # that an image takes: bounds the number of images in a file
+LEAST_BITS = 1  # per image, which bounds the number of images in a file
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(max_length=64)]
@@ -108,7 +108,7 @@ def from_bytes(content: bytes, where: str) -> tuple[Header, bits_back.Words]:
         raise ValueError(f"{where} is not a file of compress.py; give one that it wrote")
     version, size = struct.unpack("<II", content[len(MAGIC) : start])
     if version != FORMAT:
-        raise ValueError(f"{where} has format {version}, this program reads {FORMAT}; use the Strata that wrote it")
+        raise ValueError(f"{where} has format {version}, this version reads {FORMAT}; use the Strata that wrote it")
     if len(content) < start + size or size > MOST_HEADER_BYTES:
         raise ValueError(f"{where} is truncated within its header; restore it")
     try:

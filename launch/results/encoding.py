@@ -99,7 +99,7 @@ class Encoded:
 
     @property
     def active_latents(self) -> int:
-        """Latent channels that carry more than a tenth of a nat on average."""
+        """Number of latent channels that carry more than a tenth of a nat on average."""
         return int(sum((kl > ACTIVE_UNIT_NATS).sum() for kl in self.kl_per_channel))
 
     @property
@@ -194,7 +194,7 @@ def encode(model: VAE, data: ImageSet, rows: Int64, ranks: Ranks, *, batch_size:
 
 
 def cache_key(model_key: str, recipe: dict[str, Any], protocol: Protocol, max_gib: float) -> str:
-    """Name of codes by everything that determines them: weights, data, choice of images, size of maps."""
+    """Name of codes, from everything that determines them: weights, data, choice of images, size of maps."""
     made_of = [FORMAT, model_key, recipe, protocol.as_json(), max_gib]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -232,7 +232,7 @@ def _from_arrays(arrays: dict[str, npt.NDArray[Any]]) -> Encoded:
     """Inverse of the conversion in :func:`save`.
 
     Raises:
-        ValueError, LookupError, TypeError, OverflowError: an array is missing or of the wrong kind.
+        ValueError, LookupError, TypeError, OverflowError: an array is missing or has the wrong type or shape.
     """
     resolution = [int(r) for r in arrays["resolution"]]
     count, rows = range(len(resolution)), arrays["rows"]
@@ -249,14 +249,14 @@ def _from_arrays(arrays: dict[str, npt.NDArray[Any]]) -> Encoded:
     variance = [] if encoded.variance is None else [encoded.variance]
     floats = [*encoded.residuals, *encoded.means, *encoded.kl_per_channel, encoded.kl, *variance]
     if not count or rows.dtype != np.int64 or rows.ndim != 1 or any(values.dtype != np.float32 for values in floats):
-        raise ValueError("its arrays are of other types")
+        raise ValueError("its arrays have the wrong types")
     for residual, mean, kl in zip(encoded.residuals, encoded.means, encoded.kl_per_channel, strict=True):
         if residual.ndim != 4 or residual.shape != mean.shape or kl.shape != residual.shape[1:2]:
             raise ValueError("its arrays do not belong together")
     if any(len(values) != len(rows) for values in (*encoded.residuals, encoded.kl, *variance)):
-        raise ValueError("its arrays are of different numbers of images")
+        raise ValueError("its arrays have different numbers of images")
     if encoded.kl.ndim != 2 or any(values.ndim != 2 for values in variance):
-        raise ValueError("its arrays are of other shapes")
+        raise ValueError("its arrays have the wrong shapes")
     return encoded
 
 

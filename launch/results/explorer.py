@@ -1,4 +1,4 @@
-"""An explorer of a trained run: latents that a person moves in a browser, decoded at once."""
+"""Explorer of a trained run: the user moves latents in a browser, and the model decodes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metrics.decisions import check_temperature
 from metrics.model import VAE
 
 PAGE = Path(__file__).with_name("explorer.html")
-HOST = "127.0.0.1"  # nobody else's machine reaches it
+HOST = "127.0.0.1"  # other machines cannot reach it
 MOST_LATENTS = 16  # sliders of a model with one group
 LARGEST_REQUEST = 1 << 16  # bytes
 
@@ -42,8 +42,8 @@ def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
 
     Args:
         model: in evaluation mode.
-        x: images [N, C, H, W] that the KL is averaged over and axes are found in.
-        axes: principal axes of each group.
+        x: images [N, C, H, W] for the mean KL and the principal axes.
+        axes: number of principal axes of each group.
     """
     if len(model.group_shapes) == 1:
         kl = model.groups_at_means(x)[0].kl_per_channel()
@@ -58,13 +58,13 @@ def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
 
 
 class Explorer:
-    """Decode images on request of the page.
+    """Decodes the images that the page requests.
 
     Args:
         model: in evaluation mode.
         images: images [N, C, H, W] in [0, 1] that can be encoded and edited.
-        title: whose model it is.
-        axes: principal axes of each group.
+        title: name of the model.
+        axes: number of principal axes of each group.
     """
 
     def __init__(self, model: VAE, images: Tensor, title: str, axes: int = 4) -> None:
@@ -74,7 +74,7 @@ class Explorer:
         self._lock = threading.Lock()  # one answer at a time: each request has a thread
 
     def describe(self) -> dict[str, Any]:
-        """Sliders, groups and images that there are, for the page."""
+        """Describe the sliders, groups and images for the page."""
         return {
             "title": self.title,
             "groups": len(self.model.group_shapes),
@@ -86,8 +86,8 @@ class Explorer:
         """Decode one image.
 
         Args:
-            asked: ``image`` and ``other``, indices; ``sample``, a seed, to start from a draw of the prior instead of the
-                image; ``temperatures``, one for each group of a draw; ``swapped``, groups taken from the other image;
+            asked: ``image`` and ``other``, indices; ``sample``, a seed, to start from a sample of the prior instead of
+                the image; ``temperatures``, one for each group of a sample; ``swapped``, groups taken from the other image;
                 ``values``, positions by index of the slider.
 
         Returns:
@@ -111,7 +111,7 @@ class Explorer:
         return {name: _data_uri(picture) for name, picture in pictures.items()} | {"values": values}
 
     def _start(self, asked: Mapping[str, Any], image: int) -> list[Tensor]:
-        """Coordinates of the image, or of a draw at the temperature of each group."""
+        """Coordinates of the image, or of a sample at the temperature of each group."""
         if asked.get("sample") is None:
             return [code[image : image + 1] for code in self._codes]
         temperatures = [_finite(t) for t in asked.get("temperatures", [1.0] * len(self._codes))]
@@ -149,7 +149,7 @@ def _data_uri(image: Tensor) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serve the page, and an answer to each of its requests."""
+    """Serves the page and answers its requests."""
 
     def __init__(self, explorer: Explorer, *arguments: Any) -> None:
         self.explorer = explorer
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps(content).encode())
 
     def _is_ours(self) -> bool:
-        """Refuse a request that does not name this machine: a page of another site whose name was pointed here does not."""
+        """Refuse a request with another Host header, such as of a site whose name was pointed at this machine."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
             return True
@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ValueError(f"the request has {length} bytes; send JSON")
             asked = json.loads(self.rfile.read(length))
             if not isinstance(asked, dict):
-                raise ValueError("the request is no object; send one")
+                raise ValueError("the request is not a JSON object; send one")
             answer = self.explorer.answer(asked)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self._send_json(400, {"error": str(error)})
@@ -206,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """Listen on this machine alone; ``port`` 0 takes a free one.
+    """Listen on this machine only; ``port`` 0 takes a free one.
 
     Raises:
         ValueError: the port is taken or not allowed.

@@ -1,4 +1,4 @@
-"""Scores of images: one folder against another, and samples against all images that exist."""
+"""Scores of images: one folder against another, and samples against every image of a data set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def score_samples(run: SavedRun, held_out: datasets.Dataset, *, num: int, seed: 
         seed: seed of the samples.
 
     Returns:
-        Plain results by name, or None if the data set does not hold all images that exist.
+        Plain results by name, or None if the data set is not one of which every image is known.
     """
     every_image = run.data("all") if held_out.factor_names else None
     if every_image is None or not is_known_completely(every_image):
@@ -62,7 +62,7 @@ def _scores(bank: metrics.ImageBank, data: datasets.Dataset, images: Tensor) -> 
 
 
 def score_folders(generated: Path, reference: Path, extractor: Path | None, *, seed: int) -> dict[str, Any]:
-    """Score all images below ``generated`` against all below ``reference`` by the weights in the file ``extractor``.
+    """Score all images below ``generated`` against all below ``reference``, with the weights in the file ``extractor``.
 
     Raises:
         ValueError: no weights, a folder without images, or fewer than two images in one.

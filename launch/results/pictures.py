@@ -85,7 +85,7 @@ def traversals(model: VAE, pool: Tensor, title: str = "") -> Picture:
     return figures.grid(
         torch.cat(rows),
         STEPS,
-        title=f"{title}: a held-out image moved along one axis a row, to the number of standard deviations above",
+        title=f"{title}: each row moves a held-out image along one axis, by the standard deviations above",
         rows=[name for name, _ in named],
         heads=_numbers(values),
     )
@@ -98,7 +98,7 @@ def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
     Args:
         run: a trained run.
         split: split of the images.
-        seed: of the samples.
+        seed: seed of the samples.
 
     Raises:
         ValueError: the data or the weights are missing.
@@ -127,9 +127,9 @@ class TraverseConfig:
     """Run folder."""
     show: Show = "traverse"
     """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
-    top: reconstruct from the top 1, 2, ... groups, the rest drawn from their priors."""
+    top: reconstruct from the top 1, 2, ... groups, with the others sampled from their priors."""
     by: Literal["channel", "latent", "axis"] = "channel"
-    """Object that a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
+    """What a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
     group: int = 0
     """Group to traverse or to swap; 0 is the top group."""
     rows: int = 8
@@ -148,7 +148,7 @@ class TraverseConfig:
     images: int = 64
     """Number of images for the mean KL and the principal axes."""
     temperature: float = 0.7
-    """Temperature of the groups that top draws."""
+    """Temperature of the groups that top samples."""
     split: str = "test"
     """train, valid or test."""
     data_root: Path | None = None
@@ -160,7 +160,7 @@ class TraverseConfig:
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU if there is one."""
 
@@ -175,7 +175,7 @@ class TraverseConfig:
 
 
 def kl_map(model: VAE, x: Tensor, group: int, seed: int = 0) -> Tensor:
-    """Compute the KL of each latent of a group in nats, averaged over images, with one draw of the latents for each."""
+    """Compute the KL of each latent of a group in nats, averaged over images, with one sample of the latents for each."""
     features = model.bottom_up(x)
     source = noise.generator(x.device, noise.FIGURES, seed)
     drawn = noise.standard_normal(model.group_shapes, source, local=len(x))
@@ -202,7 +202,7 @@ def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[tuple[str, ed
 
 @dataclass(frozen=True)
 class Shown:
-    """Images in rows and columns, [rows, columns, C, H, W] in [0, 1], and the words that say what they are."""
+    """Images in rows and columns, [rows, columns, C, H, W] in [0, 1], with their captions."""
 
     images: Tensor
     says: str
@@ -210,7 +210,7 @@ class Shown:
     heads: Sequence[str] = ()
 
     def picture(self, title: str) -> Picture:
-        """Arrange the images with their labels; ``title`` says which model drew them."""
+        """Arrange the images with their labels; ``title`` names the model."""
         images, columns = self.images.flatten(0, 1), self.images.shape[1]
         return figures.grid(images, columns, title=f"{title}: {self.says}", rows=self.rows, heads=self.heads)
 
@@ -232,8 +232,8 @@ def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> 
         rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
     of = "the images" if config.by == "axis" else "the prior"
     says = (
-        f"{config.split} image {config.image}, one {config.by} of group {config.group} a row, moved to the number of "
-        f"standard deviations of {of} above"
+        f"{config.split} image {config.image}; each row moves one {config.by} of group {config.group}, by the standard "
+        f"deviations of {of} above"
     )
     return Shown(torch.stack(rows), says, names, _numbers(values))
 
@@ -255,16 +255,16 @@ def _swap(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:
 
 
 def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Shown:
-    """Decode a row per top 1, 2, ... groups of the image; the rest is at its prior mean in column 1, then drawn."""
+    """Decode a row per top 1, 2, ... groups of the image; the others are at their prior means in column 1, then sampled."""
     zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
     rows = []
     for kept in range(1, len(zs) + 1):
         mean = edits.decode_top(model, [z[:1] for z in zs], kept)
         drawn = edits.decode_top(model, zs, kept, temperature=config.temperature, generator=source)
         rows.append(torch.cat([mean, drawn]))
-    says = f"{config.split} image {config.image} from its top groups, the others drawn at temperature {config.temperature:g}"
+    says = f"{config.split} image {config.image} from its top groups, the others sampled at temperature {config.temperature:g}"
     names = [f"top {kept} of {len(zs)} groups" for kept in range(1, len(zs) + 1)]
-    heads = ["prior mean", *(f"draw {i}" for i in range(1, config.steps))]
+    heads = ["prior mean", *(f"sample {i}" for i in range(1, config.steps))]
     return Shown(torch.stack(rows), says, names, heads)
 
 
@@ -279,8 +279,8 @@ def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Shown:
         config: what to show.
 
     Raises:
-        ValueError: the model has no such group, does not take the temperature, or has only one group where several are
-            needed.
+        ValueError: the group does not exist, the temperature is invalid, or the picture needs several groups and the
+            model has one.
     """
     edits.check_group(model, config.group)
     if config.show == "traverse":
@@ -288,7 +288,9 @@ def show(model: VAE, x: Tensor, pair: Tensor, config: TraverseConfig) -> Shown:
     if config.show == "interpolate":
         return _interpolate(model, pair, config)
     if len(model.group_shapes) < 2:
-        raise ValueError(f"--show {config.show} needs several groups, this model has one; use traverse or interpolate")
+        raise ValueError(
+            f"--show {config.show} needs several groups, but this model has one; use traverse or interpolate"
+        )
     if config.show == "swap":
         return _swap(model, pair, config)
     return _top(model, pair[:1], config, noise.generator(pair.device, noise.FIGURES, config.seed))

@@ -1,4 +1,4 @@
-"""Import of a checkpoint of the published NVAE, without executing anything that the file holds.
+"""Import of a checkpoint of the published NVAE, without executing anything in the file.
 
 The published code saves one dictionary with ``torch.save``: ``state_dict``, ``args`` (an ``argparse.Namespace``), ``epoch``,
 ``global_step``, and the state of optimiser, scheduler and gradient scaler; old files hold more. Only tensors, plain
@@ -55,7 +55,7 @@ def _load(path: Path) -> Any:
         if refused is None:
             raise ValueError(f"{path} is not a checkpoint, or is damaged; fetch it again") from error
         raise ValueError(
-            f"{path} holds {refused[1]}, which is more than tensors, plain data and arguments, and nothing of it was run; "
+            f"{path} holds {refused[1]}, which is not a tensor, plain data or an argument, and was not executed; "
             "use a checkpoint from a source that you trust"
         ) from error
     except Exception as error:  # bytes of unknown origin can make the reader raise anything
@@ -113,7 +113,7 @@ def read(path: Path) -> Published:
 
 
 def data_config(args: Mapping[str, Any]) -> DataConfig:
-    """Our data set for the published ``dataset``; one that we have no recipe for becomes a folder of images."""
+    """Our data set for the published ``dataset``; one without a recipe here becomes a folder of images."""
     name, spec = str(args["dataset"]), official.image_spec(args)
     if name == "mnist":
         return DataConfig(dataset="mnist")
@@ -196,7 +196,7 @@ def import_checkpoint(path: Path, out: Path, *, edges: Edges = "exact", data_roo
         model = official.load(source.state_dict, known, legacy=edges == "legacy")
     except TypeError as error:  # an argument of the wrong type
         said = re.sub(r"\s+", " ", str(error))
-        raise ValueError(f"the arguments of {path} build no model ({said}); use another checkpoint") from error
+        raise ValueError(f"the arguments of {path} do not describe a model ({said}); use another checkpoint") from error
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

@@ -126,7 +126,7 @@ class SavedRun:
     def data(self, split: str = "test") -> datasets.Dataset:
         """Open a split of the data set that the run was trained on: train, valid, test, or all if it exists.
 
-        Images of a folder are brought to the size of the run.
+        Images of a folder are cropped and resized to the size of the run.
 
         Raises:
             ValueError: the data are missing, differ from those that the run was trained on (and ``other_data`` is off),
@@ -186,12 +186,12 @@ class SavedRun:
 
     @torch.no_grad()
     def sample(self, num: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-        """Draw images from the prior.
+        """Sample images from the prior.
 
         Args:
             num: number of images.
             temperature: factor on the standard deviations of the priors.
-            seed: seed of the draws; the same seed gives the same images.
+            seed: seed of the samples; the same seed gives the same images.
 
         Returns:
             Mean images of the likelihood, [num, C, H, W] in [0, 1], on the CPU.
@@ -247,7 +247,7 @@ def open_run(
     version = record.get("format", FORMAT)
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise ValueError(
-            f"{files.config_path} has format {version!r}, this program reads up to {FORMAT}; update Strata"
+            f"{files.config_path} has format {version!r}, this version reads up to {FORMAT}; update Strata"
         )
     family = FAMILIES[record["family"]]
     config = from_json(family.config, record.get("config"), str(files.config_path))
@@ -314,7 +314,7 @@ def open_data(
         insist: accept differing data with a warning instead of an error.
 
     Raises:
-        ValueError: the data differ from those that the run was trained on (the message says how), or the split has no
+        ValueError: the data differ from those that the run was trained on (the message names the differences), or the split has no
             images.
     """
 
@@ -329,11 +329,11 @@ def open_data(
     if changed and not insist:
         raise ValueError(
             f"the data differ from those that {run} was trained on ({', '.join(changed)}), so images of split {split} may "
-            "have been trained on; bring the data back or name its folder (--data-root), or add --other-data to use them "
+            "have been trained on; restore the data, name their folder (--data-root), or add --other-data to use these "
             "nevertheless"
         )
     if changed:
-        say(f"warning: other data than the run was trained on: {', '.join(changed)}", file=sys.stderr)
+        say(f"warning: the data differ from those that the run was trained on: {', '.join(changed)}", file=sys.stderr)
     return train if split == "train" and train is not None else opened(split)
 
 

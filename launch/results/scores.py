@@ -1,4 +1,4 @@
-"""Scores by name: the needs of each, its call on codes, and its line in a table."""
+"""Scores by name: the requirements, the computation and the description of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Int64 = npt.NDArray[np.int64]
 Need = Literal["factors", "classes", "grid", "variances", "few units"]
 ROWS_TIMES_LATENTS = 10**6  # up to which an interval uses every requested resample
 FEWEST_RESAMPLES = 20
-MOST_UNITS = 64  # that are probed, alone and together, unless the metric was requested by name
+MOST_UNITS = 64  # units that are probed if the metric was not requested by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,20 +162,23 @@ _CLASSES: frozenset[Need] = _FACTORS | {"classes"}
 _GRID: frozenset[Need] = _CLASSES | {"grid"}
 _BELIEFS: frozenset[Need] = frozenset({"variances"})
 METRICS: dict[str, Metric] = {
-    "reduced": Metric(_FACTORS, True, _reduced, "MIG of moments at d = 10: the row that compares models"),
-    "groups": Metric(_GROUPS, True, _groups, "group-MIG: the gap between the two groups that know most"),
+    "reduced": Metric(_FACTORS, True, _reduced, "MIG of moments at d = 10, for comparing models"),
+    "groups": Metric(_GROUPS, True, _groups, "group-MIG: gap between the two most informative groups"),
     "mig": _resampled(metrics.mig, "one latent per factor, 20 bins"),
     "mig_sup": _resampled(metrics.mig_sup, "one factor per active latent"),
-    "jemmig": _resampled(metrics.jemmig, "MIG whose best latent knows nothing else"),
+    "jemmig": _resampled(metrics.jemmig, "MIG, penalised if the best latent encodes other factors"),
     "med": _resampled(metrics.med, "one factor per latent, by information; no training"),
     "modularity": _resampled(metrics.modularity, "one factor per latent; see its noise level"),
     "mcc": _resampled(metrics.mcc, "correlation with the matched latent"),
-    "mcc_spearman": _resampled(partial(metrics.mcc, correlation="spearman"), "the same of ranks", default=False),
+    "mcc_spearman": _resampled(partial(metrics.mcc, correlation="spearman"), "the same for ranks", default=False),
     "weak_mcc": _resampled(partial(metrics.mcc, mapping="linear"), "the same after a linear map", default=False),
-    "linear_r2": _resampled(metrics.linear_r2, "what a linear map reads"),
+    "linear_r2": _resampled(metrics.linear_r2, "R2 of a linear map to the factors"),
     "cca": _resampled(metrics.cca, "canonical correlation with the factors"),
     "irs": Metric(
-        _FACTORS, False, lambda s: metrics.irs(*s.with_factors, seed=s.seed), "robust to other factors; see noise level"
+        _FACTORS,
+        False,
+        lambda s: metrics.irs(*s.with_factors, seed=s.seed),
+        "robustness to other factors; see its noise level",
     ),
     "infomec": Metric(
         _FACTORS,
@@ -187,20 +190,23 @@ METRICS: dict[str, Metric] = {
         _FACTORS,
         False,
         lambda s: metrics.mlp_r2(*s.with_factors, seed=s.seed),
-        "what a small network reads (test rows)",
+        "R2 of a small network (test rows)",
     ),
     "dci_es": Metric(
-        _FACTORS, False, lambda s: metrics.dci_es(*s.with_factors, seed=s.seed), "how simple a map reads the factors"
+        _FACTORS,
+        False,
+        lambda s: metrics.dci_es(*s.with_factors, seed=s.seed),
+        "how simple a map to the factors can be",
     ),
     "sap": Metric(
         _CLASSES, False, lambda s: metrics.sap(*s.train_and_test(), seed=s.seed), "separated predictability, SVMs"
     ),
-    "sap_r2": _resampled(partial(metrics.sap, kind="r2"), "the same, correlations"),
+    "sap_r2": _resampled(partial(metrics.sap, kind="r2"), "the same with squared correlations"),
     "explicitness": Metric(
         _CLASSES,
         False,
         lambda s: metrics.explicitness(*s.train_and_test(), seed=s.seed),
-        "linear readability (AUC of test rows)",
+        "linear classification (AUC on test rows)",
     ),
     "dci": Metric(
         _FACTORS, False, lambda s: metrics.dci(*s.train_and_test(), seed=s.seed), "boosted trees; minutes to run"
@@ -209,7 +215,7 @@ METRICS: dict[str, Metric] = {
         _FACTORS | _BELIEFS,
         False,
         lambda s: metrics.aggregate_posterior_mig(s.codes, _variances(s), s.with_factors[1]),
-        "MIG of the aggregate posterior: not the histogram's",
+        "MIG of the aggregate posterior, not of a histogram",
     ),
     "beta_vae": Metric(
         _GRID,
@@ -221,19 +227,19 @@ METRICS: dict[str, Metric] = {
         _GRID,
         True,
         lambda s: metrics.factor_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
-        "which factor was held?",
+        "which factor was held fixed?",
     ),
     "beta_vae_rows": Metric(
         _CLASSES,
         False,
         lambda s: metrics.beta_vae_of_rows(*s.with_factors, seed=s.seed),
-        "beta_vae of plain rows: no grid needed",
+        "beta_vae on plain rows; needs no grid",
     ),
     "factor_vae_rows": Metric(
         _CLASSES,
         False,
         lambda s: metrics.factor_vae_of_rows(*s.with_factors, seed=s.seed),
-        "factor_vae of plain rows: no grid needed",
+        "factor_vae on plain rows; needs no grid",
     ),
     "total_correlation": Metric(
         frozenset(), True, lambda s: metrics.total_correlation(s.codes), "of a Gaussian, nats; lower is better"
@@ -326,7 +332,7 @@ def headline(result: Mapping[str, Any]) -> float | None:
 
 
 def most_varying_channels(groups: Sequence[Floats], dim: int) -> Floats:
-    """[N, dim], standardised means of the channels that vary most, chosen on all rows: a hierarchy's code of a full grid.
+    """[N, dim], standardised means of the channels that vary most, chosen on all rows: the code of a hierarchy for a full grid.
 
     No labels are used. If a half can be held out, :func:`metrics.reduce_groups` is better.
     """

@@ -63,7 +63,7 @@ class ScoreConfig:
     untrained: bool = False
     """Also score the same architecture with fresh weights, as the baseline that a trained model must beat."""
     elbo_images: int = 1000
-    """Number of the images for the held-out ELBO; 0 leaves it out."""
+    """Number of images for the held-out ELBO; 0 leaves it out."""
     samples: int = 500
     """Number of samples whose nearest real image is searched, if the data set is complete (dSprites); 0 leaves it
     out."""
@@ -72,8 +72,8 @@ class ScoreConfig:
     shuffles: int = 20
     """Number of shuffles for the baselines of reduced codes."""
     group_shuffles: int = 0
-    """Number of shuffles for the group table's baseline; each takes as long as the table. Held-out probes of noise give
-    0."""
+    """Number of shuffles for the group table's baseline; each takes as long as the table. Held-out probes score
+    noise as 0."""
     max_gib: float = 1.0
     """Largest size of the codes; larger ones are kept as coarser maps (the table says so)."""
     batch_size: int = 64
@@ -123,7 +123,7 @@ def _check_grid(data: datasets.Dataset) -> None:
 
 
 def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[scores.Need, str | None]:
-    no_factors = f"{data.name} has no ground-truth factors; choose metrics without, such as total_correlation"
+    no_factors = f"{data.name} has no ground-truth factors; choose metrics that need none, such as total_correlation"
     return {
         "factors": None if data.factor_names else no_factors,
         "classes": None,
@@ -131,7 +131,7 @@ def _available(data: datasets.Dataset, config: ScoreConfig, model: VAE) -> dict[
         "grid": None if config.full_grid else "needs every combination of the factors; add --full-grid",
         "variances": None
         if encoding.is_one_vector(model.group_shapes)
-        else "needs one Gaussian posterior per latent, so a model with one vector of latents; leave it out",
+        else "needs a model with a single vector of latents; leave it out",
     }
 
 
@@ -196,7 +196,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     data = run.data(config.protocol.open_split())
     if config.full_grid:
         _check_grid(data)
-    with torch.device("meta"):  # its shape is enough for the checks; the weights are read later
+    with torch.device("meta"):  # the checks need only shapes; the weights are read later
         shape = run.new_model()
     names, skipped = scores.choose(config.metrics, _available(data, config, shape))
     model = run.model
@@ -265,7 +265,7 @@ def _encoded(
 
 
 def _encoded_untrained(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks: Ranks) -> Encoded | None:
-    """Codes of the same architecture with the weights that the run's seed draws, in float32."""
+    """Codes of the same architecture with fresh weights from the run's seed, in float32."""
     torch.manual_seed(run.config.run.seed)
     module = run.new_model().to(ranks.device).eval().requires_grad_(False)
     architecture = hashlib.sha256(json.dumps(run.record["config"]["model"], sort_keys=True).encode()).hexdigest()
@@ -360,7 +360,7 @@ def _available_in(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores
         "factors": None if read.factors is not None else no_factors,
         "classes": numbers if continuous else None,
         "grid": None if has_grid else "needs a code of every combination of the factors; choose factor_vae_rows",
-        "variances": None if read.variances is not None else "codes alone have no posterior variances; add them",
+        "variances": None if read.variances is not None else "the file has no posterior variances; add them",
         "few units": None if read.codes.shape[1] <= scores.MOST_UNITS else units,
     }
 

@@ -58,9 +58,9 @@ def step_of(path: Path) -> int | None:
 
 
 def save(folder: Path, step: int, content: dict[str, Any], *, keep: int = 3) -> Path:
-    """Write the checkpoint of ``step``, and of those up to it delete all but the newest ``keep``.
+    """Write the checkpoint of ``step``, and delete all but the newest ``keep`` of those up to this step.
 
-    Checkpoints of later steps do not count: a run that continues from an earlier step found them damaged, and they must
+    Checkpoints of later steps do not count. If the run continues from an earlier step, they were found damaged, and must
     not displace good ones.
 
     Args:
@@ -123,7 +123,7 @@ def trace(folder: Path, *, beyond: int, weights: bool) -> str | None:
     for name in reversed(names):
         step = step_of(Path(name.removesuffix(".sha256")))
         if step is not None and (step > beyond or (weights and name.endswith(".pt"))):
-            return f"{name} is not a valid checkpoint" if weights else f"{name} is there"
+            return f"{name} is not a valid checkpoint" if weights else f"{name} exists"
     return None
 
 
@@ -161,7 +161,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of this project; {ANOTHER}")
     if not 1 <= content["format"] <= FORMAT:
         raise ValueError(
-            f"{path} has format {content['format']}, this program reads 1 to {FORMAT}; {ANOTHER} or update Strata"
+            f"{path} has format {content['format']}, this version reads 1 to {FORMAT}; {ANOTHER} or update Strata"
         )
     return content
 
@@ -211,7 +211,7 @@ def check_weights(own: dict[str, Any], state: Any, where: str) -> None:
     ]
     if named:
         raise ValueError(
-            f"{where} does not fit the model: {', '.join(named)}; the configuration must be the one it was trained with"
+            f"{where} does not fit the model: {', '.join(named)}; give the configuration that it was trained with"
         )
 
 

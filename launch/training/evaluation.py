@@ -22,10 +22,8 @@ from metrics.model import VAE
 from metrics.pixel_baseline import count_levels, fit_pixel_baseline
 
 BASELINE_IMAGES = 50_000  # training images that the no-latents baseline is fitted to, at most
-DRAWS_PER_PASS = {
-    "cuda": 128,
-    "cpu": 16,
-}  # images; on a CPU larger batches are slower, because fresh memory costs more than they save
+# images; on a CPU larger batches are slower, because allocating memory costs more than they save
+DRAWS_PER_PASS = {"cuda": 128, "cpu": 16}
 
 
 class ImageSet(Protocol):
@@ -127,7 +125,7 @@ def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | No
 
 
 def blocks(num_images: int, ranks: Ranks, batch_size: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """Deal blocks of images to the ranks in turn. The blocks, and so their noise, are the same at any number of ranks."""
+    """Deal blocks of images to the ranks in turn; blocks and their noise do not depend on the number of ranks."""
     for block, first in enumerate(range(0, num_images, batch_size)):
         if block % ranks.world_size == ranks.rank:
             yield block, np.arange(first, min(first + batch_size, num_images))
@@ -210,7 +208,7 @@ def evaluate(
     """Evaluate a model on a data set; the ranks share the work, and each returns the whole result.
 
     Args:
-        model: in eval mode.
+        model: model in eval mode.
         dataset: the images.
         ranks: this process among the others; rank 0 shows a progress bar.
         batch_size: images per block. The noise of an image depends on its block, so it is part of the result.
@@ -283,7 +281,7 @@ def require_finite(result: Mapping[str, Any]) -> None:
 def describe(result: Mapping[str, Any]) -> str:
     """Summarise an evaluation in one line."""
     bound = (
-        f", {result['importance_bits_per_dim']:.3f} by {result['importance_draws']} draws"
+        f" ({result['importance_bits_per_dim']:.3f} with {result['importance_draws']} importance samples)"
         if "importance_draws" in result
         else ""
     )

@@ -1,7 +1,6 @@
-"""Flat storage for optimiser steps: one vector each for weights, gradients and moments makes few operations suffice.
+"""Flat storage: weights, gradients and moments are one vector each, so that an optimiser step takes few operations.
 
-A model's parameters and an optimiser's moments become views of these vectors. Their names, their checkpoints and their
-readers do not change.
+A model's parameters and an optimiser's moments become views of these vectors. Their names and checkpoints do not change.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-CHUNK = (
-    2**23
-)  # numbers per exchange between ranks; fixed, so that the order of summation does not depend on the run's history
+# numbers per exchange between ranks; fixed, so that the order of summation does not depend on the run's history
+CHUNK = 2**23
 MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adamax: ("exp_avg", "exp_inf"),
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
@@ -49,7 +47,7 @@ class Vector:
 
     @staticmethod
     def become(tensor: Tensor, view: Tensor) -> None:
-        """Move a tensor, in place for all who refer to it, to the memory of ``view``."""
+        """Move a tensor in place to the memory of ``view``, so that all references to it see the move."""
         tensor.data = view
 
     @staticmethod
@@ -73,10 +71,10 @@ class FlatState:
 
     Args:
         model: model whose parameters and floating-point buffers become views.
-        optimizer: of one of the kinds in :data:`MOMENTS`, its state becomes views. Any other is called itself, with
+        optimizer: if it is of a kind in :data:`MOMENTS`, its state becomes views. Any other takes its own steps, on
             gradients that are views.
         average: the averaged model, or None.
-        world_size: ranks; they start from rank 0's weights.
+        world_size: number of ranks, which start from rank 0's weights.
     """
 
     def __init__(
@@ -96,8 +94,13 @@ class FlatState:
 
     @property
     def updates(self) -> bool:
-        """True if this class applies the update rule, rather than a foreign optimiser's ``step``."""
+        """True if this class applies the update rule itself, instead of calling the optimiser's ``step``."""
         return type(self.optimizer) in MOMENTS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The optimiser's settings; all parameters are in one group."""
+        return self.optimizer.param_groups[0]
 
     @property
     def holds(self) -> bool:
@@ -171,16 +174,14 @@ class FlatState:
 
         Args:
             lr: learning rate, a 0-dimensional tensor.
-            takes: 1, or 0 for a skipped step, whose gradient may be anything.
+            takes: 1, or 0 for a skipped step, whose gradient may hold any values.
             ema_weight: weight of the new weights in the average.
         """
         kind = self.weights.values.dtype
         lr, takes = lr.to(kind), takes.to(kind)
         self.gradient.masked_fill_(takes == 0.0, 0.0)
         self.steps.add_(takes)
-        group = self.optimizer.param_groups[0]
-        rule = RULES[type(self.optimizer)]
-        rule(self.weights.values, self.gradient, self.moments, group, lr * takes, takes, self.steps[0].double())
+        RULES[type(self.optimizer)](self, lr * takes, takes)
         if self.average is not None and ema_weight is not None:
             self.average.values.lerp_(self.weights.values, ema_weight.to(kind) * takes)
 
@@ -195,28 +196,22 @@ class FlatState:
                 self.average.values.lerp_(self.weights.values, ema_weight)
 
 
-Rule = Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Any], Tensor, Tensor, Tensor], None]
-"""An optimiser's formula on vectors: weights, gradient (may be spoilt), moments, settings, learning rate (0 where the step
-is skipped), 1 or 0 for a step taken or skipped, and steps taken."""
+Rule = Callable[[FlatState, Tensor, Tensor], None]
+"""An optimiser's update of the vectors, by the learning rate (0 if the step is skipped) and 1 or 0 for a step taken or
+skipped; it may overwrite the gradient."""
 
 
-def _decayed(weights: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-    if group["weight_decay"]:
-        gradient.add_(weights, alpha=group["weight_decay"])
+def _decay(flat: FlatState) -> None:
+    """Add the gradient of the L2 penalty."""
+    if flat.settings["weight_decay"]:
+        flat.gradient.add_(flat.weights.values, alpha=flat.settings["weight_decay"])
 
 
-def _adamax(
-    weights: Tensor,
-    gradient: Tensor,
-    moments: dict[str, Tensor],
-    group: dict[str, Any],
-    lr: Tensor,
-    takes: Tensor,
-    steps: Tensor,
-) -> None:
-    """Adamax as ``torch.optim`` has it: epsilon inside the infinity norm, L2 weight decay (Kingma & Ba 2014)."""
-    beta1, beta2 = group["betas"]
-    _decayed(weights, gradient, group)
+def _adamax(flat: FlatState, lr: Tensor, takes: Tensor) -> None:
+    """Adamax as in ``torch.optim``: epsilon inside the infinity norm, L2 weight decay (Kingma & Ba 2014)."""
+    weights, gradient, moments, group = flat.weights.values, flat.gradient, flat.moments, flat.settings
+    (beta1, beta2), steps = group["betas"], flat.steps[0].double()
+    _decay(flat)
     moments["exp_avg"].lerp_(gradient, (1.0 - beta1) * takes)
     largest = torch.maximum(moments["exp_inf"] * beta2, gradient.abs_().add_(group["eps"]))
     moments["exp_inf"].lerp_(largest, takes)
@@ -224,21 +219,14 @@ def _adamax(
     weights.addcmul_(torch.div(moments["exp_avg"], largest, out=gradient), rate.to(weights.dtype))
 
 
-def _adam(
-    weights: Tensor,
-    gradient: Tensor,
-    moments: dict[str, Tensor],
-    group: dict[str, Any],
-    lr: Tensor,
-    takes: Tensor,
-    steps: Tensor,
-) -> None:
+def _adam(flat: FlatState, lr: Tensor, takes: Tensor) -> None:
     """Adam with L2 weight decay, or AdamW, whose weight decay is decoupled (Kingma & Ba 2014; Loshchilov & Hutter 2019)."""
-    beta1, beta2 = group["betas"]
+    weights, gradient, moments, group = flat.weights.values, flat.gradient, flat.moments, flat.settings
+    (beta1, beta2), steps = group["betas"], flat.steps[0].double()
     if group["decoupled_weight_decay"]:
         weights.mul_(1.0 - lr * group["weight_decay"])
     else:
-        _decayed(weights, gradient, group)
+        _decay(flat)
     moments["exp_avg"].lerp_(gradient, (1.0 - beta1) * takes)
     moments["exp_avg_sq"].lerp_(gradient.square_(), (1.0 - beta2) * takes)
     first, second = ((1.0 - beta**steps).clamp_min(1.0 - beta) for beta in (beta1, beta2))
@@ -246,19 +234,12 @@ def _adam(
     weights.addcmul_(torch.div(moments["exp_avg"], std, out=gradient), (-lr / first).to(weights.dtype))
 
 
-def _rmsprop(
-    weights: Tensor,
-    gradient: Tensor,
-    moments: dict[str, Tensor],
-    group: dict[str, Any],
-    lr: Tensor,
-    takes: Tensor,
-    steps: Tensor,
-) -> None:
+def _rmsprop(flat: FlatState, lr: Tensor, takes: Tensor) -> None:
     """RMSprop with epsilon outside the root (Tieleman & Hinton 2012)."""
-    _decayed(weights, gradient, group)
-    moments["square_avg"].lerp_(gradient.square(), (1.0 - group["alpha"]) * takes)
-    weights.addcmul_(gradient.div_(moments["square_avg"].sqrt().add_(group["eps"])), -lr)
+    gradient, average, group = flat.gradient, flat.moments["square_avg"], flat.settings
+    _decay(flat)
+    average.lerp_(gradient.square(), (1.0 - group["alpha"]) * takes)
+    flat.weights.values.addcmul_(gradient.div_(average.sqrt().add_(group["eps"])), -lr)
 
 
 RULES: dict[type[torch.optim.Optimizer], Rule] = {

@@ -105,11 +105,11 @@ class RunFolder:
     def _refuse_a_run(self, resume: bool) -> None:
         if self.config_path.exists() and not resume:
             raise ValueError(
-                f"{self.path} already holds a run; add --resume auto to go on with it, or choose another --run-dir"
+                f"{self.path} already holds a run; add --resume auto to continue it, or choose another --run-dir"
             )
 
     def release(self) -> None:
-        """Let another run have the folder."""
+        """Release the folder for other runs."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -126,7 +126,7 @@ class RunFolder:
         return (self.path / "diverged.json").exists()
 
     def reopen(self, step: int) -> None:
-        """Rename the records of the run's end with ``step`` in their names, because the run continues from there."""
+        """Rename the records of the run's end, with ``step`` in their names, because the run continues from that step."""
         for name in ("diverged", "summary"):
             path = self.path / f"{name}.json"
             if path.exists():
@@ -165,7 +165,7 @@ class RunFolder:
         return (self.path / "summary.json").exists()
 
     def begin(self, config: SharedConfig, dataset: datasets.Dataset, *, is_new: bool) -> None:
-        """Write a new run's record, by which the folder is recognised as a run."""
+        """Write the record of a new run, which marks the folder as a run folder."""
         if is_new or not self.config_path.exists():
             data = {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe}
             self.write_json("config.json", record_of(config, dataset.spec, data))

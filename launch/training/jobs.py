@@ -36,10 +36,10 @@ def run_all(
     """Do every job that is not yet done, several at once, and print a line for each.
 
     Args:
-        jobs: plain values that can be sent to another process; the most important first.
+        jobs: plain values that can be sent to another process, the most important first.
         work: does a job and leaves the record that ``done`` looks for, or returns an error message. It must be a
             module-level function unless ``threads`` is set.
-        done: True if a job's record is there and complete.
+        done: True if a job's record exists and is complete.
         workers: number of jobs at once.
         threads: use threads of this process, for work that starts processes itself.
 

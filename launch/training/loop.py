@@ -130,7 +130,7 @@ class Loop:
         return evaluates or scores
 
     def _make_up(self, step: int) -> None:
-        """Make up for the evaluation and scores of ``step``, if the run was stopped just before them."""
+        """Do the evaluation and scores that were due at ``step``, if the run was stopped just before them."""
         for run in self.runs:
             if run.evaluates_at(step) and not run.ranks.from_main(run.monitor.has_recorded("val/")):
                 run.evaluate()
@@ -159,7 +159,7 @@ class Loop:
         return reports
 
     def _note_settled(self) -> bool:
-        """Note the settled steps; True if the ranks agreed in one of them to stop."""
+        """Process the settled steps; True if the ranks agreed in one of them to stop."""
         stop = False
         while self._unread and all(report.settled for report in self._unread[0].reports):
             batch, reports = self._unread.popleft()
@@ -185,7 +185,7 @@ class Loop:
             raise FloatingPointError(self.first.says_diverged())
         raise FloatingPointError(
             f"{len(lost)} of {len(self.runs)} replicas diverged ({', '.join(lost)}, see diverged.json there) and the others "
-            "were trained; train these again with a lower --lr, or --grad-clip, or --precision fp32"
+            "are complete; train these again with a lower --lr, or --grad-clip, or --precision fp32"
         )
 
 
@@ -197,10 +197,10 @@ LARGEST_SHARE = 0.1  # of a GPU's memory, for images that --data-on-device auto 
 def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> bool:
     """True if the training images are kept on the device (``--data-on-device``).
 
-    With auto they are, on a GPU, if they take at most a tenth of its memory.
+    With auto, they are kept on a GPU if they take at most a tenth of its memory.
 
     Raises:
-        ValueError: requested for images whose pixels are drawn anew in each epoch.
+        ValueError: the pixels are drawn anew in each epoch, and --data-on-device is yes.
     """
     size = resident.nbytes(data)
     if config.data_on_device == "yes" and size is None:
@@ -211,7 +211,7 @@ def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.dev
 
 
 def keep_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
-    """Move the images to ``device`` if :func:`keeps_on_device` says so."""
+    """Move the images to ``device`` if :func:`keeps_on_device` is true."""
     return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
 
 

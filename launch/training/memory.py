@@ -1,4 +1,4 @@
-"""Memory and time of a training step: what fits, and how long a run takes, counted or by a trial."""
+"""Memory and duration of a training step, counted or measured by a trial."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def num_training_images(config: SharedConfig) -> int:
 def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     """Count the GFLOP of a forward and a backward pass on PyTorch's meta device; recomputation is left out.
 
-    The figure is three times that of the forward pass: PyTorch's counter takes the weight gradient of a depthwise
-    convolution for a dense one.
+    The result is three times that of the forward pass, because PyTorch's counter treats the weight gradient of a depthwise
+    convolution as that of a dense one.
     """
     with torch.device("meta"):
         model = family_of(config).build_model(without_checkpointing(config), spec).train()
@@ -156,7 +156,7 @@ def largest_batch(needs: StepMemory, memory_gib: float) -> int:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images per second of one process, and how the figure was obtained."""
+    """Images per second of one process, and how this number was obtained."""
 
     images_per_s: float
     source: str
@@ -174,7 +174,7 @@ def throughput(path: Path, preset: str, gflop: float) -> Throughput:
         gflop: work of one image, from :func:`gflop_per_image`.
 
     Raises:
-        ValueError: there is no such file, or it holds no training steps of NVAE.
+        ValueError: the file is missing, or holds no training steps of NVAE.
     """
     command = f"measure: python benchmarks/run.py nvae-step --preset {preset} --out {path}"
     if not path.is_file():
@@ -214,12 +214,12 @@ def _images_per_s(row: dict[str, Any]) -> float:
 
 # --- A trial of a run before it starts -----------------------------------------------------------------------------------
 
-TIMED = 2  # steps, after one that is not timed
+TIMED = 2  # steps, after a first one that is not timed
 MOST_GFLOP = 60.0  # work of a timed step on a CPU: seconds on one core
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a GPU or of this machine in bytes; None if the system does not say."""
+    """Return the free memory of a GPU or of this machine in bytes; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -230,7 +230,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def shortened(config: SharedConfig, spec: datasets.ImageSpec, device: torch.device) -> SharedConfig:
-    """Return the configuration of a trial: on a CPU as few images a step as keep it short, and nothing compiled."""
+    """Return the configuration of a trial: without compilation, and on a CPU with few enough images to be short."""
     size = config.run.batch_size
     if device.type == "cpu":
         size = min(size, max(2, int(MOST_GFLOP / gflop_per_image(config, spec))))
@@ -262,14 +262,14 @@ def needed_bytes(config: SharedConfig, spec: datasets.ImageSpec, members: int, d
 
 
 def fits(needed: int, free: int | None) -> bool:
-    """True if the memory suffices with :data:`HEADROOM`, or if nobody knows what is free."""
+    """True if the memory suffices with :data:`HEADROOM`, or if the free memory is unknown."""
     return free is None or needed <= HEADROOM * free
 
 
 def says_memory(needed: int, free: int | None, device: torch.device) -> str:
     """Say whether the memory suffices, and what to do otherwise."""
     if free is None:
-        return f"memory unknown: a step needs at least {needed / GIB:.1f} GiB, and the system does not say what is free"
+        return f"memory unknown: a step needs at least {needed / GIB:.1f} GiB, and the system does not report its free memory"
     where = "GPU" if device.type == "cuda" else "machine"
     counted = f"needs at least {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB of this {where} are free"
     if fits(needed, free):
@@ -284,6 +284,6 @@ def says_time(seconds: float, timed_images: int, images: int, total_steps: int) 
         "" if timed_images == images else f", times {images / timed_images:g}"
     )
     return (
-        f"time   {step:.2g} s a step (measured: {how}), so about {duration(step * total_steps)} for {total_steps:,} steps; "
-        "evaluations and pictures come on top"
+        f"time   {step:.2g} s per step (measured: {how}), so about {duration(step * total_steps)} for {total_steps:,} steps; "
+        "evaluations and pictures are not included"
     )

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, the verdict on a step, and the average of the weights."""
+"""The optimiser, its learning rate, the checks of a step, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def _apex_optimizer(name: str, torch_name: str) -> Any:
-    """apex' fused optimiser; the error tells a missing, a foreign and an incomplete apex apart."""
+    """apex' fused optimiser; the error distinguishes a missing, an unrelated and an incomplete package apex."""
     instead = f"use --optimizer {torch_name}, torch's own"
     if importlib.util.find_spec("apex") is None:
         raise ModuleNotFoundError(
@@ -54,10 +54,10 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
     """Build the optimiser that ``config`` names.
 
     ``torch.optim.Adamax`` is the published NVAE's rule: epsilon inside the infinity norm, L2 weight decay. On a GPU
-    torch's optimisers count their steps there, so that a step can be undone without the host.
+    torch's optimisers count their steps on the device, so that a step can be skipped without the host.
 
     Raises:
-        ModuleNotFoundError: a fused optimiser without a usable apex; names torch's alternative.
+        ModuleNotFoundError: a fused optimiser without a usable apex; the message names torch's alternative.
     """
     params = list(parameters)
     capturable = bool(params) and params[0].is_cuda
@@ -80,7 +80,7 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
 
 
 def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a state, perhaps saved on another device; the way steps are computed stays as built here."""
+    """Load a state that may come from another device; the implementation of steps stays that of this one."""
     here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}
     groups = [{**group, **here} for group in saved["param_groups"]]
     optimizer.load_state_dict({**saved, "param_groups": groups})

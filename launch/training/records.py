@@ -83,14 +83,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
 class Monitor:
     """The writer of a run's records; on ranks other than 0 every method does nothing.
 
-    Nothing here ends a run: a record that can't be written is reported once, and the run continues.
+    No failure here ends a run: a record that can't be written is reported once, and the run continues.
 
     Args:
         folder: the run folder, which gets ``metrics.jsonl`` and TensorBoard's event files.
         active: True on rank 0.
         resume_step: step to continue from; records of later steps are dropped.
         name: name of the run, put before its messages if the process trains several.
-        shows_progress: several runs share one progress bar.
+        shows_progress: show the progress bar; several runs share one.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class Monitor:
         self._cpu_start -= spent
         whole, left = b"".join(line for line, _ in lines), b"".join(kept)
         if whole.startswith(left) and whole != left:
-            os.truncate(self._path, len(left))  # in place, because the disk may have no room for another file
+            os.truncate(self._path, len(left))  # in place, because the disk may have no space for another file
         elif whole != left:
-            files.write_atomically(self._path, lambda file: _write(file, left))
+            files.write_bytes(self._path, left)
         return of_first_step if dropped_final else []
 
     def has_recorded(self, prefix: str) -> bool:
@@ -226,8 +226,8 @@ class Monitor:
 
         Args:
             values: settings in the order of the tab's columns.
-            scores: names of scalars whose last value the tab shows beside them. They get no cards of their own, which would
-                stand first on TensorBoard's first page.
+            scores: names of scalars whose last value the tab shows beside them. They get no charts of their own, which
+                TensorBoard would show first.
         """
         if not self.active:
             return
@@ -272,10 +272,6 @@ class Monitor:
             self._bar.close()
             if self._writer is not None:
                 self._write_events(lambda writer: writer.close())
-
-
-def _write(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
 
 
 def _silence_threads_of_tensorboard() -> None:

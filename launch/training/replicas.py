@@ -1,4 +1,4 @@
-"""Replicas: several runs trained as one batched model, whose optimiser step moves them all."""
+"""Replicas: several runs trained as one batched model, with one optimiser step for all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
 class ReplicaState(TrainState):
-    """Training state whose weights are slices of a stack; saving a slice directly would write the whole stack."""
+    """Training state whose weights are slices of a stack; saving a slice as it is would write the whole stack."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data; each tensor owns its memory."""

@@ -1,4 +1,4 @@
-"""Resuming: find the checkpoint, check that it is the same run's, and refuse to overwrite a run that has none."""
+"""Resuming: find the checkpoint, check that it belongs to the same run, and refuse to overwrite a run that has none."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _refuse_another_run(
     global_batch: int,
     data: datasets.Dataset,
 ) -> list[str]:
-    """Refuse a checkpoint of other settings or data; return the permitted differences as 'key: old -> new'."""
+    """Refuse a checkpoint with other settings or data; return the permitted differences as 'key: old -> new'."""
     if content["global_batch"] == 0:  # an imported checkpoint, or an exported copy
         raise ValueError(
-            f"{folder.path} holds weights without an optimiser's state, so training cannot go on from them; "
-            "evaluate, sample and score read it as it is; choose another --run-dir to train"
+            f"{folder.path} holds weights without an optimiser's state, so training cannot continue from them; "
+            "use it in other scripts, or train in another --run-dir, with --init-from to start from its weights"
         )
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
@@ -59,18 +59,17 @@ def _refuse_another_run(
     if content["global_batch"] != global_batch:
         raise ValueError(
             f"the run has a global batch of {content['global_batch']} images, these flags make {global_batch}; choose "
-            f"--batch-size and --accumulation so that x {ranks.world_size} process(es) it is {content['global_batch']}"
+            f"--batch-size and --accumulation whose product with {ranks.world_size} process(es) is {content['global_batch']}"
         )
     if content["num_images"] != len(data):
         raise ValueError(
             f"the run was trained on {content['num_images']:,} images, now there are {len(data):,}; "
-            "bring the data back as it was or choose another --run-dir"
+            "restore the data or choose another --run-dir"
         )
     other = recipes.differences(content.get("recipe") or folder.recipe or {}, data.recipe, in_order=True)
     if other:
         raise ValueError(
-            f"the run was trained on other data ({', '.join(other)}); "
-            "bring the data back as it was or choose another --run-dir"
+            f"the run was trained on other data ({', '.join(other)}); restore the data or choose another --run-dir"
         )
     return changed
 
@@ -99,7 +98,7 @@ def resume(
     """Load the newest valid checkpoint (up to step ``until``) into ``state``; return its step, or 0 if there is none.
 
     A checkpoint that does not fit is refused before anything is written. A diverged run continues from its last
-    checkpoint with finite losses, and may change learning rate, clipping and precision. Any run may become longer.
+    checkpoint with finite losses, and may change learning rate, clipping and precision. Any run may be extended.
 
     Raises:
         ValueError: the data or settings that matter differ from those of the run (the message names them), the ranks
@@ -121,7 +120,9 @@ def resume(
         _load(state, content, path)
         here = ranks.device_name
         if (before := content.get("noise_drawn_by", here)) != here:
-            warn(f"noise was drawn by {before} and is now by {here}; the run goes on, but not as it would have there")
+            warn(
+                f"noise was drawn by {before} and is now drawn by {here}; the run will differ from one that stays there"
+            )
         if ranks.is_main:
             _announce(state.step, path, changed)
         break
@@ -160,7 +161,7 @@ def _load(state: TrainState, content: dict[str, Any], path: Path) -> None:
         state.load_state_dict(content)
         _check_optimizer(state.optimizer)
         if min(state.num_skipped, state.num_bad_in_a_row) < 0:
-            raise ValueError("it counts fewer than 0 steps")
+            raise ValueError("a counter of steps is negative")
     except Exception as error:  # a file from another program can raise anything while a part is loaded
         raise ValueError(
             f"{path} is not a complete checkpoint of this run ({type(error).__name__}: {files.reason(error)}); "
@@ -196,10 +197,10 @@ def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epo
     if found is None and steps and (changed := _changed_since(folder, config)):
         found = f"it was trained with other settings: {', '.join(changed[:6])}"
     if found is not None:
-        several = "all runs that are trained together must have one of the same step; " if is_common else ""
+        several = "all runs that are trained together need one of the same step; " if is_common else ""
         raise ValueError(
-            f"{folder.path} holds a run but no checkpoint to go on from, and starting over would overwrite it "
-            f"({found}); {several}bring its checkpoints back or choose another --run-dir"
+            f"{folder.path} holds a run but no checkpoint to continue from, and starting over would overwrite it "
+            f"({found}); {several}restore its checkpoints or choose another --run-dir"
         )
 
 
@@ -230,7 +231,7 @@ def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
 
     found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, warn), None)
     if found is None:
-        raise ValueError(f"--init-from {run}: there is no valid checkpoint in {run}; give the folder of a trained run")
+        raise ValueError(f"--init-from {run}: the folder has no valid checkpoint; give the folder of a trained run")
     path, content = found
     weights = content["model"] if content.get("ema") is None else content["ema"]
     load_state(state.model, weights, str(path))
@@ -271,6 +272,11 @@ MAY_CHANGE = (
 )
 
 
+def may_change(name: str) -> bool:
+    """True if the setting with this dotted name does not affect results."""
+    return any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE)
+
+
 def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Fill in the settings that an older record lacks: a newer setting's default reproduces the earlier behaviour."""
     filled = {**defaults, **saved}
@@ -285,7 +291,7 @@ def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     rows: list[str] = []
     for key in sorted(saved.keys() | now.keys()):
         name, old, new = prefix + key, saved.get(key), now.get(key)
-        if any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE):
+        if may_change(name):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             rows += changed_keys(old, new, name + ".")

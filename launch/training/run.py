@@ -28,7 +28,7 @@ from metrics.model import VAE
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
 FIGURE_POOL = 1000  # number of images for figures of a whole distribution
-FIGURE_POOL_PIXELS = 2**26  # bound on their size: a quarter of a GiB as floats
+FIGURE_POOL_PIXELS = 2**26  # bound on their number of pixels: a quarter of a GiB as floats
 HEADLINES = ("bits_per_dim", "elbo", "rate", "distortion", "psnr")
 
 SETTINGS = ("preset", "objective.", "model.", "optim.", "data.", "run.")  # in the order of TensorBoard's columns
@@ -37,7 +37,7 @@ Score = Callable[..., dict[str, float]]
 
 
 def _settings(config: SharedConfig) -> dict[str, Any]:
-    """Settings that differ from the defaults, those that shape a result first; those of the records are left out."""
+    """Settings that differ from the defaults, the most influential first; those of the logs are left out."""
     found = {name: value for name, value, _ in differences(config, type(config)())}
     return {name: found[name] for start in SETTINGS for name in found if name.startswith(start)}
 
@@ -84,7 +84,7 @@ class Run:
         """Step at which this process stops."""
         return min(self.total_steps, self.config.run.stop_at_step or self.total_steps)
 
-    # --- What happens after which step ---------------------------------------------------------------------------------
+    # --- Actions after a step ---------------------------------------------------------------------------------
 
     def logs_at(self, step: int) -> bool:
         """True if scalars are recorded after ``step``."""
@@ -150,7 +150,7 @@ class Run:
         if saved_step != self.state.step:
             raise OSError(
                 f"the weights of step {self.state.step} are not on disk, the newest checkpoint is of step {saved_step}; "
-                f"make room in {self.folder.checkpoints} and run this again with --resume auto"
+                f"make room in {self.folder.checkpoints} and repeat the command with --resume auto"
             )
 
     # --- Records --------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ class Run:
         """Evaluate a run that reached its last step, write its summary, and print the next commands.
 
         Raises:
-            FloatingPointError: the evaluation is not finite, or every step was skipped; there is no summary then.
+            FloatingPointError: the evaluation is not finite, or every step was skipped; no summary is written.
         """
         result = self.evaluate(final=True)
         self.require_saved()  # before the summary, which says that the run is complete

@@ -27,7 +27,7 @@ from launch.training.resume import init_from, records, resume
 from launch.training.run import Run, Score
 from launch.training.step import Trainer, new_state, resolve_precision
 
-FEW_STEPS = 500  # of a run whose length is given in epochs, below which it can hardly learn
+FEW_STEPS = 500  # a run given in epochs that has fewer steps can hardly learn
 
 
 def default_run_dir(config: SharedConfig) -> Path:
@@ -36,27 +36,15 @@ def default_run_dir(config: SharedConfig) -> Path:
     setting = family.setting(config)
     parts = [config.data.dataset, family.name, config.preset, "" if setting == config.preset else setting]
     name = re.sub(r"[^\w.]+|_", "-", "-".join(filter(None, parts)))
-    path, older = (
-        Path("runs") / f"{name}-seed{config.run.seed}",
-        Path("runs")
-        / (
-            f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"  # name before 2026-11-28
-        ),
-    )
+    path = Path("runs") / f"{name}-seed{config.run.seed}"
+    older = Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"  # name before 2026-11-28
     return older if config.run.resume == "auto" and older.exists() and not path.exists() else path
 
 
-def announce(
-    config: SharedConfig,
-    preset: SharedConfig,
-    opened: tuple[datasets.Dataset, datasets.Dataset],
-    ranks: Ranks,
-    order: datasets.Batches,
-    total_steps: int,
-) -> None:
+def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Ranks) -> None:
     """Print one line per value that differs from the preset, then the plan of the run."""
-    data, held_out = opened
-    spec, run = data.spec, config.run
+    data, held_out, total_steps = plan.train_data, plan.valid_data, plan.total_steps
+    spec, run, global_batch = data.spec, config.run, plan.order.batch_size
     say(f"preset {config.preset}; changed by flags:" if differences(config, preset) else f"preset {config.preset}")
     for name, value, default in differences(config, preset):
         say(f"  {name} = {value}  (preset: {default})")
@@ -67,15 +55,15 @@ def announce(
     )
     if data.note:
         say(f"       {data.note}")
-    say(f"       held out on the way: {len(held_out):,} images of split {held_out.recipe.get('split', 'valid')}")
+    say(f"       held out during training: {len(held_out):,} images of split {held_out.recipe.get('split', 'valid')}")
     say(
         f"batch  {run.batch_size} per process x {ranks.world_size} process(es) x accumulation {config.optim.accumulation} = "
-        f"{order.batch_size}; {total_steps:,} steps, {total_steps * order.batch_size / len(data):.1f} epochs"
+        f"{global_batch}; {total_steps:,} steps, {total_steps * global_batch / len(data):.1f} epochs"
     )
     if run.max_steps is None and total_steps < FEW_STEPS:
         say(
-            f"       that is short: {run.epochs} epochs of so few images are {total_steps} steps, and models of images need "
-            "thousands; give --max-steps 3000"
+            f"       this is short: {run.epochs} epochs of so few images are only {total_steps} steps, and a model of images "
+            "needs thousands; give --max-steps 3000"
         )
     for line in family_of(config).describe(config, spec):
         say(line)
@@ -83,7 +71,7 @@ def announce(
     say(
         f"model  {needs.num_parameters / 1e6:.2f} M parameters; "
         f"a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
-        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB an image), {resolve_precision(run.precision, ranks.device)} "
+        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB per image), {resolve_precision(run.precision, ranks.device)} "
         f"on {ranks.device.type}"
     )
 
@@ -116,12 +104,12 @@ def train(
         preset: the configuration before the user's flags, to list the differences.
         members: configurations, by name, of several runs that differ only in seed, folder and the weights of the
             objective. They are trained as one batched model, and ``config`` holds their shared settings.
-        dry_run: print the plan, whether it fits this machine and how long it takes, and stop.
+        dry_run: only print the plan, whether it fits this machine and how long it takes.
         score: cheap scores of a model's codes, for ``--score-every``.
 
     Raises:
-        ValueError: a folder holds another run, the data do not fit the configuration, or members are to be trained by
-            several processes.
+        ValueError: a folder holds another run, the data do not fit the configuration, or there are members and several
+            processes.
     """
     stop = errors.StopRequest()
     with distributed.joined(
@@ -129,9 +117,9 @@ def train(
     ) as ranks:
         plan = _plan(config, members, ranks)
         if ranks.is_main:
-            announce(config, preset, (plan.train_data, plan.valid_data), ranks, plan.order, plan.total_steps)
+            announce(config, preset, plan, ranks)
             if members:
-                say(f"{len(members)} replicas of this as one batched model: {' '.join(members)}")
+                say(f"{len(members)} replicas of this, trained as one batched model: {' '.join(members)}")
         if dry_run:
             _try_out(plan, ranks)
         else:
@@ -181,7 +169,7 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
 def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
     if ranks.world_size > 1:
         raise ValueError(
-            f"replicas are trained by one process, these are {ranks.world_size}; start plain python, one for each GPU "
+            f"replicas train in one process, but torchrun started {ranks.world_size}; start plain python, once for each GPU, "
             "with its own --seed and CUDA_VISIBLE_DEVICES"
         )
     parent = _folder_of(next(iter(members.values()))).parent
@@ -190,7 +178,7 @@ def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
 
 
 def _try_out(plan: Plan, ranks: Ranks) -> None:
-    """Say whether a step fits this machine and, if it does, how long the run takes, by steps that are not kept."""
+    """Print whether a step fits this machine and, if so, how long the run takes, measured by steps that are discarded."""
     config, data, device = next(iter(plan.configs.values())), plan.train_data, ranks.device
     needed, free = memory.needed_bytes(config, data.spec, len(plan.configs), device), memory.free_bytes(device)
     if ranks.is_main:
@@ -318,8 +306,8 @@ def _common_step(folders: Mapping[str, RunFolder]) -> int:
     if common or not have or was_killed_at_first:
         return common
     raise ValueError(
-        f"{', '.join(have[:3])} have checkpoints and {', '.join(lack[:3]) or 'the others'} none of the same step, and "
-        "replicas are trained at one step; choose another --run-dir for the new ones"
+        f"{', '.join(have[:3])} have checkpoints but {', '.join(lack[:3]) or 'the others'} none of the same step, and "
+        "replicas train in step with each other; choose another --run-dir for the new ones"
     )
 
 

@@ -1,4 +1,4 @@
-"""The trainer: it steps an explicit state with an objective, and knows no model and no data set."""
+"""The trainer: it steps an explicit state with an objective, and depends on no model or data set."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class Trainer:
     """The trainer of one rank, which takes optimiser steps.
 
     The host prepares a step; the device then runs it without waiting for the host. The device decides whether to skip
-    the step, and on a GPU the host counts skips one step later. All changing inputs are tensors, so a GPU can replay a
-    recording of the step.
+    the step, and on a GPU the host counts skips one step later. All changing inputs are tensors, so a GPU can capture
+    and replay the step.
 
     Args:
         state: state to train.
@@ -155,7 +155,7 @@ class Trainer:
         self._noise: list[Tensor] = []
 
     def _captures(self) -> bool:
-        """True if steps are recorded and replayed.
+        """True if steps are captured and replayed.
 
         Raises:
             ValueError: requested without a GPU, or with compiled parts.
@@ -260,7 +260,7 @@ class Trainer:
             mine.copy_(new)
 
     def _compute(self, images: Tensor, drawn: list[Tensor]) -> Outcome:
-        """The device's work: gradient, mean over the ranks, verdict, and a step that is taken or changes nothing."""
+        """The device's work: gradient, mean over the ranks, verdict, and a step that changes nothing if it is skipped."""
         state, flat, config = self.state, self.flat, self.config.optim
         x = to_float(images, state.model.spec, self.ranks.device)
         statistics = flat.statistics.values.clone()

@@ -127,7 +127,7 @@ def test_a_subset_is_used_on_request_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda lines: ["99", *lines[1:]], "states 99 images and lists 10"),
+        (lambda lines: ["99", *lines[1:]], "states 99 images but lists 10"),
         (lambda lines: lines[:2], "lists no images"),
         (lambda lines: [*lines, lines[-1]], "line 13: 000010.jpg .*listed twice"),
         (lambda lines: lines[2:], "line 1: .*name the attributes"),

@@ -166,5 +166,5 @@ def test_the_same_reason_is_said_once(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(b"text")
     with pytest.raises(DataError) as caught:
         datasets.open_dataset("folder", tmp_path, "all")
-    assert str(caught.value).count("is no JPEG") == 1
+    assert str(caught.value).count("is not a JPEG") == 1
     assert all(f"{i}.png" in str(caught.value) for i in range(5))

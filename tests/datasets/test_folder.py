@@ -108,7 +108,7 @@ def test_all_unusable_images_are_named_at_once(root: Path) -> None:
     message = str(caught.value)
     assert all(
         word in message
-        for word in ("3 of 43", "a/not.png (is no JPEG, PNG", "b/cut.png (", "deep.tiff (has mode F", "skip_bad")
+        for word in ("3 of 43", "a/not.png (is not a JPEG, PNG", "b/cut.png (", "deep.tiff (has mode F", "skip_bad")
     )
     kept = datasets.open_dataset("folder", root, "all", skip_bad=True)
     assert len(kept) == 40
@@ -147,5 +147,5 @@ def test_its_own_cache_is_not_taken_for_data(root: Path) -> None:
 
 def test_odd_options_are_refused(root: Path) -> None:
     for options in ({"channels": 2}, {"num_bits": 0}, {"size": (1, 2, 3)}, {"size": -4}):
-        with pytest.raises(DataError, match="makes no sense"):
+        with pytest.raises(DataError, match=r"; (choose|give)"):
             datasets.open_dataset("folder", root, **options)

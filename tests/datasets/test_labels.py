@@ -51,7 +51,7 @@ def test_a_text_of_its_own_for_every_image_is_left_out_and_said(root: Path) -> N
     rows = "".join(f'{i}.png,{i % 2},"about, {i}"\n' for i in range(6))
     data = datasets.open_dataset("folder", root, labels=table(root, "name,kind,caption\n" + rows + "99.png,0,x\n"))
     assert data.factor_names == ("kind",)
-    assert all(word in data.note for word in ("kind", "caption", "no image: 1"))
+    assert all(word in data.note for word in ("kind", "caption", "without an image: 1"))
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,13 @@ def test_without_a_valid_split_training_has_all(mnist_root: Path) -> None:
     assert len(datasets.open_dataset("mnist", mnist_root, num_valid=0)) == 30
     with pytest.raises(DataError, match="num_valid 0 leaves no images"):
         datasets.open_dataset("mnist", mnist_root, "valid", num_valid=0)
-    with pytest.raises(DataError, match="makes no sense for 30 training images"):
+    with pytest.raises(DataError, match="30 training images"):
         datasets.open_dataset("mnist", mnist_root, num_valid=30)
     assert len(datasets.open_dataset("mnist", mnist_root)) == 30  # as published models are trained
 
 
 def test_absent_data_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no mnist in .*ask for it with download, or put"):
+    with pytest.raises(DataError, match=r"no mnist in .*--download.*, or put"):
         datasets.open_dataset("mnist", tmp_path)
 
 

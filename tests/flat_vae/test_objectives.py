@@ -181,7 +181,7 @@ def test_one_group_is_the_beta_vae(model: FlatVAE, x: Tensor) -> None:
 
 
 def test_groups_must_add_up(model: FlatVAE) -> None:
-    with pytest.raises(ValueError, match=r"latent groups \(3, 3\) for 4 latents; give sizes above 0 that add up"):
+    with pytest.raises(ValueError, match=r"latent groups \(3, 3\) for 4 latents; give positive sizes that add up"):
         GroupedVAE(model, (3, 3), 1.0)
     assert GroupedVAE(model, None, 1.0).ends == [2, 4]
 

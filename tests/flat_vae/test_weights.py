@@ -42,7 +42,7 @@ def test_the_thesis_convention() -> None:
         ({"objective": "beta", "gamma": 1.0}, "--objective capacity or tc or factor"),
         ({"objective": "beta", "beta": -1.0}, "--beta is -1.0; give 0 or a positive number"),
         ({"objective": "beta", "beta": float("nan")}, "--beta is nan"),
-        ({"objective": "capacity", "capacity_warmup": 2.0}, "--capacity-warmup is 2.0; it is a part of the run"),
+        ({"objective": "capacity", "capacity_warmup": 2.0}, "--capacity-warmup is 2.0; give a fraction of the run"),
         ({"objective": "dip", "dip": "iii"}, "choose one of i, ii"),
         ({"objective": "grouped", "latent_groups": (3, 0)}, "--latent-groups"),
         ({"objective": "wae"}, "objective is 'wae'; choose one of ae, denoising"),

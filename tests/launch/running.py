@@ -1,4 +1,4 @@
-"""Images drawn by rule, a model of minutes' fraction, and the scripts run in this process or in one of their own."""
+"""Generated images, a tiny model, and the scripts, run in this process or in one of their own."""
 
 from __future__ import annotations
 

@@ -138,12 +138,12 @@ def _nothing(path: Path) -> None:
         (_flip_a_bit, "damaged"),
         (_lose_the_checksum, "no checksum"),
         (_empty_the_checksum, "damaged"),
-        (_malicious_zip, "damaged or of another kind"),
-        (_malicious_pickle, "damaged or of another kind"),
+        (_malicious_zip, "damaged or has another format"),
+        (_malicious_pickle, "damaged or has another format"),
         (_newer_format, f"has format {checkpoint.FORMAT + 1}"),
         (_another_file, "checkpoint of this project"),
-        (_no_zip, "damaged or of another kind"),
-        (_nothing, "damaged or of another kind"),
+        (_no_zip, "damaged or has another format"),
+        (_nothing, "damaged or has another format"),
     ],
 )
 def test_damage_is_named_and_the_older_one_used(

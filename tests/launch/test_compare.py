@@ -400,7 +400,7 @@ def test_a_single_run_has_no_interval_over_seeds() -> None:
     assert found is not None
     assert found.half_width is None
     assert not found.excludes_zero
-    assert "cannot be told" in words.verdict(found)
+    assert "cannot be separated" in words.verdict(found)
     assert over_seeds(np.array([]), np.array([1.0])) is None
 
 
@@ -422,7 +422,7 @@ def test_images_are_paired_by_row(runs: dict[str, Path]) -> None:
         (Estimate(1.0, 2.0), "within noise"),
         (Estimate(-3.0, 2.0), "differs: the 95 % interval over seeds excludes 0"),
         (Estimate(3.0, 2.0, "images"), "nothing about other seeds"),
-        (Estimate(3.0, None), "cannot be told"),
+        (Estimate(3.0, None), "cannot be separated"),
         (None, "not measured"),
     ],
 )

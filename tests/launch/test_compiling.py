@@ -58,5 +58,5 @@ def test_a_cache_that_a_killed_compiler_left_is_named() -> None:
     error = BackendCompilerFailed(lambda: None, ImportError("/tmp/torchinductor_me/ab/kernel.so: file too short"), None)
     said = execution.compiler_fault(error)
     assert "/tmp/torchinductor_me/ab/kernel.so" in said
-    assert "delete that cache" in said
+    assert "delete the compiler's cache" in said
     assert "\n" not in said

@@ -154,7 +154,7 @@ def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compressed") / "images.strata"
     done = running.call("compress", "--run", trained, "--split", "test", "--out", path)
     assert done.code == 0, done.err
-    assert "every pixel is as it was" in done.out
+    assert "restores every pixel" in done.out
     return path
 
 

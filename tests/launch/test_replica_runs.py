@@ -436,7 +436,7 @@ def test_what_cannot_be_batched_is_refused_in_one_line(typed: list[str], said: s
 def test_several_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "start", lambda *_: Ranks(0, 2, torch.device("cpu")))
     result = call(data, tmp_path / "out", "--replicas", "2")
-    running.assert_one_error(result, "replicas are trained by one process, these are 2")
+    running.assert_one_error(result, "replicas train in one process, but torchrun started 2")
 
 
 def test_folders_of_other_runs_are_refused(batched: Path, data: Path) -> None:
@@ -451,7 +451,7 @@ def test_folders_of_other_runs_are_refused(batched: Path, data: Path) -> None:
 def test_a_dry_run_names_the_replicas_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     result = call(data, tmp_path / "out", "--replicas", "3", "--dry-run")
     assert result.code == 0
-    assert "3 replicas of this as one batched model: seed0 seed1 seed2" in result.out
+    assert "3 replicas of this, trained as one batched model: seed0 seed1 seed2" in result.out
     assert "measured: mean of 2 steps" in result.out
     assert not (tmp_path / "out").exists()
 

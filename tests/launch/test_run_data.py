@@ -118,7 +118,7 @@ def test_without_a_valid_split_the_test_images_are_held_out_and_said(tmp_path: P
         draw(tmp_path / "data" / split, count, seed=count)
     result = train(tmp_path / "data", tmp_path / "run", "--dry-run")
     assert result.code == 0, result.err
-    assert "held out on the way: 9 images of split test" in result.out
+    assert "held out during training: 9 images of split test" in result.out
 
 
 def test_flags_reach_the_data_sets(tmp_path: Path) -> None:
