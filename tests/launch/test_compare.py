@@ -325,7 +325,7 @@ def test_runs_that_do_not_compare_stand_apart_and_are_named(
     other = edited(runs["nvae1"], tmp_path / "other", **changes)
     result = call("compare", "--runs", runs["nvae0"], other, "--out", tmp_path / "out", "--pictures", "0")
     assert result.code == 0, result.err
-    assert "not compared" in result.err
+    assert "not comparable" in result.err
     assert named in result.err
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert len(record["sets"]) == 2

@@ -33,7 +33,7 @@ def test_the_whole_answer(tmp_path: Path) -> None:
     slower = {**row, "images_per_s": 40.0, "variant": "fp32"}
     file = lines_of(tmp_path / "speed.jsonl", slower, row, {**row, "variant": "plain", "images_per_s": 1e9})
     said = "\n".join(plan.plan(PlanConfig(preset="tiny", gpus=2, num_images=360_000, throughput=file)))
-    assert "1.00 hours an epoch of 360,000 images" in said
+    assert "1.00 hours per epoch of 360,000 images" in said
     assert "measured: bf16, batch 16, a card" in said
     assert "images 64x64x3, 8 bits" in said
 
@@ -106,7 +106,7 @@ def test_work_of_the_celeba_recipe() -> None:
 
 def test_a_trial_scales_its_step_to_the_run() -> None:
     said = memory.says_time(0.5, timed_images=2, images=16, total_steps=900)
-    assert "4 s a step" in said
+    assert "4 s per step" in said
     assert "times 8" in said
     assert "1 h 0 min for 900 steps" in said
 
