@@ -129,7 +129,7 @@ class TraverseConfig:
     """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
     top: reconstruct from the top 1, 2, ... groups, with the others sampled from their priors."""
     by: Literal["channel", "latent", "axis"] = "channel"
-    """What a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
+    """Unit that a row of traverse moves: a channel's mean, one latent, or a principal axis over --images images."""
     group: int = 0
     """Group to traverse or to swap; 0 is the top group."""
     rows: int = 8

@@ -77,7 +77,7 @@ def test_a_wrong_split_file(run: Path, tmp_path: Path) -> None:
         (("--lr", "quick"), ("--lr", "quick")),
         (("--batch-size", "19"), ("19", "18")),
         (("--batch-size", "0"), ("--batch-size 0", "1 or more")),
-        (("--num-bits", "9"), ("num_bits 9",)),
+        (("--num-bits", "9"), ("num_bits is 9",)),
         (("--optimizer", "fused_adam"), ("apex", "--optimizer adam")),
         (("--optimizer", "adamx"), ("adamx", "adamax")),
         (("--device", "gpu"), ("gpu", "cuda")),
