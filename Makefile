@@ -36,7 +36,7 @@ quickstart: $(STAMP)
 
 # loadfile: a run that the tests of a file share is trained by one process, and not by both.
 test: $(STAMP)
-	$(RUN) -m pytest -n 3 --dist loadfile -m "not gpu and not soak"
+	$(RUN) -m pytest -n 4 --dist loadfile -m "not gpu and not soak"
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

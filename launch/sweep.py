@@ -58,6 +58,8 @@ class SweepConfig:
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     share: str = "1/1"
     """Part of the runs to train here: 3/8 on the third of eight machines that share --out. The report needs a call without it."""
+    dask: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers train the runs; they share --out and this checkout."""
     images: int = 10_000
     """Number of test images for MIG and covariance distance: the same images as score.py --images takes."""
 
@@ -130,7 +132,7 @@ def main(arguments: list[str]) -> None:
     }
     errors.stop_with_children()
     part = sweep.part(list(runs.values()))
-    faults = jobs.train_all(part, sweep.workers)
+    faults = jobs.train_all(part, sweep.workers, sweep.dask)
     if sweep.share == "1/1":
         _write_report(sweep, runs, shared)
     if faults:

@@ -61,6 +61,8 @@ class AblationConfig:
     """Folder of the records and the report."""
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
+    dask: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers train the runs; they share --out and this checkout."""
     report_only: bool = False
     """Only write the report from the stored records."""
 
@@ -144,7 +146,7 @@ def main(arguments: list[str]) -> None:
     if not chosen.report_only:
         chosen.out.mkdir(parents=True, exist_ok=True)
         jobs.claim(chosen.out, "ablation.json", {"steps": chosen.steps})
-        faults = jobs.train_all([run for run in runs if outcome(run.folder) is None], chosen.workers)
+        faults = jobs.train_all([run for run in runs if outcome(run.folder) is None], chosen.workers, chosen.dask)
         store(runs, chosen.report)
     say(f"report {ablation_report.write(chosen.report, list(VARIANTS))}")
     refuse([fault for fault in faults if "not finite" not in fault])  # a run that diverged is a result

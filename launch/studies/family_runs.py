@@ -33,6 +33,8 @@ class FamilyConfig:
     """Folder of their scores, from which the reports are made."""
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
+    dask: str | None = None
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers do the runs; they share the folders and this checkout."""
     report_only: bool = False
     """Only write the report from the stored scores."""
 
@@ -73,7 +75,7 @@ class FamilyConfig:
         self.out.mkdir(parents=True, exist_ok=True)
         jobs.claim(self.out, "family.json", self.lengths)  # runs of another length are not mixed in
         for name, runs in wanted.items():
-            faults += stored.complete(runs, self.scoring, self.store / name, self.workers)
+            faults += stored.complete(runs, self.scoring, self.store / name, self.workers, self.dask)
         return faults
 
     def stored(self, wanted: Mapping[DataName, Sequence[ScriptRun]]) -> dict[DataName, list[Path]]:

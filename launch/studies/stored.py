@@ -33,8 +33,17 @@ class Scoring:
         return ("--images", str(self.images), "--elbo-images", str(self.elbo_images), *control)
 
 
-def complete(runs: Sequence[ScriptRun], how: Scoring, folder: Path, workers: int | None) -> list[str]:
+def complete(
+    runs: Sequence[ScriptRun], how: Scoring, folder: Path, workers: int | None, cluster: str | None = None
+) -> list[str]:
     """Train and score the runs that lack it, several at once, and store each in ``folder`` as soon as it has its scores.
+
+    Args:
+        runs: the most important first.
+        how: settings of the scores.
+        folder: folder of the stored scores.
+        workers: number of runs at once; None takes one per GPU, or without a GPU one single-threaded run per core.
+        cluster: address of a Dask scheduler whose workers do it instead, as for ``jobs.run_all``.
 
     Returns:
         One error message per failed run.
@@ -52,7 +61,7 @@ def complete(runs: Sequence[ScriptRun], how: Scoring, folder: Path, workers: int
     def is_done(run: ScriptRun) -> bool:
         return run.is_done() and _is_scored(run, how) and (folder / run.folder.name / "scores.json").is_file()
 
-    return jobs.run_all(runs, work, is_done, devices.workers, threads=True)
+    return jobs.run_all(runs, work, is_done, devices.workers, threads=True, cluster=cluster)
 
 
 def _is_scored(run: ScriptRun, how: Scoring) -> bool:

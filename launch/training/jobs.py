@@ -5,12 +5,14 @@ Completed jobs are skipped, so repeating the command continues a stopped sweep o
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import queue
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +23,7 @@ import torch
 from launch.machine import files, process
 
 LAUNCH = Path(__file__).resolve().parents[1]
+CONNECT_SECONDS = 20
 J = TypeVar("J")
 Script = Literal["train_nvae", "train_flat_vae"]
 
@@ -32,6 +35,7 @@ def run_all(
     workers: int,
     *,
     threads: bool = False,
+    cluster: str | None = None,
 ) -> list[str]:
     """Do every job that is not yet done, several at once, and print a line for each.
 
@@ -42,21 +46,23 @@ def run_all(
         done: True if a job's record exists and is complete.
         workers: number of jobs at once.
         threads: use threads of this process, for work that starts processes itself.
+        cluster: address of a Dask scheduler, such as tcp://host:8786, whose workers do the jobs instead. They need this
+            checkout and the jobs' folders under the same paths; their number, not ``workers``, says how many run at once.
 
     Returns:
         One error message per failed job.
 
     Raises:
-        ValueError: fewer than one worker.
+        ValueError: fewer than one worker; no scheduler at the address, or Dask is not installed.
     """
     if workers < 1:
         raise ValueError(f"--workers {workers}; give 1 or more")
     missing = [job for job in jobs if not done(job)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done; {len(missing)} to go", flush=True)
     call = _reported if threads else _alone
-    limits: dict[str, Any] = {} if threads else {"inner_max_num_threads": 1}
     faults, started = [], time.monotonic()
-    with joblib.parallel_config(backend="threading" if threads else "loky", **limits):
+    with _backend(cluster, threads=threads) as most:
+        workers = most or workers
         finished = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(
             joblib.delayed(call)(work, job) for job in missing
         )
@@ -69,6 +75,31 @@ def run_all(
             )
             faults += [f"{name}: {fault}"] if fault else []
     return faults
+
+
+@contextlib.contextmanager
+def _backend(cluster: str | None, *, threads: bool) -> Iterator[int | None]:
+    """Let joblib use threads, processes, or a cluster; yield the number of a cluster's threads."""
+    if cluster is None:
+        limits: dict[str, Any] = {} if threads else {"inner_max_num_threads": 1}
+        with joblib.parallel_config(backend="threading" if threads else "loky", **limits):
+            yield None
+        return
+    try:
+        import distributed
+    except ImportError:
+        raise ValueError("--dask needs Dask, which is not installed; pip install distributed") from None
+    try:
+        client: Any = distributed.Client(cluster, timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--dask {cluster} does not answer ({error}); start dask scheduler and workers first"
+        ) from None
+    with client, joblib.parallel_config(backend="dask"):
+        num_threads = sum(client.nthreads().values())
+        if not num_threads:
+            raise ValueError(f"--dask {cluster} has no workers; start some with: dask worker {cluster} --nthreads 1")
+        yield num_threads
 
 
 def _reported(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
@@ -114,7 +145,10 @@ class ScriptRun:
 
 
 class Devices:
-    """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core."""
+    """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core.
+
+    On a worker of a cluster it has no pool: the worker's own environment says which device it has.
+    """
 
     def __init__(self, workers: int | None) -> None:
         typed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -125,6 +159,9 @@ class Devices:
         for i in range(self.workers if names else 0):
             self._free.put(names[i % len(names)])
         self._has_gpus = bool(names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OfWorker, ()
 
     def run(self, command: Sequence[str], log: Path) -> int:
         """Run a command on the next free device, with its output in ``log``; return the exit code."""
@@ -139,15 +176,30 @@ class Devices:
                 self._free.put(gpu)
 
 
-def train_all(runs: Sequence[ScriptRun], workers: int | None) -> list[str]:
+class _OfWorker(Devices):
+    """What ``Devices`` become on a worker of a cluster."""
+
+    def __init__(self) -> None:
+        self._has_gpus = False
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """Run a command on the worker's device, with its output in ``log``; return the exit code."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as said:
+            return process.run(command, env=dict(os.environ), output=said)
+
+
+def train_all(runs: Sequence[ScriptRun], workers: int | None, cluster: str | None = None) -> list[str]:
     """Train the runs that are not done, several at once; return one error message per failed run.
 
     Args:
         runs: the most important first.
         workers: number of runs at once; None takes one per GPU, or without a GPU one single-threaded run per core.
+        cluster: address of a Dask scheduler whose workers train them instead, as for ``run_all``.
     """
     devices = Devices(workers)
-    return run_all(runs, lambda run: train(run, devices), ScriptRun.is_done, devices.workers, threads=True)
+    work = functools.partial(train, devices=devices)
+    return run_all(runs, work, ScriptRun.is_done, devices.workers, threads=True, cluster=cluster)
 
 
 def train(run: ScriptRun, devices: Devices) -> str | None:

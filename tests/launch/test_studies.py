@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import datasets
 from datasets.dsprites import FACTOR_NAMES, FACTOR_SIZES, render
 from flat_vae import FlatVAE, FlatVAEConfig
 from launch.console.config import DataConfig
-from launch.machine import files
+from launch.machine import files, process
 from launch.machine.distributed import Ranks
 from launch.report.statistics import Estimate, Spread, holm
 from launch.report.tables import Table
@@ -235,6 +236,51 @@ def test_jobs_that_are_done_are_skipped_and_faults_come_back(tmp_path: Path, thr
     assert faults == [f"{names[2]}: it is bad"]
     assert Path(names[0]).read_text() == "done"
     assert Path(names[1]).read_text() == "touched"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A scheduler and two workers, in threads of this process."""
+    distributed = pytest.importorskip("distributed", reason="Dask, of the extra cluster, is not installed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as there:
+        yield there.scheduler_address
+
+
+def test_the_workers_of_a_cluster_do_the_jobs(cluster: str, tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("a", "b", "bad")]
+    Path(names[0]).write_text("done")
+    faults = jobs.run_all(names, touch, lambda name: Path(name).exists(), 1, threads=True, cluster=cluster)
+    assert faults == [f"{names[2]}: it is bad"]
+    assert Path(names[0]).read_text() == "done"
+    assert Path(names[1]).read_text() == "touched"
+
+
+def test_runs_on_a_cluster_keep_the_environment_of_its_workers(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pool of this machine's devices travels along."""
+    took: list[dict[str, str]] = []
+
+    def train(command: list[str], env: dict[str, str], output: Any) -> int:
+        took.append(env)
+        (Path(command[command.index("--run-dir") + 1]) / "summary.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(process, "run", train)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "of the worker")
+    runs = [jobs.ScriptRun("train_flat_vae", ("--seed", str(i)), tmp_path / f"run{i}") for i in range(3)]
+    for run in runs:
+        run.folder.mkdir()
+    assert jobs.train_all(runs, 1, cluster) == []
+    assert all(run.is_done() for run in runs)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in took] == ["of the worker"] * 3
+
+
+def test_a_cluster_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="Dask, of the extra cluster, is not installed")
+    monkeypatch.setattr(jobs, "CONNECT_SECONDS", 0.2)
+    with pytest.raises(ValueError, match=r"--dask .* does not answer"):
+        jobs.run_all([str(tmp_path / "a")], touch, lambda name: False, 1, threads=True, cluster="tcp://127.0.0.1:1")
 
 
 def test_spread_and_table() -> None:
