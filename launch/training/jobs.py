@@ -177,7 +177,7 @@ class Devices:
 
 
 class _OfWorker(Devices):
-    """What ``Devices`` become on a worker of a cluster."""
+    """Stand-in for a pool of devices on a worker of a cluster."""
 
     def __init__(self) -> None:
         self._has_gpus = False
