@@ -39,19 +39,19 @@ def test_imports_flow_one_way(package: str) -> None:
         assert ours - {package} <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {sorted(ours - {package})}"
 
 
-# --- The rooms of launch ---------------------------------------------------------------------------------------------
+# --- The layers of launch ---------------------------------------------------------------------------------------------
 
-# From the top: a module imports rooms below its own, and its own. Scripts stand directly in launch/.
-ROOMS = ["scripts", "studies", "report", "results", "training", "families", "console", "machine"]
+# From the top: a module imports only from its own layer and from those below it. Scripts are directly in launch/.
+LAYERS = ["scripts", "studies", "report", "results", "training", "families", "console", "machine"]
 MOST_MODULES = 48  # outside scripts and studies; lower it when modules go (the 49th: the explorer)
-MOST_ARROWS = 98  # imports of a module in another room, from rooms below scripts and studies; lower it when arrows go
+MOST_ARROWS = 98  # imports between the layers below scripts and studies; lower it when imports go
 MODELS = {"nvae", "flat_vae", "NVAE", "FlatVAE"}
 
 
-def room_of(module: str) -> str:
+def layer_of(module: str) -> str:
     """``launch.training.step`` is in training, ``launch.sample`` among the scripts."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "scripts"
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS else "scripts"
 
 
 def modules_of_launch() -> dict[str, Path]:
@@ -73,39 +73,41 @@ def imports_within_launch(path: Path, modules: Collection[str]) -> set[str]:
     return found & set(modules)
 
 
-def test_every_module_of_launch_is_in_a_room() -> None:
+def test_every_module_of_launch_is_in_a_layer() -> None:
     folders = {p.name for p in (ROOT / "launch").iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert folders == set(ROOMS) - {"scripts"}
+    assert folders == set(LAYERS) - {"scripts"}
 
 
-def test_arrows_between_rooms_point_down() -> None:
+def test_arrows_between_layers_point_down() -> None:
     modules = modules_of_launch()
-    floor = {room: len(ROOMS) - i for i, room in enumerate(ROOMS)}
+    floor = {layer: len(LAYERS) - i for i, layer in enumerate(LAYERS)}
     for module, path in modules.items():
-        up = {other for other in imports_within_launch(path, modules) if floor[room_of(other)] > floor[room_of(module)]}
-        assert not up, f"{module} imports {sorted(up)} from a room above its own"
+        up = {
+            other for other in imports_within_launch(path, modules) if floor[layer_of(other)] > floor[layer_of(module)]
+        }
+        assert not up, f"{module} imports {sorted(up)} from a layer above its own"
 
 
 def test_nothing_but_scripts_imports_a_study() -> None:
     modules = modules_of_launch()
     for module, path in modules.items():
-        if room_of(module) not in ("scripts", "studies"):
-            studies = {m for m in imports_within_launch(path, modules) if room_of(m) == "studies"}
+        if layer_of(module) not in ("scripts", "studies"):
+            studies = {m for m in imports_within_launch(path, modules) if layer_of(m) == "studies"}
             assert not studies, f"{module} imports {sorted(studies)}"
 
 
 def test_launch_stays_small() -> None:
     counted = [m for m, path in modules_of_launch().items() if path.stem != "__init__"]
-    assert len([m for m in counted if room_of(m) not in ("scripts", "studies")]) <= MOST_MODULES
+    assert len([m for m in counted if layer_of(m) not in ("scripts", "studies")]) <= MOST_MODULES
 
 
-def test_rooms_stay_apart() -> None:
+def test_layers_stay_apart() -> None:
     modules = modules_of_launch()
     arrows = [
         (module, other)
         for module, path in modules.items()
         for other in imports_within_launch(path, modules) - {"launch"}
-        if room_of(module) not in ("scripts", "studies", room_of(other))
+        if layer_of(module) not in ("scripts", "studies", layer_of(other))
     ]
     assert len(arrows) <= MOST_ARROWS
 
@@ -129,7 +131,7 @@ def test_only_families_and_what_is_written_for_one_model_name_a_model() -> None:
     """Training, evaluation, scores, pictures and reports take any model that :mod:`metrics.model` describes."""
     for module, path in modules_of_launch().items():
         name = str(path.relative_to(ROOT))
-        if room_of(module) not in ("scripts", "studies", "families"):
+        if layer_of(module) not in ("scripts", "studies", "families"):
             assert not names_of_models(path), f"{name}: {names_of_models(path)}"
 
 
@@ -235,7 +237,7 @@ SCRIPTS = {file.stem for file in (ROOT / "launch").glob("*.py")} - {"__init__"}
 
 
 def test_no_script_is_imported() -> None:
-    """Code that two scripts share stands in a room below them."""
+    """Code that two scripts share belongs to a layer below them."""
     for file in sorted((ROOT / "launch").rglob("*.py")):
         found = set[str]()
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,4 +1,4 @@
-"""The helpers of CUDA's tests, which must work before a GPU is there."""
+"""Helpers of the CUDA tests, which must work without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every model of the zoo opens by its checksum, draws what it drew when it was stored, and is described by its card."""
+"""Every model of the zoo passes its checksum, gives the samples of the day it was stored, and agrees with its card."""
 
 from __future__ import annotations
 

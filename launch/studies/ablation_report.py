@@ -14,7 +14,7 @@ from launch.report.tables import Table, write_paragraphs
 
 OPENING = (
     "Written by `python launch/studies/ablation.py` (`make ablation-study`) from the records in `runs/`; `--report-only` "
-    "writes it again. Each row is the dSprites recipe (preset `dsprites`) with one ingredient switched off, at equal steps. "
+    "rewrites it. Each row is the dSprites recipe (preset `dsprites`) with one ingredient switched off, at equal steps. "
     "ELBO, rate and KL are held out, in nats per image, with averaged weights; ± is the standard deviation over seeds."
 )
 Record = dict[str, Any]
@@ -33,10 +33,10 @@ def write(folder: Path, variants: Sequence[str]) -> Path:
     reference = _values(found.get(variants[0], []), "elbo")
     rows = [_row(name, records, reference, is_reference=name == variants[0]) for name, records in found.items()]
     head = [
-        *("variant", "seeds", "diverged", "ELBO", "minus all, ± 95 %", "rate", "KL of the groups, top first"),
+        *("variant", "seeds", "diverged", "ELBO", "difference from all, ± 95 %", "rate", "KL of the groups, top first"),
         *("gradient norm, median", "largest", "skipped steps", "parameters", "minutes"),
     ]
-    title = "# What each ingredient of NVAE buys"
+    title = "# What each ingredient of NVAE contributes"
     return write_paragraphs(folder / "index.md", [title, OPENING, _cost(found), Table(head, rows).markdown()])
 
 
@@ -78,4 +78,4 @@ def _cost(found: dict[str, list[Record]]) -> str:
     minutes = _values(every, "seconds").sum() / 60
     steps = sorted({int(step) for step in _values(every, "step")})
     length = ", ".join(f"{step:,}" for step in steps) or "no"
-    return f"{len(every)} runs of {length} steps, {minutes:.0f} minutes of training in all."
+    return f"{len(every)} runs of {length} steps, {minutes:.0f} minutes of training in total."

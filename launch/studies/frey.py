@@ -47,7 +47,7 @@ class FreyConfig:
     held_out_seeds: int = 1
     """Number of seeds for the split train, which the thesis did not have."""
     epochs: int = 10
-    """Passes over the frames."""
+    """Length of each run in epochs."""
     init: Initialisation = "glorot"
     """Initial weights: glorot (Keras' default, the thesis' library) or torch (smaller; can stick at the mean face)."""
     workers: int = 2
@@ -83,7 +83,7 @@ def _urgency(job: frey_runs.Job) -> tuple[bool, bool, bool]:
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
     chosen = flags.parse(FreyConfig, FreyConfig(), arguments, prog="studies/frey.py", description=__doc__ or "")
-    frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first, because nothing can be done without them
+    frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first, because everything needs them
     wanted = chosen.jobs()
     if not chosen.report_only:
         jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)

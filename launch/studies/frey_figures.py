@@ -161,9 +161,9 @@ def _codes(job: Job) -> Codes:
 
 
 def scatter(chosen: Sequence[Job]) -> Picture:
-    """10,000 draws from the prior, beside as many from the aggregate posterior of each run.
+    """10,000 samples of the prior, and as many of the aggregate posterior of each run.
 
-    Axes: the two latents with the highest KL, each panel to its own scale; circles: 1, 2 and 3 prior standard deviations.
+    Axes: the two latents with the highest KL, each panel with its own scale; circles: 1, 2 and 3 prior standard deviations.
     """
     source = noise.generator(CPU.device, noise.FIGURES, 0)
 
@@ -187,5 +187,5 @@ def scatter(chosen: Sequence[Job]) -> Picture:
     return _panels(
         len(chosen) + 1,
         draw,
-        f"Frey Faces, {count} latents: draws of the two latents with the highest KL; circles: 1, 2, 3 sd",
+        f"Frey Faces, {count} latents: samples of the two latents with the highest KL; circles: 1, 2, 3 sd",
     )

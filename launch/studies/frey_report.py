@@ -35,12 +35,12 @@ class Stop:
 
     @property
     def words(self) -> str:
-        """Clause for a sentence of the report."""
+        """Predicate of a sentence in the report."""
         if self.learns is None:
-            return "nowhere learns"
+            return "learns at no beta"
         if self.collapsed is None:
             return f"learns up to beta {self.learns:g}, the largest that was run"
-        return f"learns at beta {self.learns:g} and no more at {self.collapsed:g}"
+        return f"learns at beta {self.learns:g} but not at {self.collapsed:g}"
 
 
 def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop:
@@ -53,7 +53,7 @@ def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop
 
 
 def foreseen_stop(critical: Float64, latent_dim: int) -> float:
-    """The beta at which the KL of linear theory falls to .05 nats."""
+    """The beta at which the KL predicted by linear theory falls to .05 nats."""
     betas = np.geomspace(critical[0] * math.exp(-2.0), critical[0], 4001)
     rates = predicted_rate(betas, critical, latent_dim)
     return float(betas[np.flatnonzero(rates >= COLLAPSED)[-1]])
@@ -101,9 +101,9 @@ def _opening(results: Results, wanted: Sequence[Job], mean_face: float) -> Itera
     yield "Written by `python launch/studies/frey.py` from the records of its runs; every number is in [runs.csv](runs.csv)."
     yield (
         f"Protocol: the preset `frey` (the thesis' network, Bernoulli cross entropy of grey pixels, batch 16, RMSprop 1e-3 "
-        f"with decay .9 and epsilon 560 x 1e-7, weights {job.init}), {job.epochs} epochs. beta is the pixel-mean one: the loss is "
-        f"distortion / 560 + beta KL, so the ELBO is at beta = 1/560. Split all: the thesis' 1,965 frames; train: 1,415 frames, "
-        f"with 200 held out (valid, blocks of the video). torch {torch.__version__.partition('+')[0]}, one CPU thread a run. "
+        f"with decay .9 and epsilon 560 x 1e-7, weights {job.init}), {job.epochs} epochs. beta is the pixel-mean beta: the loss is "
+        f"distortion / 560 + beta KL, and beta = 1/560 gives the ELBO. Split all: the thesis' 1,965 frames; train: 1,415 frames, "
+        f"with 200 held out (valid, blocks of the video). torch {torch.__version__.partition('+')[0]}, one CPU thread per run. "
         f"Decoding every frame to the mean face costs {mean_face:.2f} nats."
     )
     yield (
@@ -136,9 +136,9 @@ def _stopping(results: Results, critical: Float64) -> Iterator[str]:
     yield "## Where learning stops, and what theory says"
     first = ", ".join(f"{beta:.4f}" for beta in critical[: frey_figures.MARKED])
     yield (
-        f"Linear theory (the likelihood to second order around the mean face) gives a latent direction a use while its "
-        f"eigenvalue of the whitened covariance exceeds beta. The first critical betas are {first}; in use, a direction costs "
-        f"log(critical beta / beta) / 2 nats."
+        f"In linear theory (the likelihood expanded to second order around the mean face), a latent direction is used if its "
+        f"eigenvalue of the whitened covariance exceeds beta, and then costs log(critical beta / beta) / 2 nats. The first "
+        f"critical betas are {first}."
     )
     verdicts = []
     for split in ("all", "train"):
@@ -148,12 +148,12 @@ def _stopping(results: Results, critical: Float64) -> Iterator[str]:
             agrees = theory_agrees(stop, foreseen)
             verdicts.append(agrees)
             yield (
-                f"* {split}, z = {latent_dim}: {stop.words} (mean KL over seeds of at least {COLLAPSED} nats). Theory's KL falls "
-                f"to {COLLAPSED} nats at beta {foreseen:.4f}: **{'agrees' if agrees else 'does not agree'}**."
+                f"* {split}, z = {latent_dim}: {stop.words} (mean KL over seeds of at least {COLLAPSED} nats). The predicted KL "
+                f"falls to {COLLAPSED} nats at beta {foreseen:.4f}: **{'agrees' if agrees else 'does not agree'}**."
             )
     yield (
-        f"Theory agrees in {sum(verdicts)} of {len(verdicts)} settings about where learning stops. The critical betas of the 1,965 "
-        "frames are taken for both splits."
+        f"Theory predicts where learning stops in {sum(verdicts)} of {len(verdicts)} settings. Both splits use the critical betas "
+        "of all 1,965 frames."
     )
     yield from _rates_beside_theory(results, critical)
     yield from _expectations(results)
@@ -187,7 +187,7 @@ def _expectations(results: Results) -> Iterator[str]:
         verdict = "inside" if low <= found.mean <= high else "**outside**"
         yield (
             f"KL at beta 1e-3 and z = 2, all frames: {found.text()} nats over {found.num} seed(s), {verdict} the range of "
-            f"{low:g} to {high:g} nats expected of the mean of three."
+            f"{low:g} to {high:g} nats expected for the mean of three seeds."
         )
     before, after = EXPECTED_COLLAPSE
     for latent_dim in results.latent_dims("all"):
@@ -206,7 +206,7 @@ def _numbers(results: Results) -> Iterator[str]:
     yield "## All frames"
     yield (
         "Mean ± standard deviation over seeds, nats per image. Covariance distance: mean Frobenius distance of each posterior's "
-        "covariance from that of the means (ddof 0); a collapsed posterior has the square root of z, as an ideal one has."
+        "covariance from that of the means (ddof 0). It is the square root of z for a collapsed posterior, and for an ideal one."
     )
     yield _table(
         results, "all", [("final", "distortion", 1), ("final", "rate", 2), ("covariance_distance", "score", 3)]
@@ -219,14 +219,14 @@ def _held_out(results: Results) -> Iterator[str]:
         yield "Not run yet."
         return
     yield "## Held-out frames"
-    yield "Trained on 1,415 frames, 200 held out; negative ELBO (distortion + KL, whatever the loss weighed), nats per image."
+    yield "Trained on 1,415 frames, 200 held out; negative ELBO (distortion + KL, whatever the loss weights), nats per image."
     columns = [("final", "negative_elbo", 1), ("final_held_out", "negative_elbo", 1), ("final_held_out", "rate", 2)]
     yield _table(results, "train", columns)
     for latent_dim in results.latent_dims("train"):
         spreads = {b: _negative_elbo(results, latent_dim, b) for b in results.betas("train", latent_dim)}
         best = min(spreads, key=lambda beta: spreads[beta].mean)
         yield (
-            f"* z = {latent_dim}: held out, the negative ELBO is lowest at beta {best:g} ({spreads[best].text(1)} nats, "
+            f"* z = {latent_dim}: the held-out negative ELBO is lowest at beta {best:g} ({spreads[best].text(1)} nats, "
             f"{spreads[best].num} seed(s)); the ELBO's own beta is 1/560 = {1 / 560:.2g}."
         )
 
@@ -272,10 +272,10 @@ _CAPTIONS = {
     "kl": "KL against beta, points are seeds; dashed: linear theory; grey: critical betas.",
     "loss": "Loss of each epoch, mean over pixels; a line for each seed; black, dashed: held-out frames. The first epoch may lie "
     "above the panel.",
-    "posterior": "10,000 draws from the prior, and from the aggregate posterior at each beta (first seed), each panel to its own "
+    "posterior": "10,000 samples of the prior, and of the aggregate posterior at each beta (first seed), each panel with its own "
     "scale; circles: 1, 2 and 3 standard deviations of the prior.",
     "covariance": "Covariance distance against beta; dotted: square root of z.",
-    "held": "Negative ELBO against beta, held out and trained on.",
+    "held": "Negative ELBO of training frames and of held-out frames against beta.",
 }
 
 

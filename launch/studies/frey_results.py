@@ -13,9 +13,8 @@ from launch.machine import files
 from launch.report.statistics import Spread
 from launch.studies.frey_runs import Job
 
-COLLAPSED = (
-    0.05  # nats of mean KL below which the latents carry almost no information; the trainer warns at the same value
-)
+# nats of mean KL below which the latents carry almost no information; the trainer warns at the same value
+COLLAPSED = 0.05
 
 
 @dataclass(frozen=True)

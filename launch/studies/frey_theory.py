@@ -19,8 +19,8 @@ Float64 = npt.NDArray[np.float64]
 def critical_betas(images: npt.NDArray[Any]) -> Float64:
     """Eigenvalues of the covariance (ddof 1) of whitened pixels divided by their number, highest first: [P].
 
-    Pixel-mean betas: a latent direction pays off only below its own. Constant pixels carry nothing and are left out of
-    the covariance, not of the number of pixels.
+    These are pixel-mean betas: a latent direction is used only below its own. Constant pixels are left out of the
+    covariance, but not of the number of pixels.
 
     Args:
         images: values in [0, 1], [N, P] with N at least 2.

@@ -43,7 +43,7 @@ class GroupedConfig:
     data_root: Path | None = None
     """Folder of the official npz, if there is one; default data/dsprites."""
     dsprites_source: Literal["auto", "official", "rendered"] = "rendered"
-    """Source of the images; rendered draws them by rule."""
+    """Source of the images: the official npz, or rendered."""
     cache_dir: Path | None = None
     """Folder for rendered images; default beside the data."""
     out: Path | None = None
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
     chosen = flags.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
     wanted = chosen.jobs()
     if not chosen.report_only:
-        wanted[0].data.open("train")  # draws the images once, before all runs need them at the same time
+        wanted[0].data.open("train")  # renders the images once, before all runs need them at the same time
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
         jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
     report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"

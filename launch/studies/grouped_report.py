@@ -94,7 +94,7 @@ def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
     parts = [*_opening(records, wanted, point, reached, reduced), *_results(records, point), *_tests(records, point)]
     parts += [
         "## Plots",
-        "MIG, and MIC of the first three latents about x, y and shape (raw, and less its permutation baseline); points are "
+        "MIG, and MIC of the first three latents about x, y and shape (raw, and minus its permutation baseline); points are "
         "seeds.\n\n![mig and mic](mig_mic.png)",
         "Test reconstruction, KL and MIG over training; a line for each seed.\n\n![curves](curves.png)",
     ]
@@ -105,7 +105,7 @@ def _opening(records: Records, wanted: Sequence[Job], point: int, reached: bool,
     job, any_record = wanted[0], next(iter(records[ANCHOR].values()))
     step, epoch = any_record["points"][point]["step"], any_record["steps_per_epoch"]
     done = sum(len(seeds) for seeds in records.values())
-    yield "# The Grouped-VAE on dSprites: does giving latents in groups disentangle?"
+    yield "# The Grouped-VAE on dSprites: does decoding latents in groups disentangle?"
     yield "Written by `python launch/studies/grouped.py` from the records of its runs."
     if reduced:
         yield (
@@ -119,8 +119,8 @@ def _opening(records: Records, wanted: Sequence[Job], point: int, reached: bool,
         f"{torch.__version__.partition('+')[0]}. {done} of {len(wanted)} runs are done."
     )
     rule = (
-        f"The published epochs are not stated. The study takes the first point where the mean test reconstruction of beta 1 "
-        f"reaches {ANCHOR_NATS} nats; the other models' numbers there are predictions. "
+        f"The report does not state its number of epochs. The study takes the first point where the mean test reconstruction "
+        f"of beta 1 reaches {ANCHOR_NATS} nats; the other models' numbers there are predictions. "
     )
     found = (
         f"That is step {step:,} ({step / epoch:.2f} epochs)."
@@ -148,9 +148,9 @@ def _results(records: Records, point: int) -> Iterator[str]:
     head = ["model", "seeds", "MIG", "reconstruction", "KL", *mic_names, "published MIG / reconstruction"]
     yield Table(head, rows).markdown()
     yield (
-        f"Mean ± standard deviation over seeds; nats per image. MIC: latents {FIRST_GROUP} against the rest, less its "
+        f"Mean ± standard deviation over seeds; nats per image. MIC: latents {FIRST_GROUP} against the rest, minus its "
         "permutation baseline; for models without groups the same three latents are a control. MIG of .01 to .03 is near the "
-        "metric's noise, so what counts is the paired test, not the order."
+        "metric's noise, so rely on the paired test, not on the order."
     )
 
 
@@ -186,7 +186,7 @@ def _tests(records: Records, point: int) -> Iterator[str]:
     yield (
         f"Differs from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
         + (
-            f" So few seeds cannot show a difference: the smallest p they allow is {least:g}."
+            f" With so few seeds, no difference can be significant: the smallest possible p is {least:g}."
             if least > 0.05 / 3
             else ""
         )

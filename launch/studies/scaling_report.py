@@ -1,4 +1,4 @@
-"""The scaling study's report: the effect of each axis in words, tables, plots, and an extrapolation, with intervals."""
+"""The scaling study's report: the effect of each axis, tables, plots, and an extrapolation, with intervals."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from launch.studies.scaling_fit import PowerLaw
 from launch.studies.scaling_points import Measured, all_measured
 from launch.training import memory
 
-TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64"}
+TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64"}
 PUBLISHED = "celeba64"  # the recipe
 PUBLISHED_BITS = 2.03  # Vahdat & Kautz 2020, table 1, CelebA 64
 OPENING = (
     "Written by `python launch/studies/scaling.py` (`make scaling-study`) from the scores stored in `docs/studies/family`; "
-    "with `--report-only` it writes the report and its figures again. **With its defaults a small family for two CPU cores**: "
-    "NVAEs of less than a three-hundredth of the published CelebA 64 recipe's parameters, trained for minutes. The same "
-    "command with larger `--widths` and more steps covers more on GPUs."
+    "`--report-only` rewrites the report and its figures. **The defaults are a small family for two CPU cores**: NVAEs with less "
+    "than a three-hundredth of the parameters of the published CelebA 64 recipe, trained for minutes. With larger `--widths` and "
+    "more steps, the same command trains larger families on GPUs."
 )
 PROTOCOL = (
     "NVAEs of one scale (16x16 latents) share 8 encoder cells, 7 decoder cells (6 with four groups) and 16 latent channels "
-    "among their groups, so depth changes neither parameters (by more than a tenth; see the table) nor work nor the number "
-    "of latents. Learning rate constant after its warm-up; held-out ELBO with one posterior draw. Intervals are Student's, "
-    "95 %, over seeds, each of which is fitted by itself: differences are paired by seed, which the study of hierarchies does not "
-    "do, so its intervals of the same pairs differ. The power laws of GFLOP and parameters pool all NVAEs, scales included, and "
-    "several evaluations of a run; so the first mostly says what longer training buys."
+    "among their groups. Depth therefore changes neither work nor the number of latents, and parameters by at most a tenth (see "
+    "the table). The learning rate is constant after its warm-up; the held-out ELBO uses one posterior sample. Intervals are "
+    "Student's 95 % intervals over seeds, each of which is fitted separately. Differences are paired by seed; the study of "
+    "hierarchies does not pair them, so its intervals of the same pairs differ. The power laws in GFLOP and parameters pool all "
+    "NVAEs, with one scale or several, and several evaluations of each run, so the law in GFLOP mostly shows the effect of longer "
+    "training."
 )
 
 
@@ -135,7 +136,7 @@ def _table(runs: Sequence[Measured]) -> str:
                 _spread(of, lambda run: run.group_mig, 3),
             ]
         )
-    head = ["model", "seeds", "parameters", "GFLOP an image", "MiB an image", "images seen", "ms an image"]
+    head = ["model", "seeds", "parameters", "GFLOP per image", "MiB per image", "images seen", "ms per image"]
     return Table([*head, "ELBO, nats", "bits/dim", "MIG, d = 10", "group-MIG"], rows).markdown()
 
 
@@ -167,8 +168,8 @@ def _laws(runs: Sequence[Measured], folder: Path, name: str) -> Iterator[str]:
         (
             "cost",
             scaling_figures.cost,
-            "Cost. Times are of a machine that did other work, start and evaluations included: an order of magnitude. "
-            "Work and memory are counted.",
+            "Cost. Times include start-up and evaluations and were measured on a shared machine, so they only show the order of "
+            "magnitude. Work and memory are counted.",
         ),
     ):
         figures.save(draw(runs, name), folder / f"{name}-{key}.png")
@@ -201,10 +202,10 @@ def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
         ["law", "at", "powers of ten beyond our runs", "predicted bits/dim", "95 % over seeds"], rows
     ).markdown()
     yield (
-        f"Published: {PUBLISHED_BITS} bits/dim (Vahdat & Kautz 2020). The two do not compare closely, for three reasons besides "
-        "the distance: our images are a half-size subset enlarged to 64x64, smoother than the official ones; a power law "
-        "without a floor must fall below any entropy in the end; and the interval is that of the fitted lines over seeds, not "
-        "of the question whether the law goes on for that many powers of ten. It describes this fit and is no forecast."
+        f"Published: {PUBLISHED_BITS} bits/dim (Vahdat & Kautz 2020). Besides the distance, there are three reasons "
+        "not to compare the two closely. Our images are a half-size subset enlarged to 64x64, and smoother than the official "
+        "ones. A power law without a floor eventually falls below any entropy. The interval covers the fitted lines over seeds, "
+        "not whether the law continues for that many powers of ten. The prediction describes this fit; it is not a forecast."
     )
 
 

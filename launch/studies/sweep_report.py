@@ -48,7 +48,7 @@ class Recommendation:
 def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
     """The value with the highest mean MIG, or without factors the highest mean held-out ELBO.
 
-    Among the values within one standard error of the best, which noise cannot tell apart (Breiman et al. 1984), the one
+    Among the values within one standard error of the best, which may differ only by noise (Breiman et al. 1984), the one
     that reconstructs best is chosen. Values whose runs have no active unit are excluded, unless there are no others.
     """
     alive = {v: runs for v, runs in results.items() if any(run["active_units"] > 0 for run in runs)} or dict(results)
@@ -66,7 +66,7 @@ def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
             f"({spreads[best].text(digits)}), and of these {chosen} reconstructs best"
         )
     if spreads[best].num == 1:
-        reason += "; one seed cannot tell it from noise"
+        reason += "; one seed cannot distinguish it from noise"
     return Recommendation(chosen, reason)
 
 
@@ -87,7 +87,7 @@ def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:
 def _positions(flag: str, results: Mapping[str, Sequence[Scores]]) -> tuple[list[float], bool]:
     """Positions of values on the axis, and True if it is logarithmic; values that are not numbers are spaced evenly.
 
-    Forms of beta stand at the normalised beta, at which latent sizes and image sizes compare (Higgins et al. 2017).
+    Forms of beta are placed at the normalised beta, which makes latent and image sizes comparable (Higgins et al. 2017).
     """
     if _is_beta(flag, results):
         return [runs[0]["beta_norm"] for runs in results.values()], True
@@ -108,8 +108,8 @@ def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
 
     Args:
         flag: flag that varied.
-        series: as :func:`write` takes it.
-        title: line above the panels, which says whose numbers these are.
+        series: as in :func:`write`.
+        title: line above the panels.
     """
     every = flat(series)
     names = [name for name in _common(every) if name in PLOTTED]

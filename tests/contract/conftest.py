@@ -1,4 +1,4 @@
-"""All families, and a toy ladder VAE beside them as a user's own family would be: a package, a module and a script."""
+"""All families, and a toy ladder VAE that is added as a user would add one: a package, a module and a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data sets that the tests draw themselves: plain functions, which conftest.py turns into fixtures."""
+"""Small generated data sets: plain functions, which conftest.py turns into fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache: built once, checked, rebuilt when it must be, never half-written, safe for processes that meet."""
+"""The cache: built once, checked, rebuilt if needed, never half-written, safe with concurrent processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from the binary version, packed and unpacked; nothing else is believed."""
+"""CIFAR-10 from the binary version, packed and unpacked; anything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any photo that an image viewer opens is read or named: EXIF, bit depths, formats, strays, and files that are none."""
+"""Every photo is read, or named in an error: EXIF, bit depths, formats, stray files, and files that are not images."""
 
 from __future__ import annotations
 

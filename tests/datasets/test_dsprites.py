@@ -1,4 +1,4 @@
-"""dSprites: the drawn grid against published figures, genuine images and a slow drawing of polygons."""
+"""dSprites: the rendered grid against published numbers, official images and a slow polygon renderer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader behind the hash of the official dSprites file: what fuzzing found, and what somebody would try.
+"""The reader behind the hash of the official dSprites file: damage that fuzzing found, and attacks.
 
 Nine damaged files in ten ended in a traceback of zipfile, zlib or tokenize, and one was read as other images.
 """

@@ -1,4 +1,4 @@
-"""Any folder of images: shapes found or asked for, splits, odd kinds of files, and what goes wrong."""
+"""Any folder of images: inferred and given shapes, splits, unusual files, and errors."""
 
 from __future__ import annotations
 

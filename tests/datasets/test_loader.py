@@ -1,4 +1,4 @@
-"""The loader that reads ahead: order, resumption, errors, and an end."""
+"""The loader that reads ahead: order, resumption, errors, and shutdown."""
 
 from __future__ import annotations
 

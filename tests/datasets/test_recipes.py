@@ -1,4 +1,4 @@
-"""Recipes compared: what a run recorded and what is there now."""
+"""Comparison of recipes: the record of a run against the present data."""
 
 from __future__ import annotations
 

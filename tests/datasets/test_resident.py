@@ -1,4 +1,4 @@
-"""Images kept on a device are those that the data set reads, and a step moves nothing but indices."""
+"""Images kept on a device equal those of the data set, and a step transfers only indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split folders as people name them: forms, levels, and what is no split folder."""
+"""Split folders as people name them: spellings, levels, and folders that are not split folders."""
 
 from __future__ import annotations
 

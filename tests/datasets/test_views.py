@@ -1,4 +1,4 @@
-"""The hash of counters against a twin in Python's integers, and the random views made of it."""
+"""The hash of counters against a version with Python integers, and the random views built on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that the documentation shows, taken apart into what a shell would see."""
+"""The commands in the documentation, parsed as a shell would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage at random, each from its own seed: what disks, networks and ill will do to files and command lines."""
+"""Random damage, each from its own seed, of the kinds that disks, networks and attackers do to files and command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever opens a file is fuzzed: a new function that does needs a line here, and a target that reaches it."""
+"""Every function that opens a file is fuzzed: a new one needs a line here, and a target that reaches it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_distributed.py: what can only be seen from inside two ranks. Arguments: run folder, out folder."""
+"""Run under torchrun by test_distributed.py: checks that need two ranks. Arguments: run folder, out folder."""
 
 from __future__ import annotations
 

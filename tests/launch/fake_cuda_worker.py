@@ -1,4 +1,4 @@
-"""Run by test_fake_cuda.py in a process of its own: training steps on CUDA tensors that are not there, as JSON.
+"""Run by test_fake_cuda.py in a process of its own: training steps on fake CUDA tensors, reported as JSON.
 
 A process of its own, because PyTorch may crash when Python collects the garbage of such a step (see the benchmark's page):
 here nothing is collected, and the interpreter ends without a clean-up.

@@ -1,4 +1,4 @@
-"""Scripts as processes of their own that start at once: a server has imported what they import, and forks itself.
+"""Scripts as separate processes that start at once, forked from a server that has imported their modules.
 
 A new interpreter imports for seven seconds of a core before a script's first line. Where a test needs a process for its
 signals, its ranks or its death, and not for its start, it comes from here.

@@ -1,4 +1,4 @@
-"""A CUDA graph emulated on a CPU: the operations of a call are noted with their tensors, and done again on the same memory.
+"""A CUDA graph emulated on a CPU: the operations of a call are recorded, and repeated on the same memory.
 
 As in a graph's replay no host code runs, numbers from the host are those of the recording, and memory is where it was.
 Streams and an allocator's reuse of memory are not seen.

@@ -1,4 +1,4 @@
-"""The ablation study: what is switched off, and the report, from records whose answers are known and from a few steps."""
+"""The ablation study: the switched-off ingredients, and reports of records with known answers and of a few steps."""
 
 from __future__ import annotations
 

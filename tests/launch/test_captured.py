@@ -1,4 +1,4 @@
-"""Recorded steps equal eager ones bit for bit, and numbers left on the host are noticed."""
+"""Captured steps equal eager ones bit for bit, and numbers left on the host are detected."""
 
 from __future__ import annotations
 

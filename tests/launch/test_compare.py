@@ -1,4 +1,4 @@
-"""Reports: what stands together, what the text may claim, and what many or broken runs do to it."""
+"""Reports: comparable sets, what the text may claim, and many or broken runs."""
 
 from __future__ import annotations
 

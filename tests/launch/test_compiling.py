@@ -1,4 +1,4 @@
-"""--compile: what it says where it cannot work, and where the compiler was stopped together with the run."""
+"""--compile: errors if it cannot work, or if the compiler was stopped together with the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code lengths that are real: measured bits against the negative ELBO, bit-exact decoding, files that do not belong."""
+"""Code lengths: measured bits against the negative ELBO, bit-exact decoding, and foreign files."""
 
 from __future__ import annotations
 

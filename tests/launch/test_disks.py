@@ -1,4 +1,4 @@
-"""Disks that refuse to be written: what is lost, what goes on, and how it ends."""
+"""Disks that refuse writes: what is lost, what continues, and how the run ends."""
 
 from __future__ import annotations
 

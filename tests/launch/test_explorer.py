@@ -1,4 +1,4 @@
-"""The explorer: what its page asks for is decoded, on this machine alone."""
+"""The explorer: requests of its page are decoded, and only those from this machine."""
 
 from __future__ import annotations
 

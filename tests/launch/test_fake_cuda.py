@@ -1,4 +1,4 @@
-"""Training steps on fake CUDA tensors: one device, nobody waits, and no more kernels than were counted."""
+"""Training steps on fake CUDA tensors: one device, no synchronisation, and no more kernels than were counted."""
 
 from __future__ import annotations
 

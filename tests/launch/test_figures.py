@@ -1,4 +1,4 @@
-"""Grids of images and the words around them."""
+"""Grids of images and their labels."""
 
 from __future__ import annotations
 

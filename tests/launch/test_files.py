@@ -1,4 +1,4 @@
-"""Files of other people: whatever they are, reading ends at once with one kind of error or with their content."""
+"""Files of unknown origin: reading ends at once, with their content or one kind of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that go on: after a divergence with other settings, longer than planned, from another run's weights."""
+"""Runs that continue: after a divergence with other settings, longer than planned, from another run's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps skipped on the device: the same state as if the host had decided, and no question to the device in a step."""
+"""Steps skipped on the device: the same state as if the host had decided, and no synchronisation in a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders that somebody made to do harm, through every script that reads runs: no code, no hang, no forged line."""
+"""Malicious run folders, through every script that reads runs: no code, no hang, no forged line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders that others wrote: one broken record leaves one run out, and a name can do nothing but be shown."""
+"""Run folders of unknown origin: a broken record leaves its run out, and names are only displayed."""
 
 from __future__ import annotations
 

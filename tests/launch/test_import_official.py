@@ -1,4 +1,4 @@
-"""Importing published checkpoints: files saved the way the published code saves, files that lie, files that attack."""
+"""Importing published checkpoints: files in the published form, inconsistent files, and malicious files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision on GPUs, as far as it can be said without one."""
+"""Precision on GPUs, as far as it can be tested without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door to Python: a run folder opened, and the examples of docs/python.md."""
+"""Run folders opened from Python, and the examples of docs/python.md."""
 
 from __future__ import annotations
 

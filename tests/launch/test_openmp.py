@@ -1,4 +1,4 @@
-"""How OpenMP threads wait is settled before PyTorch is imported."""
+"""The waiting policy of OpenMP threads is set before PyTorch is imported."""
 
 from __future__ import annotations
 

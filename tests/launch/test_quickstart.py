@@ -1,4 +1,4 @@
-"""The quickstart from its first command to the printed path of the report, on a toy in the place of dSprites."""
+"""The quickstart from its first command to the printed path of the report, with toy images in place of dSprites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of a run's own arrays: whatever the bytes are, a value or one kind of error, within bounds."""
+"""Readers of a run's own arrays: any bytes give a value or one kind of error, within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations: flags, presets and JSON say the same thing, and slips are named."""
+"""Configurations: flags, presets and JSON agree, and mistakes are named."""
 
 from __future__ import annotations
 

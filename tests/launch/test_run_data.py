@@ -1,4 +1,4 @@
-"""A run and its data: other images are refused or said, by every reader and on resuming; flags reach the data sets."""
+"""A run and its data: other images are refused or reported by every script; flags reach the data sets."""
 
 from __future__ import annotations
 

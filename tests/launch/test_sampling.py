@@ -1,4 +1,4 @@
-"""Sampling: temperatures per group, batch-norm statistics estimated again and kept, both edges side by side."""
+"""Sampling: temperatures per group, re-estimated and kept batch-norm statistics, both treatments of edge bins."""
 
 from __future__ import annotations
 

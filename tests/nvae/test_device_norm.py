@@ -1,4 +1,4 @@
-"""Batch norm between ranks by CUDA's kernels, which formulas stand for here: the exchanges and the gradients around them."""
+"""Batch norm across ranks with CUDA's kernels, emulated by formulas: the exchanges and the gradients around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model against a naive float64 twin, over everything the published arguments can say."""
+"""The model against a naive float64 twin, over all published arguments."""
 
 from __future__ import annotations
 
