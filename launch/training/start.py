@@ -62,7 +62,7 @@ def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Rank
     )
     if run.max_steps is None and total_steps < FEW_STEPS:
         say(
-            f"       this is short: {run.epochs} epochs of so few images are only {total_steps} steps, and a model of images "
+            f"       this is short: {run.epochs} epochs of so few images are {total_steps} steps, and a model of images "
             "needs thousands; give --max-steps 3000"
         )
     for line in family_of(config).describe(config, spec):

@@ -137,7 +137,7 @@ def test_a_report_begins_with_what_was_found_and_with_pictures(report: tuple[run
         assert re.search(rf'<h[23] id="{place}">{re.escape(title)}</h[23]>', page)
     assert page.index("<nav>") < page.index('id="part-1"')
     made = re.search(
-        r"^Made on (\d{4}-\d\d-\d\d).*, commit .+: python launch/compare.py --runs ", markdown, re.MULTILINE
+        r"^Made on (\d{4}-\d\d-\d\d).* from commit .+ by: python launch/compare.py --runs ", markdown, re.MULTILINE
     )
     assert made
     assert made.start() < markdown.index("### In short")
@@ -330,7 +330,7 @@ def test_runs_that_do_not_compare_stand_apart_and_are_named(
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert len(record["sets"]) == 2
     assert record["differences"] == []  # nothing is subtracted across sets
-    assert "Set 2 against set 1" in (tmp_path / "out" / "report.md").read_text()
+    assert "Set 2 differs from set 1" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_two_hundred_runs_stay_readable(runs: dict[str, Path], tmp_path: Path) -> None:

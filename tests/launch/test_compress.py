@@ -183,7 +183,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "cut": (lambda c: c[:-5], "truncated or"),
     "extended": (lambda c: c + b"1234", "truncated or"),
     "flipped": (lambda c: c[:-9] + bytes([c[-9] ^ 1]) + c[-8:], "do not match its checksum"),
-    "other checkpoint": (lambda c: _edit(c, checkpoint="0" * 32), "none of"),
+    "other checkpoint": (lambda c: _edit(c, checkpoint="0" * 32), "which is not in"),
     "other floats": (lambda c: _edit(c, arithmetic="0" * 32), "floats differ"),
     "other pixels": (lambda c: _edit(c, pixels="0" * 32), "decompress"),
     "other grids": (lambda c: _edit(c, halvings=[[1]]), "does not fit the model"),
