@@ -43,7 +43,7 @@ def _refuse_another_run(
     if content["global_batch"] == 0:  # an imported checkpoint, or an exported copy
         raise ValueError(
             f"{folder.path} holds weights without an optimiser's state, so training cannot continue from them; "
-            "use it in other scripts, or train in another --run-dir, with --init-from to start from its weights"
+            "choose another --run-dir to train (--init-from starts from these weights); other scripts can read them here"
         )
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))

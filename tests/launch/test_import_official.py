@@ -135,7 +135,7 @@ def test_malicious_files_are_refused_and_not_run(
         ({"args": argparse.Namespace(**ARGS, odd=torch.zeros(1))}, r"plain values \(odd\)"),
         ({"state_dict": {"stem.weight": 3}}, "table of tensors"),
         ({"args": argparse.Namespace(dataset="cifar10")}, "arguments lack arch_instance"),
-        ({"args": argparse.Namespace(**{**ARGS, "num_channels_enc": "many"})}, "build no model"),
+        ({"args": argparse.Namespace(**{**ARGS, "num_channels_enc": "many"})}, "do not describe a model"),
         ({"args": argparse.Namespace(**{**ARGS, "num_latent_scales": 1})}, r"missing \(.*unexpected \("),
         ({"args": argparse.Namespace(**{**ARGS, "dataset": "sounds"})}, "'sounds'"),
         ({"args": None, "state_dict": None}, "table of tensors|no arguments"),
