@@ -37,11 +37,13 @@ class Row:
         build: the objective from the model, the :class:`Training` and the weights by name (beta as the factor on the rate in nats).
         defaults: every weight that the objective uses, with the value it takes if none is given: the paper's, or a
             function of the weights before it.
+        has_rate: the objective trains the posterior as a distribution; an autoencoder trains only its mean.
     """
 
     formula: str
     build: Callable[..., FlatObjective]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    has_rate: bool = True
 
 
 def _diagonal_weight(weights: Mapping[str, Any]) -> float:
@@ -51,13 +53,14 @@ def _diagonal_weight(weights: Mapping[str, Any]) -> float:
 
 OBJECTIVES: Mapping[str, Row] = MappingProxyType(
     {
-        "ae": Row("distortion at the posterior mean", lambda model, run: Autoencoder(model)),
+        "ae": Row("distortion at the posterior mean", lambda model, run: Autoencoder(model), has_rate=False),
         "denoising": Row(
             "distortion at the posterior mean, input corrupted ({corruption}, {corruption_amount:g})",
             lambda model, run, corruption, corruption_amount: DenoisingAutoencoder(
                 model, corruption, corruption_amount
             ),
             {"corruption": "zero", "corruption_amount": 0.3},
+            has_rate=False,
         ),
         "vae": Row(
             "distortion + rate",

@@ -46,7 +46,7 @@ class EvaluateConfig:
     weights: Literal["auto", "raw"] = "auto"
     """auto: the averaged weights if the run has them."""
     baseline: bool = True
-    """Fit and show the no-latents baseline."""
+    """Fit and show the no-latents baseline, if the model has bits/dim to compare with it."""
     data_root: Path | None = None
     """Folder of the data, if it moved since training."""
     other_data: bool = False
@@ -75,6 +75,7 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
     run = open_by_flags(config, ranks.device)
     with ranks.main_first():
         data = run.data(config.split)
+    measure = run.family.measure(run.config)
     result = evaluation.evaluate(
         run.model,
         data,
@@ -82,8 +83,9 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         num_images=config.images,
-        importance_draws=config.iw_samples,
+        importance_draws=config.iw_samples if measure.has_rate else 0,
         both_edges=True,
+        at_means=not measure.has_rate,
     ).summary()
     if ranks.is_main:
         _report(config, run, data, result)
@@ -92,11 +94,12 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
 
 def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, result: dict[str, Any]) -> None:
     """Print the evaluation and write it to the run folder."""
-    train = run.data("train") if config.baseline else None
+    measure = run.family.measure(run.config)
+    train = run.data("train") if config.baseline and measure.shows("bits_per_dim") else None
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
     where = f"{config.split} split of {data.name}"
     say(f"{config.run}, step {run.step:,}, {where}: {result['num_images']:,} images, 95 % intervals over images")
-    print(score_tables.evaluation(result, reference))
+    print(score_tables.evaluation(result, reference, measure))
     record = {
         "checkpoint": run.checkpoint.name,
         "step": run.step,

@@ -21,6 +21,7 @@ from launch.console.terminal import say
 from launch.machine import distributed
 from launch.report.score_tables import describe, describe_folders
 from launch.results import scoring
+from launch.results.run import open_run
 from launch.results.scoring import ScoreConfig
 
 
@@ -42,7 +43,8 @@ def main(arguments: list[str]) -> None:
             return
         split = config.protocol.open_split()
         say(f"{config.run}, step {record['step']:,}, {split} split of {record['data']['name']}")
-        print(describe(record))
+        run = open_run(config.run)
+        print(describe(record, run.family.measure(run.config)))
     say(f"written: {scoring.scores_path(config)}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from launch.console.config import DataConfig, SharedConfig
 from launch.console.figures import Picture
 from launch.console.flags import nearest, typed_value
+from launch.families.measure import Measure
 from metrics.likelihoods import ImageSpec
 from metrics.model import VAE
 from metrics.objective import Objective
@@ -42,6 +43,7 @@ class Family(Generic[C]):
         setting: what a report adds to the family and preset of a configuration, such as its objective.
         describe: lines about (configuration, image spec), printed before training.
         numbers: quantities computed from (configuration, image spec), by name, for the axes of plots.
+        measure: kind of numbers that an evaluation of a configuration gives.
         figures: pictures by name from (model in evaluation mode, held-out images [N, C, H, W], seed, start of the titles).
         batch: combines several models and their objectives to be trained as one; None if the family does not offer it.
     """
@@ -57,6 +59,7 @@ class Family(Generic[C]):
     setting: Callable[[C], str] = lambda config: ""
     describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
     numbers: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
+    measure: Callable[[C], Measure] = lambda config: Measure()
     figures: Callable[[Any, Tensor, int, str], Mapping[str, Picture]] = lambda model, x, seed, title: {}
     batch: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None
 

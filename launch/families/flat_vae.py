@@ -18,6 +18,7 @@ from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig,
 from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset
+from launch.families.measure import Measure
 from metrics.likelihoods import ImageSpec
 
 C = TypeVar("C", bound="FlatTrainConfig")
@@ -243,6 +244,9 @@ FAMILY = Family(
     setting=_setting,
     describe=lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
     numbers=_numbers,
+    measure=lambda config: Measure(
+        is_density=config.model.likelihood == "normal", has_rate=config.objective.row.has_rate
+    ),
     figures=flat_figures.draw,
     batch=Replicas,
 )

@@ -77,14 +77,17 @@ def training_table(compared: Comparable) -> Table:
 
 def likelihood_table(compared: Comparable) -> Table:
     """List the held-out likelihood of each configuration."""
-    is_density = compared.terms["likelihood"] == "normal"
     names = {"rate": 2, "distortion": 2, "elbo": 2, "bits_per_dim": 4, "psnr": 2, "active_units": 1}
     head = ["configuration", "rate", "distortion", "ELBO", "bits/dim", "reconstruction, dB", "active units"]
     caption = "Held-out images, in nats per image from one posterior sample; a higher ELBO is better"
-    if is_density:
+    measures = [run.measure for run in compared.runs]
+    if not any(measure.shows("bits_per_dim") for measure in measures):
         del names["bits_per_dim"]
         head.remove("bits/dim")
+    if any(measure.is_density for measure in measures):
         caption += ". A normal likelihood is a density: its ELBO may have either sign and gives no comparable bits/dim"
+    if not all(measure.has_rate for measure in measures):
+        caption += ". An autoencoder trains no posterior variance: it has a distortion, but no rate and no ELBO"
     rows = [
         [c.label, *(spread(c.held_out(name), digits) for name, digits in names.items())]
         for c in compared.configurations
@@ -404,10 +407,11 @@ def require_finite(runs: Sequence[ScoredRun]) -> None:
     Raises:
         FloatingPointError: there are such runs; the message names them.
     """
-    elbos = {str(run.path): run.held_out("elbo") for run in runs if run.record["held_out"]}
-    broken = [name for name, elbo in elbos.items() if elbo is None or not math.isfinite(elbo)]
+    kinds = [(run, "elbo" if run.measure.has_rate else "distortion") for run in runs if run.record["held_out"]]
+    values = {str(run.path): run.held_out(kind) for run, kind in kinds}
+    broken = [name for name, value in values.items() if value is None or not math.isfinite(value)]
     if broken:
         raise FloatingPointError(
-            f"the held-out ELBO of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
+            f"the held-out ELBO or distortion of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
             "leave them out, or train them again with a lower --lr or --precision fp32"
         )

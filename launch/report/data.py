@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from launch.console.terminal import one_line
+from launch.families.measure import Measure
 from launch.machine import files
 from launch.report import records
 from launch.report.statistics import Float64
@@ -122,9 +123,15 @@ class ScoredRun:
         found: dict[str, Any] | None = self.record["scores"].get(name, {}).get("uncertainty")
         return found
 
+    @property
+    def measure(self) -> Measure:
+        """The kind of numbers that its evaluation gave."""
+        measure: Measure = self.saved.family.measure(self.saved.config)
+        return measure
+
     def held_out(self, name: str) -> float | None:
-        """Return one of the held-out numbers."""
-        value = (self.record["held_out"] or {}).get(name)
+        """Return one of the held-out numbers; None for those that mean nothing for the model, such as an autoencoder's ELBO."""
+        value = (self.record["held_out"] or {}).get(name) if self.measure.shows(name) else None
         return float(value) if value is not None else None
 
 
@@ -178,7 +185,9 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
     if not isinstance(saved.record.get("data"), dict) or not isinstance(saved.record["data"].get("name"), str):
         raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
     summary = records.read(records.Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
-    return ScoredRun(saved, record, summary, _per_image(path / "scores.npz"), _flat(saved.record["config"]))
+    has_elbo = saved.family.measure(saved.config).shows("elbo")
+    elbo = _per_image(path / "scores.npz") if has_elbo else {}
+    return ScoredRun(saved, record, summary, elbo, _flat(saved.record["config"]))
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:

@@ -95,7 +95,7 @@ def _write_shares(axes: Any, share: Float64, top: float) -> None:
 
 
 def heat_map(configuration: Configuration) -> Drawing:
-    """Draw groups x factors beside the KL of each group."""
+    """Draw groups x factors beside the KL of each group, which an autoencoder does not have."""
     share, kl, run = configuration.shares("matrix"), configuration.kl_of_units(), configuration.first
     labels, top = run.unit_names, max(0.2, float(share.max()))
 
@@ -115,9 +115,12 @@ def heat_map(configuration: Configuration) -> Drawing:
         left.invert_yaxis()
         left.set_ylabel("group, top first" if run.unit == "group" else "latent")
         left.set_title("share of H(factor)", fontsize=11)
-        right.barh([i + 0.5 for i in range(len(kl))], kl, color=COLOURS[0])
-        right.set_title("KL, nats", fontsize=11)
-        right.spines[["top", "right"]].set_visible(False)
+        if run.measure.has_rate:
+            right.barh([i + 0.5 for i in range(len(kl))], kl, color=COLOURS[0])
+            right.set_title("KL, nats", fontsize=11)
+            right.spines[["top", "right"]].set_visible(False)
+        else:
+            right.set_axis_off()
         return figure
 
     return draw(

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.console.terminal import one_line
+from launch.families.measure import Measure
 from launch.report.tables import Table
 from launch.results.scores import METRICS, headline
+
+ANY = Measure()
 
 
 def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
@@ -97,7 +100,7 @@ def _unit_labels(record: dict[str, Any]) -> list[str]:
     return [f"latent {i}" for i in range(count)]
 
 
-def _parts(record: dict[str, Any]) -> Iterator[str]:
+def _parts(record: dict[str, Any], measure: Measure) -> Iterator[str]:
     found = record["scores"]
     yield f"code: {one_line(record['code'])}; {record['num_images']:,} images"
     if record.get("ignored_columns"):
@@ -114,7 +117,7 @@ def _parts(record: dict[str, Any]) -> Iterator[str]:
     if record.get("samples"):
         yield precision(record["samples"]).text()
         yield coverage(record["samples"], record["factor_names"]).text()
-    if "kl_at_means" in record:
+    if "kl_at_means" in record and measure.has_rate:
         shown = " ".join(f"{value:.2f}" for value in record["kl_at_means"])
         yield (
             f"KL per group at the posterior means, before any flow, in nats, top first: {shown}; "
@@ -122,54 +125,68 @@ def _parts(record: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def describe(record: dict[str, Any]) -> str:
-    """Format a record of scores as tables."""
-    return "\n\n".join(_parts(record))
+def describe(record: dict[str, Any], measure: Measure = ANY) -> str:
+    """Format a record of scores as tables; of the model's own numbers only those that ``measure`` shows."""
+    return "\n\n".join(_parts(record, measure))
 
 
 # --- Evaluations ----------------------------------------------------------------------------------------------------
 
 
-def _other_edges(result: dict[str, Any]) -> Iterator[list[str]]:
+def _other_edges(result: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
     """Yield the results under the other treatment of edge bins of a discretised mixture."""
     draws = result.get("importance_draws")
     for edges in ("exact", "legacy"):
-        for name, elbo, bits in (
-            ("negative ELBO", "elbo", ""),
-            (f"importance bound, {draws} samples", "importance_bound", "importance_"),
-        ):
-            if f"{edges}_{elbo}" in result:
-                nats, per_dim = -result[f"{edges}_{elbo}"], result[f"{edges}_{bits}bits_per_dim"]
-                yield [f"{name}, {edges} edges", f"{nats:.2f}", f"{per_dim:.4f}"]
+        if f"{edges}_elbo" in result:
+            yield f"negative ELBO, {edges} edges", -result[f"{edges}_elbo"], f"{edges}_bits_per_dim"
+        if f"{edges}_importance_bound" in result:
+            bound = -result[f"{edges}_importance_bound"]
+            yield f"importance bound, {draws} samples, {edges} edges", bound, f"{edges}_importance_bits_per_dim"
 
 
-def evaluation(result: dict[str, Any], reference: dict[str, float] | None) -> str:
-    """Format an evaluation, and the no-latents baseline ``reference``, as a table and three lines."""
+def _bounds(result: dict[str, Any], reference: dict[str, float] | None, measure: Measure) -> Table:
+    """List the negative ELBO, its parts and tighter bounds in nats per image and in the measure's unit."""
+    unit = "nats per image" if not measure.is_density else "nats per image, of a density"
+    half = measure.per_dim(result["bits_per_dim_95"])
     rows = [
         [
             "negative ELBO",
             f"{-result['elbo']:.2f} ± {result['elbo_95']:.2f}",
-            f"{result['bits_per_dim']:.4f} ± {result['bits_per_dim_95']:.4f}",
+            f"{measure.per_dim(result['bits_per_dim']):.4f} ± {half:.4f}",
         ],
         ["  rate (KL)", f"{result['rate']:.2f}", ""],
         ["  distortion", f"{result['distortion']:.2f}", ""],
     ]
+    further = list(_other_edges(result))
     if draws := result.get("importance_draws"):
-        nats, bits = -result["importance_bound"], result["importance_bits_per_dim"]
-        rows.append([f"importance bound, {draws} samples", f"{nats:.2f}", f"{bits:.4f}"])
-    rows += _other_edges(result)
+        further.insert(
+            0, (f"importance bound, {draws} samples", -result["importance_bound"], "importance_bits_per_dim")
+        )
+    rows += [[name, f"{nats:.2f}", f"{measure.per_dim(result[key]):.4f}"] for name, nats, key in further]
     if reference is not None:
         nats, bits = reference["negative_log_likelihood"], reference["bits_per_dim"]
         rows.append(["no latents (baseline)", f"{nats:.2f}", f"{bits:.4f}"])
-    return "\n".join(
-        [
-            Table(["", "nats per image", "bits/dim"], rows).text(),
-            f"reconstruction: {result['psnr']:.2f} dB",
-            f"active units: {result['active_units']} of {result['num_units']}",
-            "KL per group from one posterior sample, in nats, top first: "
-            + " ".join(f"{v:.1f}" for v in result["kl_group"]),
-        ]
-    )
+    return Table(["", unit, measure.unit], rows)
+
+
+def evaluation(result: dict[str, Any], reference: dict[str, float] | None, measure: Measure) -> str:
+    """Format an evaluation, with the numbers of the no-latents baseline ``reference``, as a table and some lines.
+
+    Only numbers that ``measure`` shows are listed.
+    """
+    decibels = f"reconstruction: {result['psnr']:.2f} dB"
+    if not measure.has_rate:
+        distortion = f"distortion: {result['distortion']:.2f} {measure.nats} per image, at the posterior means"
+        return f"{distortion}\n{decibels}\nAn autoencoder trains no posterior variance, so it has no rate, ELBO or bits/dim."
+    lines = [
+        _bounds(result, reference, measure).text(),
+        decibels,
+        f"active units: {result['active_units']} of {result['num_units']}",
+        f"KL per group from one posterior sample, in nats, top first: {' '.join(f'{v:.1f}' for v in result['kl_group'])}",
+    ]
+    if measure.is_density:
+        lines.append("A normal likelihood is a density: its numbers may have either sign and are not bits/dim.")
+    return "\n".join(lines)
 
 
 def describe_folders(record: Mapping[str, Any]) -> str:

@@ -151,9 +151,11 @@ def heat_map(configuration: Configuration) -> str:
         parts.append(
             f"no single {unit} encodes more than {rest:.0%} of any of the other {len(names) - len(shown)} factors"
         )
-    most = int(kl.argmax())
+    most, where = int(kl.argmax()), ""
+    if run.measure.has_rate:
+        where = f"The largest KL is that of {unit} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
     return (
-        f"{sentence('; '.join(parts))}. The largest KL is that of {unit} {units[most]} ({kl[most]:.1f} of {kl.sum():.1f} nats). "
+        f"{sentence('; '.join(parts))}. {where}"
         f"{_seeds(configuration)} Shares are lower bounds from linear probes on held-out images: a low share does not prove "
         "that the information is absent, and KL is not information about these factors."
     )

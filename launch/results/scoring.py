@@ -176,12 +176,13 @@ def _elbo_rows(rows: Int64, config: ScoreConfig) -> Int64:
     return rows[datasets.choose_rows(len(rows), config.elbo_images)]
 
 
-def _held_out(model: VAE, data: datasets.Dataset, rows: Int64, config: ScoreConfig, ranks: Ranks) -> Any:
+def _held_out(run: SavedRun, data: datasets.Dataset, rows: Int64, config: ScoreConfig, ranks: Ranks) -> Any:
     """ELBO terms of some of the images, or None if they were not requested."""
     if not config.elbo_images:
         return None
     some = datasets.Subset(data, _elbo_rows(rows, config))
-    return evaluation.evaluate(model, some, ranks, batch_size=config.batch_size, seed=config.seed)
+    means = not run.family.measure(run.config).has_rate
+    return evaluation.evaluate(run.model, some, ranks, batch_size=config.batch_size, seed=config.seed, at_means=means)
 
 
 def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] | None:
@@ -204,7 +205,7 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     started = time.monotonic()
     encoded = _encoded(model, data, run, config, ranks, f"{digest} {config.weights}")
     rows = config.protocol.rows(len(data))
-    held_out = _held_out(model, data, rows, config, ranks)
+    held_out = _held_out(run, data, rows, config, ranks)
     fresh = _encoded_untrained(run, data, config, ranks) if config.untrained else None
     if encoded is None:
         return None

@@ -46,23 +46,27 @@ class Recommendation:
 
 
 def recommend(results: Mapping[str, Sequence[Scores]]) -> Recommendation:
-    """The value with the highest mean MIG, or without factors the highest mean held-out ELBO.
+    """The value with the highest mean MIG, without factors the highest mean held-out ELBO, or the best reconstruction.
 
     Among the values within one standard error of the best, which may differ only by noise (Breiman et al. 1984), the one
     that reconstructs best is chosen. Values whose runs have no active unit are excluded, unless there are no others.
     """
-    alive = {v: runs for v, runs in results.items() if any(run["active_units"] > 0 for run in runs)} or dict(results)
-    criterion = "mig" if all("mig" in run for runs in alive.values() for run in runs) else "elbo"
+    alive = {v: runs for v, runs in results.items() if any(run.get("active_units", 1.0) > 0 for run in runs)} or dict(
+        results
+    )
+    has = {name for name in ("mig", "elbo") if all(name in run for runs in alive.values() for run in runs)}
+    criterion = "mig" if "mig" in has else "elbo" if has else "distortion"  # an autoencoder has no ELBO
+    sign, most = (-1.0, "lowest") if criterion == "distortion" else (1.0, "highest")
     spreads = {value: Spread.of([run[criterion] for run in runs]) for value, runs in alive.items()}
-    best = max(spreads, key=lambda value: spreads[value].mean)
-    floor = spreads[best].mean - spreads[best].standard_error
-    tied = [value for value, spread in spreads.items() if spread.mean >= floor]
+    best = max(spreads, key=lambda value: sign * spreads[value].mean)
+    floor = sign * spreads[best].mean - spreads[best].standard_error
+    tied = [value for value, spread in spreads.items() if sign * spread.mean >= floor]
     chosen = min(tied, key=lambda value: Spread.of([run["distortion"] for run in alive[value]]).mean)
-    heading, digits = COLUMNS[criterion]
-    reason = f"highest {heading.split(',')[0]}, {spreads[chosen].text(digits)} over {spreads[chosen].num} seed(s)"
+    name, digits = {"mig": "MIG", "elbo": "ELBO"}.get(criterion, criterion), COLUMNS[criterion][1]
+    reason = f"{most} {name}, {spreads[chosen].text(digits)} over {spreads[chosen].num} seed(s)"
     if len(tied) > 1:
         reason = (
-            f"{', '.join(tied)} are within one standard error of the highest {heading.split(',')[0]} "
+            f"{', '.join(tied)} are within one standard error of the {most} {name} "
             f"({spreads[best].text(digits)}), and of these {chosen} reconstructs best"
         )
     if spreads[best].num == 1:
@@ -152,10 +156,11 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
     key = {"step": summary["step"], "images": num_images}
     if path.exists() and (kept := files.read_json(path)).get("of") == key:
         return dict(kept["scores"])
-    valid = summary["valid"]
-    found = {name: valid[name] for name in ("distortion", "rate", "elbo", "bits_per_dim")}
-    found["active_units"] = float(valid["active_units"])
     saved = open_run(run)
+    names = filter(
+        saved.family.measure(saved.config).shows, ("distortion", "rate", "elbo", "bits_per_dim", "active_units")
+    )
+    found = {name: float(summary["valid"][name]) for name in names}
     found |= saved.family.numbers(saved.config, saved.spec)
     found |= _representation(run, num_images)
     folder.write_json(path.name, {"of": key, "scores": found})

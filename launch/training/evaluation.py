@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import datasets
+from launch.families.measure import Measure
 from launch.machine import noise
 from launch.machine.distributed import Ranks
 from metrics import elbo
@@ -166,11 +167,13 @@ class _Measurement:
     seed: int
     importance_draws: int
     both_edges: bool
+    at_means: bool
 
     def block(self, x: Tensor, number: int) -> tuple[dict[str, Tensor], Tensor]:
         """Per-image results by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
         source = noise.generator(x.device, noise.EVALUATE, self.seed, number)
-        output = self.model(x, noise.standard_normal(self.model.group_shapes, source, local=len(x)))
+        drawn = noise.standard_normal(self.model.group_shapes, source, local=len(x))
+        output = self.model(x, [torch.zeros_like(one) for one in drawn] if self.at_means else drawn)
         terms = elbo.terms(output, x)
         error = (self.model.reconstruct(x) - x).square().flatten(1).mean(1)
         part = {
@@ -203,6 +206,7 @@ def evaluate(
     num_images: int | None = None,
     importance_draws: int = 0,
     both_edges: bool = False,
+    at_means: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate a model on a data set; the ranks share the work, and each returns the whole result.
@@ -217,13 +221,14 @@ def evaluate(
         importance_draws: posterior draws per image for the importance-weighted bound; 0 leaves the bound out. The ELBO
             takes one draw.
         both_edges: also score the same draws under a discretised mixture's other edge rule.
+        at_means: decode posterior means in place of a draw: the distortion of an autoencoder, which has no other number.
         should_stop: called before each block.
 
     Raises:
         Stopped: ``should_stop`` returned True on some rank; raised on all ranks.
     """
     chosen = datasets.choose_rows(len(dataset), num_images)
-    measured = _Measurement(model, seed, importance_draws, both_edges)
+    measured = _Measurement(model, seed, importance_draws, both_edges, at_means)
     parts: list[Part] = []
     channels: list[Tensor] = []
     shown = ranks.rank == 0 and sys.stderr.isatty()
@@ -278,17 +283,19 @@ def require_finite(result: Mapping[str, Any]) -> None:
         )
 
 
-def describe(result: Mapping[str, Any]) -> str:
+def describe(result: Mapping[str, Any], measure: Measure) -> str:
     """Summarise an evaluation in one line."""
-    bound = (
-        f" ({result['importance_bits_per_dim']:.3f} with {result['importance_draws']} importance samples)"
-        if "importance_draws" in result
-        else ""
-    )
+    after = f"reconstruction {result['psnr']:.1f} dB"
+    if not measure.has_rate:
+        return f"distortion {result['distortion']:.1f} {measure.nats}, {after}, {result['num_images']} images"
+    bound = ""
+    if "importance_draws" in result:
+        per_dim = measure.per_dim(result["importance_bits_per_dim"])
+        bound = f" ({per_dim:.3f} with {result['importance_draws']} importance samples)"
     return (
-        f"{result['bits_per_dim']:.3f} bits/dim{bound}, ELBO {result['elbo']:.1f} nats (rate {result['rate']:.1f}, distortion "
-        f"{result['distortion']:.1f}), reconstruction {result['psnr']:.1f} dB, {result['active_units']}/{result['num_units']} "
-        f"units active, {result['num_images']} images"
+        f"{measure.per_dim(result['bits_per_dim']):.3f} {measure.unit}{bound}, ELBO {result['elbo']:.1f} nats "
+        f"(rate {result['rate']:.1f}, distortion {result['distortion']:.1f}), {after}, "
+        f"{result['active_units']}/{result['num_units']} units active, {result['num_images']} images"
     )
 
 

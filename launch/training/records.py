@@ -26,11 +26,9 @@ from launch.machine import files
 from launch.machine.files import plain
 
 CURVES = {
-    "ELBO (nats per image)": {
-        "rate and distortion": ["Multiline", ["val/rate", "val/distortion"]],
-        "negative ELBO, train and held out": ["Multiline", ["train/negative_elbo", "val/negative_elbo"]],
-        "bits per dim": ["Multiline", ["train/bits_per_dim", "val/bits_per_dim"]],
-    }
+    "rate and distortion": ["val/rate", "val/distortion"],
+    "negative ELBO, train and held out": ["train/negative_elbo", "val/negative_elbo"],
+    "bits per dim": ["train/bits_per_dim", "val/bits_per_dim"],
 }
 
 
@@ -91,6 +89,7 @@ class Monitor:
         resume_step: step to continue from; records of later steps are dropped.
         name: name of the run, put before its messages if the process trains several.
         shows_progress: show the progress bar; several runs share one.
+        shows: True for the names of the values that TensorBoard gets; the JSON lines hold all.
     """
 
     def __init__(
@@ -102,6 +101,7 @@ class Monitor:
         total_steps: int = 0,
         name: str = "",
         shows_progress: bool = True,
+        shows: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self.active = active
         self._recorded: set[str] = set()  # names of the values that were recorded at ``resume_step``
@@ -110,7 +110,7 @@ class Monitor:
         _silence_threads_of_tensorboard()
         self._path = folder / NAME
         self._first_step, self._total_steps = resume_step, total_steps
-        self._prefix, self._shows_progress = name and f"{name}: ", shows_progress
+        self._prefix, self._shows_progress, self._shows = name and f"{name}: ", shows_progress, shows
         self._refused: set[str] = set()  # records whose latest write failed
         self._writer: SummaryWriter | None = None
         self._start, self._cpu_start = time.monotonic(), time.process_time()
@@ -126,9 +126,9 @@ class Monitor:
         for record in kept_at_step:  # the final evaluation is repeated, so its events are dropped
             self._purge_step = resume_step
             values = {tag: value for tag, value in record.items() if isinstance(value, float) and tag not in CLOCKS}
-            self._write_events(lambda writer, v=values: _add_scalars(writer, v, resume_step))  # type: ignore[misc]
+            self._add_scalars(values, resume_step)
         if not resume_step:
-            self._write_events(lambda writer: writer.add_custom_scalars(CURVES))
+            self._write_events(lambda writer: writer.add_custom_scalars({"Nats per image": self._curves()}))
 
     def _drop_lost_future(self) -> list[dict[str, Any]]:
         """Drop the records after the first step, and those of the final evaluation, which is repeated.
@@ -192,6 +192,18 @@ class Monitor:
                 self._writer = None
                 raise
 
+    def _add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        def write(writer: SummaryWriter) -> None:
+            for tag in filter(self._shows, values):
+                writer.add_scalar(tag, values[tag], step)
+
+        self._write_events(write)
+
+    def _curves(self) -> dict[str, list[Any]]:
+        """Layout of TensorBoard's first page, without charts of values that are not shown."""
+        shown = {title: [tag for tag in tags if self._shows(tag)] for title, tags in CURVES.items()}
+        return {title: ["Multiline", tags] for title, tags in shown.items() if tags}
+
     def _append(self, record: Mapping[str, Any]) -> None:
         """Append a line, all of it or nothing."""
         line = json.dumps(plain(record)).encode() + b"\n"
@@ -205,7 +217,7 @@ class Monitor:
                 raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one JSON line, and one TensorBoard scalar per value."""
+        """Write one JSON line, and one TensorBoard scalar per value that is shown."""
         if not self.active:
             return
         with self.best_effort(NAME):
@@ -214,7 +226,7 @@ class Monitor:
                 "cpu_seconds": round(time.process_time() - self._cpu_start, 3),
             }
             self._append({"step": step, **clocks, **values})
-        self._write_events(lambda writer: _add_scalars(writer, values, step))
+        self._add_scalars(values, step)
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:
         """Write an image, uint8 [H, W, 3]."""
@@ -285,11 +297,6 @@ def _silence_threads_of_tensorboard() -> None:
             before(args)
 
     threading.excepthook = hook
-
-
-def _add_scalars(writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
-    for tag, value in values.items():
-        writer.add_scalar(tag, value, step)
 
 
 def _sort_before_now(folder: Path) -> None:

@@ -17,6 +17,7 @@ from datasets.spec import to_float
 from launch.console import errors, figures
 from launch.console.config import SharedConfig, differences, to_json
 from launch.families import family_of
+from launch.families.measure import Measure
 from launch.machine import files, noise
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint, evaluation, memory
@@ -73,6 +74,11 @@ class Run:
     def state(self) -> TrainState:
         """The training state."""
         return self.trainer.state
+
+    @property
+    def measure(self) -> Measure:
+        """The kind of numbers that its evaluations give."""
+        return family_of(self.config).measure(self.config)
 
     @property
     def is_lost(self) -> bool:
@@ -177,7 +183,10 @@ class Run:
         if self.ranks.device.type == "cuda":
             scalars["memory/peak_GiB"] = torch.cuda.max_memory_allocated() / memory.GIB
         self.monitor.scalars(self.state.step, scalars)
-        shown = {"loss": terms["loss"], "bits/dim": scalars["train/bits_per_dim"], "KL": terms["rate"]}
+        shown = {"loss": terms["loss"]}
+        if self.measure.has_rate:
+            bits = scalars["train/bits_per_dim"]
+            shown |= {self.measure.unit: self.measure.per_dim(bits), "KL": terms["rate"]}
         self.monitor.progress(self.state.step, {**shown, "images/s": rate})
 
     def evaluate(self, *, final: bool = False) -> dict[str, Any]:
@@ -186,7 +195,7 @@ class Run:
         Raises:
             Stopped: asked to stop during the evaluation.
         """
-        log, model = self.config.log, self.state.averaged
+        log, model, measure = self.config.log, self.state.averaged, self.measure
         result = evaluation.evaluate(
             model,
             self.valid_data,
@@ -194,7 +203,8 @@ class Run:
             batch_size=log.eval_batch_size,
             seed=self.config.run.seed,
             num_images=log.final_eval_images if final else log.eval_images,
-            importance_draws=log.iw_samples if final else 0,
+            importance_draws=log.iw_samples if final and measure.has_rate else 0,
+            at_means=not measure.has_rate,
             should_stop=lambda: self.stop.asked,
         ).summary()
         scalars = {f"val/{k}": v for k, v in result.items() if isinstance(v, float) and not k.endswith("_95")}
@@ -202,7 +212,7 @@ class Run:
         scalars["val/active_units"] = float(result["active_units"])
         scalars |= {f"kl_group/{i:02d}": v for i, v in enumerate(result["kl_group"])}
         self.monitor.scalars(self.state.step, scalars)
-        self.monitor.say(f"step {self.state.step} held out: {evaluation.describe(result)}")
+        self.monitor.say(f"step {self.state.step} held out: {evaluation.describe(result, measure)}")
         self._warn_of_collapse(result)
         if self.ranks.is_main:
             self.draw(model, result["kl_group"])
@@ -217,6 +227,8 @@ class Run:
             self.monitor.scalars(self.state.step, scores)
 
     def _warn_of_collapse(self, result: Mapping[str, Any]) -> None:
+        if not self.measure.has_rate:
+            return
         if result["rate"] < 0.05 or result["active_units"] == 0:
             self.monitor.say(
                 f"warning: posterior collapse: KL {result['rate']:.3g} nats, {result['active_units']} of "
@@ -326,12 +338,12 @@ class Run:
             "valid": result,
         }
         if all(math.isfinite(result[name]) for name in HEADLINES):
-            self.monitor.hparams(_settings(self.config), [f"val/{name}" for name in HEADLINES])
+            self.monitor.hparams(_settings(self.config), [f"val/{n}" for n in HEADLINES if self.measure.shows(n)])
         if self.ranks.is_main:
             self.folder.write_json("summary.json", summary)
             path = self.folder.path
             say = functools.partial(self.monitor.say, file=sys.stdout)
-            say(f"done: {evaluation.describe(result)}")
+            say(f"done: {evaluation.describe(result, self.measure)}")
             say(f"look at  {path / 'figures'}/reconstruction.png and samples_t0.8.png")
             say(f"watch    tensorboard --logdir {path.parent}")
             say(f"next     python launch/evaluate.py --run {path}   python launch/sample.py --run {path}")

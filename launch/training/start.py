@@ -220,6 +220,7 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
                 total_steps=plan.total_steps,
                 name=name,
                 shows_progress=not runs,
+                shows=family_of(config).measure(config).shows,
             )
             run = Run(
                 name=name,

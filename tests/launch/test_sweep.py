@@ -188,6 +188,13 @@ def test_without_factors_the_elbo_decides_and_collapse_is_out() -> None:
     assert "one seed cannot" in chosen.reason
 
 
+def test_among_autoencoders_the_lowest_distortion_is_recommended() -> None:
+    """They have neither ELBO nor active units."""
+    chosen = recommend({"8": [{"distortion": 50.0}], "16": [{"distortion": 40.0}]})
+    assert chosen.value == "16"
+    assert "lowest distortion" in chosen.reason
+
+
 def test_table_shows_mean_spread_and_only_what_all_runs_have() -> None:
     results: dict[str, list[dict[str, float]]] = {
         "1": [scores(mig=0.1, distortion=10.0), scores(mig=0.3, distortion=12.0)],
