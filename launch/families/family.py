@@ -11,8 +11,8 @@ from torch import Tensor
 from launch.console.config import DataConfig, SharedConfig
 from launch.console.figures import Picture
 from launch.console.flags import nearest, typed_value
-from launch.families.measure import Measure
 from metrics.likelihoods import ImageSpec
+from metrics.measure import Measure
 from metrics.model import VAE
 from metrics.objective import Objective
 

@@ -18,8 +18,8 @@ from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig,
 from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset
-from launch.families.measure import Measure
 from metrics.likelihoods import ImageSpec
+from metrics.measure import Measure
 
 C = TypeVar("C", bound="FlatTrainConfig")
 PLAIN_ADAM = OptimConfig(

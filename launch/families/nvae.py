@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
 from launch.families.family import Family, Preset
-from launch.families.measure import Measure
+from metrics.measure import Measure
 from nvae import NVAE as NVAE
 from nvae import NVAEConfig, NVAEObjective, ObjectiveConfig
 from nvae import official as official  # for launch/import_official.py

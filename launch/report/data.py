@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from launch.console.terminal import one_line
-from launch.families.measure import Measure
 from launch.machine import files
 from launch.report import records
 from launch.report.statistics import Float64
 from launch.results.run import SavedRun, open_run
 from launch.training import checkpoint
 from launch.training.resume import may_change
+from metrics.measure import Measure
 
 HEADLINE_KIND = "moments"
 LONGEST_NAME = 80  # longest name from a file, in characters

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.console.terminal import one_line
-from launch.families.measure import Measure
 from launch.report.tables import Table
 from launch.results.scores import METRICS, headline
+from metrics.measure import Measure
 
 ANY = Measure()
 

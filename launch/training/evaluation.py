@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import datasets
-from launch.families.measure import Measure
 from launch.machine import noise
 from launch.machine.distributed import Ranks
 from metrics import elbo
 from metrics.likelihoods import DiscretizedLogisticMixture, Edges, Likelihood
+from metrics.measure import Measure
 from metrics.model import VAE
 from metrics.pixel_baseline import count_levels, fit_pixel_baseline
 

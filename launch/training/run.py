@@ -17,7 +17,6 @@ from datasets.spec import to_float
 from launch.console import errors, figures
 from launch.console.config import SharedConfig, differences, to_json
 from launch.families import family_of
-from launch.families.measure import Measure
 from launch.machine import files, noise
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint, evaluation, memory
@@ -25,6 +24,7 @@ from launch.training.folder import RunFolder
 from launch.training.records import Monitor
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics import elbo
+from metrics.measure import Measure
 from metrics.model import VAE
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)

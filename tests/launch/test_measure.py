@@ -15,10 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from datasets import to_float
 from launch.families import FAMILIES
-from launch.families.measure import Measure
 from launch.report.score_tables import evaluation as evaluation_table
 from launch.results.run import open_run
 from launch.training import evaluation
+from metrics.measure import Measure
 from tests.launch import running, toy
 from tests.launch.running import call
 
