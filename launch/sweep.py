@@ -13,9 +13,7 @@ Examples:
 from __future__ import annotations
 
 import itertools
-import shlex
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,11 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 from launch.console import errors, flags
 from launch.console.config import SharedConfig
-from launch.console.terminal import one_line
 from launch.families import FAMILIES
 from launch.studies import sweep_report
 from launch.training import jobs
 from launch.training.jobs import Script, ScriptRun
 
-LONGEST_TITLE = 200  # characters above the plot
 OWN_FLAGS = ("seed", "run-dir", "resume")  # of the training script, which the sweep sets
 
 
@@ -134,28 +130,27 @@ def main(arguments: list[str]) -> None:
     part = sweep.part(list(runs.values()))
     faults = jobs.train_all(part, sweep.workers, sweep.dask)
     if sweep.share == "1/1":
-        _write_report(sweep, runs, shared)
+        _write_report(sweep, runs)
     if faults:
         raise ValueError(
             f"{len(faults)} of {len(part)} runs failed ({faults[0]}); fix the cause and repeat the command"
         )
 
 
-def _write_report(
-    sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun], shared: Sequence[str]
-) -> None:
+def _write_report(sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun]) -> None:
     """Measure the runs that are done, and write table, plot and results."""
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    whose = ""
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():
             title = f"{sweep.by} {setting[1]}" if sweep.by else ""
+            whose = whose or sweep_report.name_of(run.folder)
             series.setdefault(title, {}).setdefault(setting[0], []).append(
                 sweep_report.measure(run.folder, sweep.images)
             )
     if series:
         print()
-        title = f"Points are seeds, lines join their means: {sweep.script}.py {one_line(shlex.join(shared))}"
-        print(sweep_report.write(sweep.out, sweep.flag, series, textwrap.shorten(title, LONGEST_TITLE)))
+        print(sweep_report.write(sweep.out, sweep.flag, series, sweep_report.title(whose, sweep.flag)))
 
 
 if __name__ == "__main__":

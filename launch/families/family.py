@@ -91,4 +91,7 @@ class Family(Generic[C]):
         The defaults are the preset without the settings that contradict the typed flags.
         """
         config = self.preset(typed_value("preset", arguments), typed_value("dataset", arguments))
-        return config, self.without_conflicts(config, arguments)
+        defaults = self.without_conflicts(config, arguments)
+        if typed_value("epochs", arguments) is not None:  # which the preset's number of steps would override
+            defaults = replace(defaults, run=replace(defaults.run, max_steps=None))
+        return config, defaults

@@ -138,6 +138,17 @@ def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
     return figures.render(figure, title)
 
 
+def name_of(run: Path) -> str:
+    """Family, preset and data set of a run."""
+    saved = open_run(run)
+    return f"{saved.family.title}, preset {saved.config.preset}, on {saved.config.data.dataset}"
+
+
+def title(whose: str, flag: str) -> str:
+    """The line above the plot, from the name that :func:`name_of` gives the models."""
+    return f"{whose}: held-out numbers against {flag}; a point for each seed, lines join their means"
+
+
 def flat(series: Series) -> dict[str, Sequence[Scores]]:
     """All settings in a row, named by their value and series."""
     return {
@@ -193,7 +204,7 @@ def write(out: Path, flag: str, series: Series, title: str = "") -> str:
         flag: flag that varied.
         series: for each value of a second flag (an empty name if there is none) and each value of the first the
             numbers of its runs, one mapping for each seed.
-        title: line above the plot: the shared arguments of the runs.
+        title: line above the plot, see :func:`title`.
     """
     results = flat(series)
     chosen = recommend(results)

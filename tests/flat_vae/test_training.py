@@ -19,6 +19,7 @@ SPECS = {
     "dsprites": ImageSpec(channels=1, height=64, width=64, num_bits=1),
     "frey": ImageSpec(channels=1, height=28, width=20, num_bits=8),
     "celeba": ImageSpec(channels=3, height=64, width=64, num_bits=8),
+    "folder": ImageSpec(channels=3, height=64, width=64, num_bits=8),
 }
 SMALL = {
     "--preset": "tiny",
@@ -62,6 +63,20 @@ def test_what_is_typed_displaces_its_rivals_in_the_preset() -> None:
     assert flat_vae.FAMILY.recipe(["--preset", "mlp-beta5", "--objective", "factor"])[1].objective.typed() == {}
     assert flat_vae.FAMILY.recipe(["--preset", "mlp-beta5"])[1].objective.beta == 5.0
     assert flat_vae.FAMILY.recipe(["--dataset", "frey"])[1].preset == "frey"
+    assert flat_vae.FAMILY.recipe(["--preset", "tiny"])[1].run.max_steps == 600
+    assert flat_vae.FAMILY.recipe(["--preset", "tiny", "--epochs", "4"])[1].run.max_steps is None
+
+
+def test_own_images_of_any_size_are_trained_for_thousands_of_steps(tmp_path: Path) -> None:
+    """A few hundred images give few steps in 30 epochs, and photographs are of many sizes."""
+    running.draw(tmp_path / "small", {"train": 9, "valid": 1})
+    running.draw(tmp_path / "small" / "train" / "large", {"train": 3}, height=70, width=40)
+    typed = ["--dataset", "folder", "--data-root", tmp_path / "small", "--run-dir", tmp_path / "run", "--dry-run"]
+    result = running.call("train_flat_vae", *typed)
+    assert result.code == 0, result.err
+    assert "preset photos" in result.out
+    assert "12 training images 64x64x3" in result.out
+    assert "3,000 steps" in result.out
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_too_few_steps_are_said_before_training(images: Path, tmp_path: Path, mo
         images,
         "--run-dir",
         tmp_path / "run",
+        "--preset",
+        "small",
         "--batch-size",
         "8",
         "--dry-run",
