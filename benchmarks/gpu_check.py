@@ -61,7 +61,7 @@ def run(check: Check, out: Path) -> list[dict[str, Any]]:
             row |= {"status": "ok", "found": section(check)}
         except NeedsGpu as reason:
             row |= {"status": "needs a GPU", "found": str(reason)}
-        except Exception:  # whatever it is, it belongs into the report
+        except Exception:  # any error belongs in the report
             row |= {"status": "FAILED", "found": traceback.format_exc()}
         row["seconds"] = round(time.monotonic() - start, 1)
         rows.append(row)

@@ -145,7 +145,7 @@ def skipping(check: Check) -> dict[str, Any]:
             subject.train_step(images)
     subject.settle()
     assert subject.state.num_skipped == 1
-    return {"waits": 0 if check.on_gpu else "not seen without a GPU"}
+    return {"waits": 0 if check.on_gpu else "cannot be observed without a GPU"}
 
 
 def resuming(check: Check) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _norm_of(x: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
 
 
 def one_rank(rank: int, device: torch.device) -> None:
-    """What each of the two processes does: its share of the batch, and the whole batch alone."""
+    """Work of each of two processes: steps on its share of the batch, and steps on the whole batch alone."""
     generator = torch.Generator().manual_seed(0)
     x, upstream = (torch.randn(8, 8, 6, 6, generator=generator).to(device) + i for i in (3.0, 0.0))
     alone = _norm_of(x, upstream)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-import launch  # noqa: F401  # first, because it says how OpenMP's threads wait, which torch reads when it loads
+import launch  # noqa: F401  # first, to set how OpenMP's threads wait before torch is loaded
 
 # isort: split
 import datasets

@@ -11,7 +11,7 @@ from benchmarks.harness import waiting_for_the_device_is_an_error
 
 
 def test_the_mode_warns_and_is_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyTorch's does, where warnings are errors."""
+    """The fake mode warns as PyTorch's does, and warnings are errors here."""
     modes: list[str] = []
 
     def set_mode(mode: str) -> None:

@@ -47,7 +47,7 @@ def run_all(
         workers: number of jobs at once.
         threads: use threads of this process, for work that starts processes itself.
         cluster: address of a Dask scheduler, such as tcp://host:8786, whose workers do the jobs instead. They need this
-            checkout and the jobs' folders under the same paths; their number, not ``workers``, says how many run at once.
+            checkout and the jobs' folders under the same paths; their number, not ``workers``, determines how many run at once.
 
     Returns:
         One error message per failed job.
@@ -147,7 +147,7 @@ class ScriptRun:
 class Devices:
     """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core.
 
-    On a worker of a cluster it has no pool: the worker's own environment says which device it has.
+    On a worker of a cluster it has no pool: the worker's environment determines its device.
     """
 
     def __init__(self, workers: int | None) -> None:

@@ -17,7 +17,9 @@ def test_the_losses_are_the_stored_ones(name: str) -> None:
     first = next(
         (i for i, (a, b) in enumerate(zip(losses, expected, strict=True)) if a != pytest.approx(b, rel=TOLERANCE)), None
     )
-    assert first is None, f"the curve leaves the stored one at step {first}: {losses[first]} was {expected[first]}"
+    assert first is None, (
+        f"the curve differs from the stored one at step {first}: {losses[first]}, not {expected[first]}"
+    )
 
 
 def test_the_stored_curves_tell_recipes_apart() -> None:

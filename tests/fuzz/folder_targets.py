@@ -145,7 +145,7 @@ RENAMINGS = {
 
 
 def _tree(root: Path, chance: random.Random) -> tuple[dict[str, str | None], int]:
-    """Draw a tree of images: their split by the folder's name (None: the hash decides, or nobody), by content."""
+    """Generate a tree of images; return the split of each image's folder (None if the folder names none), by content."""
     wrapper = "/".join(chance.sample(["data", "my set", "été", "v1.0"], chance.randrange(3)))
     style = chance.choice(["flat", "classes", "splits", "splits", "splits in classes"])
     roles = chance.sample(sorted(SPELLINGS), chance.randint(2, 3)) if style.startswith("splits") else []

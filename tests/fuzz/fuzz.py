@@ -54,7 +54,7 @@ def _bound_memory() -> None:
 
 
 def run(name: str, first: int, cases: int, done: mmap.mmap, report: IO[str], *, debug: bool) -> None:
-    """In a process of its own: every case, and a line for each finding; ``done`` counts them, for a crash cannot."""
+    """Run all cases in this process and write a line for each finding; ``done`` counts the cases, even if one crashes."""
     executed: list[str] = []
     with tempfile.TemporaryDirectory() as home:
         target = TARGETS[name](Path(home))

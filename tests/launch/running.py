@@ -106,7 +106,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def ranks(number: int, script: Path, *arguments: object, per_machine: int = 8) -> Iterator[list[forking.Process]]:
-    """The processes of one run without torchrun, so that nobody but they themselves ends them; killed at the end."""
+    """Processes of one run without torchrun, which would stop all if one ends; they are killed at the end of the block."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(number)}
     started = []
     try:

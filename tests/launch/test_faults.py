@@ -45,7 +45,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "run-format-1"
 
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_a_hung_or_dead_rank_ends_the_run_and_is_named(fault: signal.Signals, data: Path, tmp_path: Path) -> None:
-    """A stopped process stands for one that waits for a dead file system or card: it is there and does nothing."""
+    """A stopped process imitates one that waits for a dead file system or GPU: it exists, but does nothing."""
     run = tmp_path / "run"
     arguments = flags(data, run, *ENDLESS, "--timeout-minutes", "0.1", "--log-every", "100", batch=2)
     with running.ranks(2, TRAIN, *arguments) as (first, second):
@@ -193,7 +193,7 @@ def test_sigterm_in_the_first_step(data: Path, trained: Path, tmp_path: Path, mo
 
 
 def test_a_library_that_drops_exceptions_does_not_drop_the_stop() -> None:
-    """tqdm did, where the signal came while it started its thread: the data were decoded to the end."""
+    """tqdm dropped the stop if the signal came while it started its thread, and all data were decoded."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         errors.StopRequest()

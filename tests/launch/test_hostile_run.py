@@ -148,7 +148,7 @@ def setting(part: str, **values: Any) -> Callable[[Path], None]:
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """A file of the run that something else stands for."""
+    """Replace a file of the run by something else."""
 
     def hostile(run: Path) -> None:
         (run / name).unlink()

@@ -182,7 +182,7 @@ class Soak:
         self.orphans = self.runs = 0
 
     def start(self, kind: str, run: Path) -> Try:
-        """A try at the run in ``run``, which goes on from what is there."""
+        """Start an attempt at the run in folder ``run``, which continues from its newest checkpoint."""
         script, *model = KINDS[kind]
         where = ["--dataset", "folder", "--data-root", str(self.data), "--run-dir", str(run), "--resume", "auto"]
         length = [*running.LENGTH, "--max-steps", str(STEPS), "--eval-every", "12", "--timeout-minutes", "0.5"]
@@ -200,7 +200,7 @@ class Soak:
         """Start the run and kill it; True if it reached its end before."""
         attempt = self.start(kind, run)
         how = kill_once(run, attempt, self.chance)
-        # whoever is left must end by itself, and soon: nothing waits for ever
+        # the surviving processes must end without help within the limit
         if not attempt.reap() and attempt.wait(lambda: False, LIMIT_SECONDS) is False and attempt.alive:
             self.orphans += len(attempt.alive)
             for pid in attempt.alive:
