@@ -32,7 +32,7 @@ LATENCY, BANDWIDTH, MATRIX_RATE = 2.2e-6, 2.7e12, 400e12  # s a small kernel, by
 
 
 class _Engine:
-    """Backward passes in Python: as PyTorch's, nodes in the reverse order of their creation."""
+    """Run backward passes in Python, with the nodes in reverse order of creation as in PyTorch."""
 
     def __init__(self) -> None:
         self.node = "none"
@@ -132,7 +132,7 @@ class _Engine:
 
 
 def _layout_of_cudnn(x: Tensor, weight: Tensor, backend: object) -> torch.memory_format:
-    """cuDNN's result is in channels_last where one of its arguments is; without a GPU PyTorch thinks of another library."""
+    """cuDNN returns channels_last if either argument is; without a GPU, PyTorch would assume another library."""
     layouts = {suggest_memory_format(x), suggest_memory_format(weight)}
     return torch.channels_last if torch.channels_last in layouts else torch.contiguous_format
 

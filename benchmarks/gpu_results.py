@@ -1,4 +1,4 @@
-"""What must be true on one GPU: the sections of gpu_check whose wrong results are failures."""
+"""Sections of gpu_check that verify results on one GPU and fail if they are wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class NeedsGpu(Exception):
-    """A section that has nothing to say without a GPU."""
+    """The section cannot run without a GPU."""
 
 
 @dataclass

@@ -61,7 +61,7 @@ def trainer_of(config: Any, spec: ImageSpec, world_size: int) -> _Trainer:
 
 
 def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = False) -> fake_cuda.Recorder:
-    """The launches of one training step; of one rank among ``world_size``, on a process group that is not there either."""
+    """Record the kernel launches of one training step, for one rank of ``world_size`` in a fake process group."""
     if world_size > 1:
         dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     equal_counts.cache_clear()
@@ -88,7 +88,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
                 trainer.train_step(images)
         return recorder
     finally:
-        equal_counts.cache_clear()  # whoever comes next has other fake tensors, or real ones
+        equal_counts.cache_clear()  # its tensors are fake and must not reach a later caller
         if world_size > 1:
             dist.destroy_process_group()
 

@@ -31,7 +31,7 @@ CPU_SHAPE = NVAEConfig(groups_per_scale=(2, 2, 1), channels_enc=32, channels_dec
 
 
 def nvae_config(model: NVAEConfig, batch_size: int, precision: str) -> NVAETrainConfig:
-    """A training configuration without averaged weights, which the plain port has not either."""
+    """A training configuration without averaged weights, because the plain port has none."""
     run: Any = RunConfig(batch_size=batch_size, precision=precision)  # type: ignore[arg-type]
     return NVAETrainConfig(model=model, optim=OptimConfig(ema_decay=0.0), run=run)
 

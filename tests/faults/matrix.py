@@ -90,7 +90,7 @@ def _unreadable(home: Path) -> None:
 
 
 def _renamed(home: Path) -> None:
-    """Somebody moves the run folders away: when a script that trains opens its fortieth file, one that reads writes its first."""
+    """Move the run folders away when a training script opens its fortieth file, or a reading script first writes one."""
     reads, opened = (home / "other").exists(), 0
 
     def move(path: str, writes: bool) -> None:

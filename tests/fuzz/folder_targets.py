@@ -96,7 +96,7 @@ def _celeba(root: Path, layout: str) -> tuple[Path, Path]:
 
 
 def celeba_lists(home: Path) -> Target:
-    """A damaged list in each layout: refused, or read with every image in a split or said to be left out."""
+    """Damage a list in each layout: it is refused, or every image is in a split or reported as left out."""
     copies = [_celeba(home / layout, layout) for layout in CELEBA_LAYOUTS]
     genuine = [[path.read_text() for path in paths] for paths in copies]
     splits = (*datasets.SPLITS, "all")
@@ -145,7 +145,7 @@ RENAMINGS = {
 
 
 def _tree(root: Path, chance: random.Random) -> tuple[dict[str, str | None], int]:
-    """Generate a tree of images; return the split of each image's folder (None if the folder names none), by content."""
+    """Generate a tree of images; return the split that each image's folder names, or None, and the number of strays."""
     wrapper = "/".join(chance.sample(["data", "my set", "été", "v1.0"], chance.randrange(3)))
     style = chance.choice(["flat", "classes", "splits", "splits", "splits in classes"])
     roles = chance.sample(sorted(SPELLINGS), chance.randint(2, 3)) if style.startswith("splits") else []
@@ -196,7 +196,7 @@ def _contents(root: Path, split: str) -> tuple[set[str], str]:
 
 
 def folder_layouts(home: Path) -> Target:
-    """A tree of images under two names of its root: no test image is trained on, none is lost without a word."""
+    """Read a tree of images under two names of its root: no test image is trained on, and each omission is reported."""
 
     def one(chance: random.Random) -> bool:
         for name in ("a", "b"):

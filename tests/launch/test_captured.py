@@ -98,7 +98,7 @@ def test_each_side_of_the_warm_up_has_a_recording_of_its_own() -> None:
 
 @pytest.mark.parametrize("frozen", ["coefficient", "penalty_weight", "lr"])
 def test_a_number_left_on_the_host_is_noticed(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mutation that the test of replayed steps must not survive."""
+    """The comparison with eager steps detects a value that the captured graph has frozen."""
     chosen = config()
     eager, _ = trained(chosen, DURING_WARM_UP, captures=False)
     if frozen == "lr":

@@ -61,7 +61,7 @@ def wait(path: Path, seconds: float = 120.0) -> None:
     [(signal.SIGTERM, True, 75), (signal.SIGINT, False, 75), (signal.SIGKILL, True, -signal.SIGKILL)],
 )
 def test_a_signal_to_the_parent_stops_the_child_too(number: int, threads: bool, code: int, tmp_path: Path) -> None:
-    """The child saves what it has, be the parent killed."""
+    """Even if the parent is killed, the child saves its state."""
     child = tmp_path / "child.py"
     child.write_text(CHILD.format(root=str(ROOT)))
     program = PARENT.format(root=str(ROOT), child=[str(child), str(tmp_path)], threads=threads)

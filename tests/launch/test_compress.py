@@ -101,7 +101,7 @@ def test_images_cost_their_negative_elbo_and_come_back_exactly(kind: str) -> Non
 
 
 def test_one_image_needs_all_its_initial_bits() -> None:
-    """Without images to share them, bits back save nothing: the total is at least -log p(x, z)."""
+    """Bits back saves nothing on a single image, whose total is at least -log p(x, z)."""
     model, images = make("flat one bit")
     coded = bits_back.encode(codec_of(model, images), images[:1])
     assert coded.bits > coded.net_bits

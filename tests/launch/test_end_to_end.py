@@ -39,7 +39,7 @@ def assert_usable(run: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(("bits", "most"), [(1, 1.1), (5, 5.5), (8, 9.5)])
 def test_nvae_on_grey_images_of_any_depth(bits: int, most: float, grey: Path, tmp_path: Path) -> None:
-    """No line of the model knows which: 1 bit is a Bernoulli, the others a discretised mixture."""
+    """The likelihood alone depends on the depth: Bernoulli for 1 bit, a discretised mixture for the others."""
     run = tmp_path / "run"
     result = call("train_nvae", *flags(grey, run, "--num-bits", str(bits)))
     assert result.code == 0, result.err
@@ -55,7 +55,7 @@ def test_nvae_on_grey_images_of_any_depth(bits: int, most: float, grey: Path, tm
 
 @pytest.mark.parametrize("objective", ["beta", "factor"])
 def test_a_flat_vae_stops_and_goes_on_bit_for_bit(objective: str, data: Path, tmp_path: Path) -> None:
-    """FactorVAE trains a discriminator of its own, whose weights and optimiser belong into the checkpoint."""
+    """FactorVAE trains a discriminator of its own, whose weights and optimiser belong in the checkpoint."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     chosen = ["--objective", objective]
     assert call("train_flat_vae", *flat(data, whole, *chosen)).code == 0

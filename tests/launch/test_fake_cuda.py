@@ -62,7 +62,7 @@ def test_ranks_take_the_functions_of_cuda_and_few_kernels_more(recorded: dict[st
 
 
 def test_no_gradient_is_added_in_any_order(recorded: dict[str, dict[str, Any]]) -> None:
-    """By atomic additions, which two equal runs see in two orders."""
+    """No operation uses atomic additions, whose order may differ between two equal runs."""
     for row in recorded.values():
         assert not {"upsample_bilinear2d_backward", "index_put_", "scatter_add_", "embedding_dense_backward"} & set(
             row["operations"]

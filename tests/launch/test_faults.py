@@ -250,7 +250,7 @@ def test_a_run_of_format_1_is_read_for_ever(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["config", "model", "ema", "objective", "optimizer", "global_batch"])
 def test_a_checkpoint_that_lacks_a_part_is_named(part: str, copied: Path, data: Path) -> None:
-    """With a checksum that fits: another program's, or somebody's idea of one. Nothing is trained from half a state."""
+    """Its checksum is right, as if another program had written it, but training from an incomplete state is refused."""
     for path in checkpoint.find(copied / "checkpoints"):
         content = checkpoint.load(path)
         del content[part]

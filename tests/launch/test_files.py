@@ -153,7 +153,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
-    """The system's error has no name for a failed write, and for a failed open that of our temporary file."""
+    """The system's error names no file for a failed write, and the temporary file for a failed open."""
 
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -84,7 +84,7 @@ def test_command_line_imports_and_samples(tmp_path: Path, checkpoint: Path) -> N
 
 
 def test_training_does_not_go_on_from_an_imported_run(tmp_path: Path, checkpoint: Path, data: Path) -> None:
-    """It has no optimiser's state: said so, instead of naming every setting that a published run has otherwise."""
+    """The message says that the optimiser's state is missing instead of listing every setting that differs."""
     run = tmp_path / "run"
     import_checkpoint(checkpoint, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -174,7 +174,7 @@ def test_starting_over_leaves_nothing_of_the_first_try(tmp_path: Path) -> None:
 
 
 def test_lines_that_cannot_be_read_stay_and_stop_nothing(tmp_path: Path) -> None:
-    """A byte that is no UTF-8, JSON too deep to parse, records without a step: theirs to keep, not ours to drop."""
+    """Invalid UTF-8, JSON too deep to parse and records without a step are left in the file."""
     _log(tmp_path, range(1, 4))
     odd = [b'{"step": 2, "\xff": 1}\n', b"[" * 100_000 + b"\n", b'{"step": "x"}\n', b"null\n", b'{"step": NaN}\n']
     path = tmp_path / "metrics.jsonl"
@@ -264,7 +264,7 @@ def test_a_kill_after_the_final_evaluation_leaves_one_point(tmp_path: Path) -> N
 
 
 def test_a_thread_of_tensorboard_that_fails_prints_no_traceback(tmp_path: Path) -> None:
-    """It did where a folder had been renamed or the disk was full; in a process of its own, because pytest catches it."""
+    """It did when a folder had been renamed or the disk was full. Run in a subprocess, because pytest would catch it."""
     program = """
 import pathlib, sys, threading
 from launch.training.records import Monitor

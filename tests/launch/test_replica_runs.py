@@ -152,7 +152,7 @@ def test_replicas_are_the_single_runs(
 
 
 def test_with_adams_own_epsilon_only_rounding_tells_them_apart(double: None) -> None:
-    """With 1e-8 a gradient that is nothing but rounding makes a whole step; in float64 there is hardly any."""
+    """With an epsilon of 1e-8, a gradient that is only rounding error makes a full step; float64 has hardly any such error."""
     configs = [config(seed, {"optimizer_eps": 1e-8}, {"objective": "beta"}) for seed in (3, 4)]
     singles, expected = steps_alone(configs, STEPS)
     together, losses = steps_together(configs, STEPS)

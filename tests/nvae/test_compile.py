@@ -47,9 +47,9 @@ def _fresh() -> None:
 
 @pytest.mark.parametrize(("backend", "count"), [("aot_eager", 4), ("inductor", 1)])
 def test_compiled_cells_compute_the_same_in_a_graph_for_each_kind(backend: str, count: int) -> None:
-    """Kinds are three; where the first cell's input needs no gradient and its like's does, there is one more.
+    """There are three kinds, and a fourth graph because the input of the first cell needs no gradient.
 
-    The real compiler takes ten seconds for a kind, so it gets one.
+    Inductor takes ten seconds per kind, so it compiles only one.
     """
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("no C++ compiler")
