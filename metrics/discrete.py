@@ -151,7 +151,7 @@ def mutual_information(binned: Bins, labels: Labels, bins: int) -> Float64:
         block = binned[start : start + LATENTS_AT_ONCE]
         cells = np.empty((len(block), num_cells), dtype=np.int64)
         for row, latent in zip(cells, block, strict=True):
-            np.add(scaled, latent, out=index)
+            np.add(scaled, latent.astype(np.int64), out=index)  # a sum of two types would go through a buffer
             row[:] = np.bincount(index.reshape(-1), minlength=num_cells)
         information[start : start + LATENTS_AT_ONCE] = _information_of_cells(cells, labels, bins, n_log_n)
     return information
@@ -165,6 +165,10 @@ def _information_of_cells(cells: Int64, labels: Labels, bins: int, n_log_n: Floa
     """
     num_points = len(n_log_n) - 1
     information = np.empty((len(cells), len(labels.values)))
+    first_pack = cells[:, : math.prod(labels.sizes[k] for k in labels.packs[0]) * bins]
+    per_bin = first_pack.reshape(len(cells), -1, bins).sum(axis=1)  # the same in every pack
+    bin_sum = n_log_n[np.sort(per_bin, axis=1)].sum(axis=1)
+    constant = np.count_nonzero(per_bin, axis=1) == 1  # exactly 0, not 0 to rounding
     start = 0
     for pack in labels.packs:
         sizes = [labels.sizes[k] for k in pack]
@@ -173,10 +177,8 @@ def _information_of_cells(cells: Int64, labels: Labels, bins: int, n_log_n: Floa
         start = stop
         for axis, k in enumerate(pack):
             joint = table.sum(axis=tuple(1 + a for a in range(len(pack)) if a != axis))  # [latents, n_k, bins]
-            per_bin, per_class = joint.sum(axis=1), joint[0].sum(axis=1)
             joint_sum = n_log_n[np.sort(joint.reshape(len(cells), -1), axis=1)].sum(axis=1)
-            nats = joint_sum - n_log_n[np.sort(per_bin, axis=1)].sum(axis=1) - n_log_n[per_class].sum() + n_log_n[-1]
-            constant = np.count_nonzero(per_bin, axis=1) == 1  # exactly 0, not 0 to rounding
+            nats = joint_sum - bin_sum - n_log_n[joint[0].sum(axis=1)].sum() + n_log_n[-1]
             information[:, k] = np.where(constant, 0.0, np.maximum(nats / num_points, 0.0))
     return information
 

@@ -4,12 +4,14 @@ Two populations of six latents and factors of 3, 5 and 8 values, and a small one
 
 * copies: two latents per factor, which keep its value with known probabilities and else draw another at random. MIG and
   MCC are known in closed form.
-* mixtures: each latent is a weighted sum of two factors and of uniform noise.
+* mixtures: each latent is a weighted sum of two factors and of uniform noise, so that no score is at an end of its range.
 * small: three latents, each a weighted factor of 4 values and uniform noise.
 
 The truth of a score is its value on 500,000 rows (40,000 for costly scores), whose own standard error is 4 % (9 % beside 300
-rows) of that of a draw; the script refuses to start where it differs from the closed form. ``--bootstrap`` tries rows with
-replacement beside it.
+rows) of that of a draw; the script refuses to start where it differs from the closed form. Columns: score, population,
+truth, bias, bias left by the correction, standard error, draws with an interval, coverage, CPU seconds. A score without an
+interval shows the spread of its draws and their mean ``halves_std`` instead. ``--bootstrap`` tries rows with replacement
+beside it.
 """
 
 from __future__ import annotations
@@ -95,7 +97,10 @@ CHEAP: dict[str, Callable[..., Any]] = {
     "cca": metrics.cca,
     "irs": partial(metrics.irs, num_shuffles=0),
     "irs, quantile .99": partial(metrics.irs, quantile=0.99, num_shuffles=0),
+    "total_correlation": metrics.total_correlation,
+    "pairwise_information": metrics.pairwise_information,
 }
+OF_CODES = frozenset(("total_correlation", "pairwise_information"))  # alone, without factors
 COSTLY: dict[str, Callable[..., Any]] = {
     "infomec": metrics.infomec,
     "dci, lasso": partial(metrics.dci, regressor="lasso"),
@@ -114,7 +119,8 @@ def truth(name: str, draw: Draw, num: int) -> float:
     """The score of so many rows that neither its bias nor its spread matters beside those at 1,000 rows."""
     codes, factors = draw(np.random.default_rng(1), num)
     batches = MANY_BATCHES if name.endswith("of_rows") else {}
-    value = float(of_rows((CHEAP | COSTLY)[name], seed=0, **batches)(codes, as_table(factors)).score)
+    table = None if name in OF_CODES else as_table(factors)
+    value = float(of_rows((CHEAP | COSTLY)[name], seed=0, **batches)(codes, table).score)
     exact = CLOSED_FORM.get(name) if draw is copies else None
     if exact is not None and abs(value - exact) > CLOSE:
         raise AssertionError(f"{name} of {num:,} rows is {value}, in closed form {exact}")
@@ -133,22 +139,29 @@ def row(name: str, population: str, options: argparse.Namespace) -> str:
     """One line of the table: bias and standard error of a draw, and the share of intervals that hold the truth."""
     draw, score, started = POPULATIONS[population], (CHEAP | COSTLY)[name], time.process_time()
     aim = truth(name, draw, MANY if name in CHEAP else options.many)
-    rng, ends, values, others = np.random.default_rng(options.seed), [], [], []
+    rng, found, others = np.random.default_rng(options.seed), [], []
     for i in range(options.draws):
         codes, factors = draw(rng, options.points)
         seed = 1_000 * options.seed + i
-        found = metrics.with_uncertainty(
-            score, codes, factors, num_resamples=options.resamples, num_shuffles=1, seed=seed
+        table = None if name in OF_CODES else factors
+        found.append(
+            metrics.with_uncertainty(score, codes, table, num_resamples=options.resamples, num_shuffles=1, seed=seed)
         )
-        ends.append(found.interval)
-        values.append((found.score, found.corrected))
         if options.bootstrap:
             others.append(bootstrap(score, codes, factors, seed, options.resamples))
-    covered = [_covered(np.array(ends), aim)] + [_covered(np.array(others)[:, j], aim) for j in range(2) if others]
-    (at, corrected), spread = np.mean(values, axis=0), np.std(values, axis=0)[0]
-    cells = [name, population, f"{aim:.4f}", f"{at - aim:+.4f}", f"{corrected - aim:+.4f}", f"{spread:.4f}"]
-    cells += [str(options.draws), *(f"{c:.1%}" for c in covered), f"{time.process_time() - started:.0f} s"]
-    return f"| {' | '.join(cells)} |"
+    values = np.array([u.score for u in found])
+    cells = [name, population, f"{aim:.4f}", f"{values.mean() - aim:+.4f}", *_cells(found, aim, float(values.std()))]
+    cells += [f"{_covered(np.array(others)[:, j], aim):.1%}" for j in range(2) if others]
+    return f"| {' | '.join(cells)} | {time.process_time() - started:.0f} s |"
+
+
+def _cells(found: list[metrics.Uncertain], aim: float, spread: float) -> list[str]:
+    """Bias left, standard error, number of draws with an interval, and its coverage."""
+    offered = [u for u in found if u.interval is not None]
+    if not offered:
+        return ["no interval", f"{spread:.4f}", f"{np.mean([u.halves_std for u in found]):.4f} of halves", "-"]
+    left, ends = np.mean([u.corrected for u in offered]) - aim, np.array([u.interval for u in offered])
+    return [f"{left:+.4f}", f"{spread:.4f}", str(len(offered)), f"{_covered(ends, aim):.1%}"]
 
 
 def _covered(ends: Float64, aim: float) -> float:

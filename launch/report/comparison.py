@@ -124,10 +124,12 @@ def uncertainty_table(compared: Comparable) -> Table:
     rows = [
         [c.label, str(c.first.seed), name, with_interval(value, found)]
         for c in compared.configurations
-        for name in c.first.with_intervals
+        for name in c.first.with_uncertainty
         if (value := c.first.score(name)) is not None and (found := c.first.uncertainty(name)) is not None
     ]
-    caption = "Scores of one run of each configuration: score [95 % interval over images], chance level"
+    caption = (
+        "Scores of one run of each configuration: score [95 % interval over images, where one would cover], chance level"
+    )
     return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 
@@ -222,7 +224,7 @@ def _figures(compared: Comparable, prefix: str) -> Iterator[Block]:
     if compared.dims:
         drawing = figures.mig_against_dimension(compared)
         yield Figure(f"{prefix}mig", "MIG against dimension", drawing, words.dimension(compared))
-    if compared.with_intervals:
+    if compared.with_uncertainty:
         yield Figure(f"{prefix}intervals", "Scores and chance", figures.intervals(compared), words.INTERVALS)
     if any(run.held_out("rate") is not None for run in compared.runs):
         drawing = figures.rate_distortion(compared)
@@ -259,7 +261,7 @@ def _score_tables(compared: Comparable) -> Iterator[Block]:
     if compared.dims:
         yield score_table(compared)
     yield other_scores_table(compared)
-    if compared.with_intervals:
+    if compared.with_uncertainty:
         yield uncertainty_table(compared)
 
 

@@ -113,13 +113,13 @@ class ScoredRun:
         return float(value) if isinstance(value, int | float) else None
 
     @property
-    def with_intervals(self) -> list[str]:
-        """Names of the scores that have an interval over images and a chance level."""
+    def with_uncertainty(self) -> list[str]:
+        """Names of the scores that have a chance level and, if one would cover, an interval over images."""
         found = self.record["scores"].items()
         return [name for name, result in found if result.get("uncertainty") and self.score(name) is not None]
 
     def uncertainty(self, name: str) -> dict[str, Any] | None:
-        """Return the ``interval`` and ``chance`` of a score."""
+        """Return the ``interval``, None if the score has none, and the ``chance`` of a score."""
         found: dict[str, Any] | None = self.record["scores"].get(name, {}).get("uncertainty")
         return found
 
@@ -313,9 +313,9 @@ class Comparable:
         return [run for configuration in self.configurations for run in configuration.runs]
 
     @property
-    def with_intervals(self) -> list[str]:
-        """Names of the scores with an interval in at least one first run."""
-        return list(dict.fromkeys(name for c in self.configurations for name in c.first.with_intervals))
+    def with_uncertainty(self) -> list[str]:
+        """Names of the scores with a chance level in at least one first run."""
+        return list(dict.fromkeys(name for c in self.configurations for name in c.first.with_uncertainty))
 
     @cached_property
     def dims(self) -> list[int]:

@@ -207,12 +207,13 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
 
 
 def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:
-    """Draw the scores of a run as points with intervals, and their chance levels as bars."""
+    """Draw the scores of a run as points with their intervals, if they have one, and their chance levels as bars."""
     for name in names:
         found, value, place = run.uncertainty(name), run.score(name), names.index(name) + offset
         if found is None or value is None:
             continue
-        axes.plot(found["interval"], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
+        if found["interval"] is not None:
+            axes.plot(found["interval"], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
         axes.scatter([value], [place], color=colour, s=18, zorder=3, label=label)
         axes.plot([found["chance"]], [place], marker="|", color=INK, markersize=7, markeredgewidth=1.4, alpha=0.7)
         label = None  # one line in the legend
@@ -220,7 +221,7 @@ def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, 
 
 def intervals(compared: Comparable) -> Drawing:
     """Draw the scores of each configuration's first run with intervals over images and chance levels."""
-    names, shown = compared.with_intervals, compared.configurations[:MOST_NAMED]
+    names, shown = compared.with_uncertainty, compared.configurations[:MOST_NAMED]
 
     def build() -> Figure:
         height = 1.4 + len(names) * max(0.3, 0.13 * len(shown))

@@ -82,9 +82,15 @@ class _Uncertainty(Record):
     chance: FiniteFloat
 
 
+class _NoInterval(Record):
+    interval: None
+    halves_std: FiniteFloat
+    chance: FiniteFloat
+
+
 class _Score(Record):
     score: FiniteFloat | None = None
-    uncertainty: _Uncertainty | None = None
+    uncertainty: _Uncertainty | _NoInterval | None = None
 
 
 class _Nearest(Record):

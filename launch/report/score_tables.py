@@ -9,6 +9,7 @@ from launch.console.terminal import one_line
 from launch.report.tables import Table
 from launch.results.scores import METRICS, headline
 from metrics.measure import Measure
+from metrics.uncertainty import few_rows_note
 
 ANY = Measure()
 
@@ -31,13 +32,16 @@ def _uncertainty(found: Mapping[str, Any] | None) -> tuple[str, str]:
     """Format the interval and the chance level of a score that has them."""
     if found is None:
         return "", ""
-    low, high = found["interval"]
-    return f"[{low:.4f}, {high:.4f}]", f"{found['chance']:.4f}"
+    interval = "none" if found["interval"] is None else "[{:.4f}, {:.4f}]".format(*found["interval"])
+    return interval, f"{found['chance']:.4f}"
 
 
 def _bias(found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return the note on a score's bias if the bias exceeds the standard error."""
-    return (found["bias_note"],) if found and abs(found["bias"]) > found["standard_error"] else ()
+    """Return the note on a score's bias if the bias exceeds the standard error, or on why it has no interval."""
+    if not found:
+        return ()
+    matters = found["interval"] is None or abs(found["bias"]) > found["standard_error"]
+    return (found["bias_note"],) if matters else ()
 
 
 def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
@@ -106,6 +110,8 @@ def _parts(record: dict[str, Any], measure: Measure) -> Iterator[str]:
     if record.get("ignored_columns"):
         names = ", ".join(one_line(name) or "(no name)" for name in record["ignored_columns"])
         yield f"columns left out because they only number or name the rows: {names}"
+    if any((result.get("uncertainty") or {}).get("interval") for result in found.values()):
+        yield from few_rows_note(record["num_images"])
     yield scores(found, record["skipped"]).text()
     if record["untrained"]:
         fresh = {name: headline(result) for name, result in record["untrained"].items()}

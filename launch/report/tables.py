@@ -123,9 +123,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def with_interval(value: float, uncertainty: Mapping[str, Any], digits: int = 3) -> str:
-    """Format a score with its interval and its chance level for a table."""
-    low, high = uncertainty["interval"]
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], {uncertainty['chance']:.{digits}f}"
+    """Format a score with its interval, or the spread over halves of the rows, and its chance level for a table."""
+    if uncertainty["interval"] is None:
+        beside = f"(no interval; std of halves {uncertainty['halves_std']:.{digits}f})"
+    else:
+        low, high = uncertainty["interval"]
+        beside = f"[{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f} {beside}, {uncertainty['chance']:.{digits}f}"
 
 
 def escape(text: str) -> str:

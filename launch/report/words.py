@@ -250,7 +250,7 @@ GLOSSARY = (
 INTERVALS = (
     "Scores of one run of each configuration, with 95 % intervals over images, corrected for the bias of a small sample. Bars mark "
     "the scores of shuffled factors: an interval that reaches its bar shows nothing beyond chance. An interval over images says "
-    "nothing about other seeds."
+    "nothing about other seeds. A point without an interval is a score for which none would cover."
 )
 
 PICTURES = {

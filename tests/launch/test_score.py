@@ -395,6 +395,11 @@ def test_a_table_of_codes(separator: str, tmp_path: Path) -> None:
     assert found["interval"][0] <= found["corrected"] <= found["interval"][1]
     assert str(tmp_path / "mine.scores.json") in result.out
     assert "[{:.4f}, {:.4f}]".format(*found["interval"]) in result.out
+    without = record["scores"]["med"]["uncertainty"]
+    assert without["interval"] is None
+    assert without["halves_std"] > 0
+    assert without["bias_note"][:40] in result.out
+    assert "120 rows are few" in result.out
     assert f"{found['chance']:.4f}" in result.out
     first = (tmp_path / "mine.scores.json").read_bytes()
     assert call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2").code == 0

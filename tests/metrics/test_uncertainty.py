@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,9 +57,7 @@ def test_noise_is_at_chance_and_its_bias_is_seen() -> None:
     assert found.score > 0.1
     assert found.chance == pytest.approx(found.score, abs=0.03)
     assert found.chance < found.chance_high
-    assert found.bias > 0.05
     assert "too high" in found.bias_note
-    assert found.interval[0] <= found.corrected <= found.interval[1] or found.interval[0] == 0.0
 
 
 def test_it_is_reproducible_and_keeps_what_the_score_said() -> None:
@@ -83,10 +84,8 @@ def test_every_kind_of_score() -> None:
     assert read.chance == pytest.approx(0.5, abs=0.1)
     alone = metrics.with_uncertainty(metrics.total_correlation, codes, **few)
     assert alone.score > alone.chance_high
-    assert any("81 to 84 %" in note for note in metrics.with_uncertainty(metrics.irs, codes, factors, **few).notes)
     mean = metrics.with_uncertainty(lambda codes, factors: codes.mean(), codes, {"a": factors[:, 0]}, **few)
     assert mean.score == codes.mean()
-    assert metrics.with_uncertainty(metrics.infomec, codes, factors, **few).interval[1] <= 1.0
 
 
 def test_a_score_that_never_moves_is_a_point() -> None:
@@ -113,7 +112,9 @@ def test_few_halves_make_wider_intervals_than_many() -> None:
         for s in range(10)
     ]
     many = metrics.with_uncertainty(metrics.mcc, codes, factors, num_resamples=60, num_shuffles=1)
-    width = np.median([u.interval[1] - u.interval[0] for u in few])
+    ends = [u.interval for u in few if u.interval is not None]  # two halves may agree by luck, far from all rows
+    assert len(ends) >= 8
+    width = np.median([high - low for low, high in ends])
     assert width > 2 * (many.interval[1] - many.interval[0])
 
 
@@ -142,19 +143,47 @@ def test_the_luck_of_drawn_batches_is_no_bias() -> None:
     assert spread["corrected"] < 1.3 * spread["score"]  # twice the score less a mean of halves would give 2.0
 
 
-def test_svms_of_few_rows_say_that_their_limit_is_far() -> None:
-    codes, factors = noisy_copies(100, np.random.default_rng(10))
-    for kind in ("discrete", "r2"):
-        found = metrics.with_uncertainty(metrics.sap, codes, factors, num_resamples=2, num_shuffles=1, kind=kind)
-        assert any("penalty" in note for note in found.notes) == (kind == "discrete")
+def noisy_mixtures(num_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents that each sum two factors and noise: their information about factors is not 0, so no score is extreme."""
+    rng = np.random.default_rng(10)
+    factors = np.stack([rng.integers(n, size=num_points) for n in SIZES], axis=1)
+    values = factors / (np.array(SIZES) - 1.0)
+    return values @ np.array([[1.0, 0.3], [0.2, 1.0]]) + rng.uniform(0.0, 0.5, (num_points, 2)), factors
 
 
-def test_an_interval_reaches_the_limit_of_a_score_whose_bias_falls_slowly() -> None:
-    """MED of a perfect code beside latents of noise is 1 at many rows and far below at 300."""
+@pytest.mark.parametrize(
+    "score",
+    [metrics.irs, metrics.infomec, metrics.med, metrics.modularity, metrics.sap, partial(metrics.sap, kind="discrete")],
+)
+def test_scores_whose_intervals_do_not_cover_have_none(score: Callable[..., Any]) -> None:
+    """In place of an interval: the spread over halves, the chance level, and the reason in one line."""
+    found = metrics.with_uncertainty(score, *noisy_mixtures(100), num_resamples=4, num_shuffles=2)
+    assert (found.interval, found.bias, found.corrected, found.standard_error) == (None,) * 4
+    assert found.halves_std > 0.0
+    assert found.chance <= found.chance_high
+    assert found.bias_note.startswith("no interval: ")
+    assert f"{found.halves_std:.2g}" in found.bias_note
+    assert "\n" not in found.bias_note
+    assert not any("few for an interval" in note for note in found.notes)
+
+
+def test_the_other_kind_of_sap_has_an_interval() -> None:
+    found = metrics.with_uncertainty(metrics.sap, *noisy_mixtures(100), num_resamples=4, num_shuffles=2, kind="r2")
+    assert found.interval is not None
+    assert found.interval[0] <= found.corrected <= found.interval[1]
+
+
+def test_a_score_of_strong_bias_has_no_interval() -> None:
+    """MIG of latents that know nothing, at few rows: its bias is many standard errors."""
     rng = np.random.default_rng(8)
-    factors = np.stack([rng.integers(n, size=300) for n in (3, 5)], axis=1)
-    codes = np.concatenate([factors, rng.integers(8, size=(300, 4))], axis=1).astype(np.float64)
-    found = metrics.with_uncertainty(metrics.med, codes, factors, num_resamples=40, num_shuffles=1)
-    assert found.score < 0.9
-    assert found.interval[0] < found.interval[1] == 1.0
-    assert "1/sqrt(N)" in found.bias_note
+    codes, factors = rng.normal(size=(300, 1)), rng.integers(20, size=(300, 1))
+    found = metrics.with_uncertainty(metrics.mig, codes, factors, num_resamples=20, num_shuffles=2)
+    assert found.interval is None
+    assert "too high" in found.bias_note
+    assert "more rows" in found.bias_note
+
+
+def test_few_rows_say_so() -> None:
+    for num_points in (499, 500):
+        found = metrics.with_uncertainty(metrics.mcc, *noisy_mixtures(num_points), num_resamples=4, num_shuffles=2)
+        assert any(note.startswith(f"{num_points} rows") for note in found.notes) == (num_points < 500)
