@@ -3,11 +3,12 @@
 A score is computed again on many random halves of the rows, drawn without replacement. For a statistic whose variance
 and bias fall as 1/N, halves spread around the score as the score spreads around its limit, and lie above it by as much
 as it lies above its limit (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). A score that is
-fitted on one half of its rows and computed on the other varies with that split as well: see :func:`_scale`. Resampling with
-replacement would repeat rows, which raises every information, every nearest-neighbour estimate and every fit.
+fitted on one half of its rows and computed on the other varies with that split as well, so its interval is centred on the
+mean over ten splits: see :func:`_scale`. Resampling with replacement would repeat rows, which raises every information,
+every nearest-neighbour estimate and every fit.
 
-Where the assumption fails, :func:`_why_none` says so and there is no interval. docs/metrics/uncertainty.md has the measured
-coverage of every score.
+Where the assumption fails, there is no interval, and :func:`_why_none` gives the reason. docs/metrics/uncertainty.md has the
+measured coverage of every score.
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ class Uncertain:
         chance: mean score where the rows of the factors are shuffled.
         chance_high: 95 % quantile of the same; a score above it is unlikely to be chance.
         halves_std: standard deviation of the score over random halves of the rows.
-        bias: estimate of score minus its limit; None without an interval. corrected: score - bias, or None.
-        standard_error: of the score; None without an interval.
+        bias: estimate of score minus its limit; None without an interval.
+        corrected: estimate of the limit: score - bias, or, for a score that splits its rows at random, its mean over ten
+            splits - bias; None without an interval.
+        standard_error: of ``corrected``; None without an interval.
         bias_note: the bias in words, or why there is no interval.
         result: result of ``score`` on all rows.
     """
@@ -129,17 +132,18 @@ def with_uncertainty(
     splits, draws_batches = _splits_rows(result, num_points), hasattr(result, "num_draws")
     centre = _mean_over_orders(compute, *data, rng) if splits or draws_batches else estimate
     bias, error = _bias_and_error(draws, centre, splits, num_points)
-    reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error * math.sqrt(1.0 + 1.0 / num_resamples)
+    corrected = (centre if splits else estimate) - bias
+    reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error
     names, spread = _names(score, result), float(draws.std(ddof=1))
     reason = _why_none(names, bias, reach)
     return Uncertain(
         score=estimate,
-        interval=None if reason else _interval(estimate - bias, reach, _range(draws, names)),
+        interval=None if reason else _interval(corrected, reach, _range(draws, names)),
         chance=float(chance.mean()),
         chance_high=float(np.quantile(chance, 0.95)),
         halves_std=spread,
         bias=None if reason else bias,
-        corrected=None if reason else estimate - bias,
+        corrected=None if reason else corrected,
         standard_error=None if reason else error,
         bias_note=_no_interval_note(reason, spread) if reason else _bias_note(bias, error, num_points),
         confidence=confidence,
@@ -172,10 +176,10 @@ def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> R
 
 
 def _bias_and_error(draws: Float64, centre: float, splits: bool, num_points: int) -> tuple[float, float]:
-    """Bias and standard error of a score, from its values on halves and its value on all rows."""
+    """Bias of a score and standard error of the corrected score, from its values on halves and its value on all rows."""
     num_half = num_points // 2
     bias = num_half / (num_points - num_half) * float(draws.mean() - centre)
-    return bias, math.sqrt(_scale(num_points, num_half, splits=splits)) * float(draws.std(ddof=1))
+    return bias, math.sqrt(_scale(num_points, len(draws), splits=splits)) * float(draws.std(ddof=1))
 
 
 def _splits_rows(result: Any, num_points: int) -> bool:
@@ -190,15 +194,19 @@ def _mean_over_orders(compute: OfRows, codes: Floats, factors: Factors | None, r
     return float(np.mean([_number(compute(codes[o], None if factors is None else factors.rows(o))) for o in orders]))
 
 
-def _scale(num_points: int, num_half: int, *, splits: bool) -> float:
-    """Variance of the score over the variance of its halves: about 1, and 2/3 for a score that splits its own rows.
+def _scale(num_points: int, num_draws: int, *, splits: bool) -> float:
+    """Variance of the corrected score over the variance of its halves, R = ``num_draws`` of them.
 
-    With unit variance per row, m of N rows drawn without replacement have a mean of variance 1/m - 1/N given the rows. A
-    score that splits has m = N/4 in a half and N/2 itself; its variance is 2/N around the limit.
+    With unit variance per row, the mean of m of N rows, drawn without replacement, has variance 1/m - 1/N given the rows.
+
+    * A half has m = N/2, so 1/N. The corrected score is twice the score less the mean of the halves: 1/N + 1/(R N).
+    * A score that splits its rows has m = N/2 itself, so 1/N given the rows, and m = N/4 in a half, so 3/N. The corrected
+      score is twice the mean over ten orders of the rows less the mean of the halves: 1/N + 4/(10 N) + 3/(R N).
     """
+    num_half = num_points // 2
     if splits:
-        return (2.0 / num_points) / (2.0 / num_half - 1.0 / num_points)
-    return num_half / (num_points - num_half)
+        return (1.0 + 4.0 / NUM_ORDERS) / (2.0 * num_points / num_half - 1.0) + 1.0 / num_draws
+    return num_half / (num_points - num_half) + 1.0 / num_draws
 
 
 def _students_t(share: float, freedom: int) -> float:

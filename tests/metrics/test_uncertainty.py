@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -128,6 +129,34 @@ def test_the_luck_of_one_split_is_no_bias() -> None:
         )
         hits += found.interval[0] <= TRUE_WEAK_MCC <= found.interval[1]
     assert hits >= 36
+
+
+@dataclass(frozen=True)
+class HalfMean:
+    """Result of a score that is computed on the half of the rows that it was not fitted on."""
+
+    score: float
+    num_train: int
+
+
+def half_mean(codes: np.ndarray, *, seed: int) -> HalfMean:
+    rows = np.random.default_rng(seed).permutation(len(codes))[: len(codes) // 2]
+    return HalfMean(float(codes[rows].mean()), len(codes) - len(rows))
+
+
+def test_a_score_of_one_split_is_centred_on_ten() -> None:
+    """The mean of normal rows, whose limit is 0: the interval is right, and better placed than the score of one split."""
+    rng = np.random.default_rng(11)
+    found = [
+        metrics.with_uncertainty(half_mean, rng.normal(size=(60, 1)), num_resamples=20, num_shuffles=1)
+        for _ in range(400)
+    ]
+    spread = {name: np.std([getattr(u, name) for u in found]) for name in ("score", "corrected")}
+    assert spread["corrected"] < 0.95 * spread["score"]
+    assert np.sqrt(np.mean([u.standard_error**2 for u in found])) == pytest.approx(spread["corrected"], rel=0.1)
+    ends = np.array([u.interval for u in found if u.interval is not None])
+    assert len(ends) > 390
+    assert 0.92 <= np.mean((ends[:, 0] <= 0.0) & (ends[:, 1] >= 0.0)) <= 0.98
 
 
 def test_the_luck_of_drawn_batches_is_no_bias() -> None:
