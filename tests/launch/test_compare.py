@@ -19,7 +19,7 @@ from launch.report.comparison import likelihood_table
 from launch.report.data import Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.figures import draw
 from launch.report.statistics import Estimate, correlation, over_images, over_seeds
-from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown
+from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown, with_interval
 from launch.results.scoring import ScoreConfig
 from tests.conftest import ROOT
 from tests.launch import running, toy
@@ -176,7 +176,18 @@ def test_a_report_has_the_interval_and_the_chance_level_of_each_score(
         found = json.loads((runs[name] / "scores.json").read_text())["scores"]["mig"]
         low, high = found["uncertainty"]["interval"]
         assert f"{found['score']:.3f} [{low:.3f}, {high:.3f}], {found['uncertainty']['chance']:.3f}" in markdown
+        spread = json.loads((runs[name] / "scores.json").read_text())["scores"]["med"]["uncertainty"]["halves_std"]
+        assert f"no interval; std of halves {spread:.3f}" in markdown
     assert (report[1] / "figures" / "intervals.png").is_file()
+
+
+def test_a_score_without_an_interval_shows_its_spread() -> None:
+    without = {"interval": None, "halves_std": 0.0123, "chance": 0.25}
+    shown = with_interval(0.5, without)
+    assert "no interval" in shown
+    assert "0.012" in shown
+    assert shown.startswith("0.500")
+    assert shown.endswith("0.250")
 
 
 def test_the_page_needs_nothing_but_itself(report: tuple[running.Result, Path]) -> None:
