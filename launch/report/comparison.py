@@ -127,9 +127,7 @@ def uncertainty_table(compared: Comparable) -> Table:
         for name in c.first.with_uncertainty
         if (value := c.first.score(name)) is not None and (found := c.first.uncertainty(name)) is not None
     ]
-    caption = (
-        "Scores of one run of each configuration: score [95 % interval over images, where one would cover], chance level"
-    )
+    caption = "Scores of one run of each configuration: score [95 % interval over images, where one would cover], chance level"
     return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 
