@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -134,6 +135,7 @@ def num_training_images(config: SharedConfig) -> int:
     return FOLDER_IMAGES.get(recipe, PUBLISHED[config.data.dataset][-1])
 
 
+@functools.cache
 def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     """Count the GFLOP of a forward and a backward pass on PyTorch's meta device; recomputation is left out.
 
