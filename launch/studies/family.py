@@ -44,36 +44,36 @@ class Length:
 
     nvae_steps: int
     flat_steps: int
+    schedule: str = "constant"
+    """Schedule of the learning rate. If it is constant, intermediate points count like the end of a shorter run."""
     points: int = 4
     """Number of evaluations of a run, evenly spread."""
     eval_images: int = 256
     """Number of held-out images of each; the last takes twice as many."""
 
-    def steps(self, script: Script) -> int:
-        """Number of steps that a script takes."""
-        return self.nvae_steps if script == "train_nvae" else self.flat_steps
-
-    def arguments(self, script: Script) -> tuple[str, ...]:
-        """The flags; the learning rate stays constant after its warm-up, so intermediate points count like the end."""
-        steps, images = self.steps(script), self.eval_images
+    def arguments(self, script: Script, pace: float) -> tuple[str, ...]:
+        """The flags of a training script for a model of a given pace."""
+        steps = max(1, round(pace * (self.nvae_steps if script == "train_nvae" else self.flat_steps)))
+        images = self.eval_images
         return (
             *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points))),
             *("--eval-images", str(images), "--final-eval-images", str(2 * images), "--iw-samples", "2"),
-            *("--figure-images", "8", "--lr-schedule", "constant"),
+            *("--figure-images", "8", "--lr-schedule", self.schedule),
         )
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the family: a descriptive name, and its flags."""
+    """A model of the family: a descriptive name, its flags, and its steps in the time of one of the plainest model."""
 
     name: str
     script: Script
     flags: tuple[str, ...]
+    pace: float = 1.0
 
     def run(self, data: Data, length: Length, seed: int, out: Path) -> ScriptRun:
         """The run that trains it on ``data`` with ``seed``, in ``out / data / name-seed``."""
-        arguments = (*data.arguments(), *self.flags, *length.arguments(self.script), "--seed", str(seed))
+        arguments = (*data.arguments(), *self.flags, *length.arguments(self.script, self.pace), "--seed", str(seed))
         return ScriptRun(self.script, arguments, out / data.name / f"{self.name}-seed{seed}")
 
 
@@ -127,4 +127,4 @@ def flat(data: DataName, objective: Literal["vae", "beta", "tc"], beta: float | 
     preset = ("--preset", "burgess") if data == "dsprites" else ("--preset", "small", *MIXTURES)
     weight = () if beta is None else ("--beta", f"{beta:g}")
     name = f"flat-{objective}" + ("" if beta is None else f"{beta:g}")
-    return Member(name, "train_flat_vae", (*preset, "--objective", objective, *weight, "--log-every", "20"))
+    return Member(name, "train_flat_vae", (*preset, "--objective", objective, *weight))
