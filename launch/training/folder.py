@@ -73,7 +73,7 @@ class RunFolder:
         Raises:
             ValueError: it holds a run and ``resume`` is off, it holds something else, or another process works in it.
         """
-        self._refuse_a_run(resume)
+        self.refuse_a_run(resume)
         if self.path.exists() and not self.config_path.exists():
             # hidden files are the lock and leftovers of a kill during the first write
             visible = [p.name for p in self.path.iterdir() if not p.name.startswith(".")] if self.path.is_dir() else []
@@ -96,13 +96,18 @@ class RunFolder:
             ) from error
         self._lock = lock
         try:
-            self._refuse_a_run(resume)  # again: another process may have come and gone in between
+            self.refuse_a_run(resume)  # again: another process may have come and gone in between
         except ValueError:
             self.release()
             raise
         files.remove_leftovers(self.path, self.checkpoints, self.figures)
 
-    def _refuse_a_run(self, resume: bool) -> None:
+    def refuse_a_run(self, resume: bool) -> None:
+        """Refuse to overwrite a run, as :meth:`claim` does, without creating anything.
+
+        Raises:
+            ValueError: the folder holds a run and ``resume`` is off.
+        """
         if self.config_path.exists() and not resume:
             raise ValueError(
                 f"{self.path} already holds a run; add --resume auto to continue it, or choose another --run-dir"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,14 @@ FEW_STEPS = 500  # a run given in epochs that has fewer steps can hardly learn
 
 
 def default_run_dir(config: SharedConfig) -> Path:
-    """Folder of a run without --run-dir: runs/<dataset>-<family>-<preset>-<objective>-seed<seed>."""
-    family = family_of(config)
+    """Folder of a run without --run-dir: runs/<dataset>-<family>-<preset>-<objective>-seed<seed>.
+
+    Own images have the name of their folder in place of the data set's.
+    """
+    family, root = family_of(config), config.data.data_root
     setting = family.setting(config)
-    parts = [config.data.dataset, family.name, config.preset, "" if setting == config.preset else setting]
+    data = root.resolve().name if config.data.dataset == "folder" and root is not None else config.data.dataset
+    parts = [data or config.data.dataset, family.name, config.preset, "" if setting == config.preset else setting]
     name = re.sub(r"[^\w.]+|_", "-", "-".join(filter(None, parts)))
     path = Path("runs") / f"{name}-seed{config.run.seed}"
     older = Path("runs") / f"{config.data.dataset}-{config.preset}-seed{config.run.seed}"  # name before 2026-11-28
@@ -78,10 +82,15 @@ def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Rank
 
 def claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
     """Claim the folder on rank 0; raise its error on all ranks."""
+    _on_main(ranks, lambda: folder.claim(resume=config.run.resume == "auto"))
+
+
+def _on_main(ranks: Ranks, act: Callable[[], None]) -> None:
+    """Act on rank 0; raise its error on all ranks."""
     fault: str | None = None
     if ranks.is_main:
         try:
-            folder.claim(resume=config.run.resume == "auto")
+            act()
         except (ValueError, OSError) as error:
             fault = str(error)
     fault = ranks.from_main(fault)
@@ -115,7 +124,7 @@ def train(
     with distributed.joined(
         config.run.device, config.run.timeout_minutes, remedy="continue with --resume auto"
     ) as ranks:
-        plan = _plan(config, members, ranks)
+        plan = _plan(config, members, ranks, is_new=not dry_run)
         if ranks.is_main:
             announce(config, preset, plan, ranks)
             if members:
@@ -142,11 +151,13 @@ class Plan:
         return next(iter(self.orders.values()))
 
 
-def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, ranks: Ranks) -> Plan:
-    """Open the data and refuse a training that cannot work."""
+def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, ranks: Ranks, *, is_new: bool) -> Plan:
+    """Open the data and refuse a training that cannot work; with ``is_new`` also one whose folder holds a run."""
     configs = members or {"": _with_folder(config)}
     if members:
         _refuse_members(members, ranks)
+    if is_new:  # before the data are decoded, which can take minutes
+        _on_main(ranks, lambda: _refuse_runs(configs.values()))
     recorded = next((found for each in configs.values() if (found := RunFolder(_folder_of(each)).recipe)), None)
     train_data, valid_data = open_data(config, ranks, recorded=recorded)
     if config.run.batch_size == ranks.world_size == 1:
@@ -164,6 +175,11 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
         orders=orders,
         total_steps=config.run.num_steps(steps_per_epoch),
     )
+
+
+def _refuse_runs(configs: Iterable[SharedConfig]) -> None:
+    for config in configs:
+        RunFolder(_folder_of(config)).refuse_a_run(resume=config.run.resume == "auto")
 
 
 def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:

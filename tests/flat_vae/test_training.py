@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from launch import train_flat_vae
 from launch.families import FAMILIES, family_of, flat_vae
 from launch.families.flat_vae import FlatTrainConfig
 from launch.results.run import open_run
+from launch.training import start
 from tests.launch import running
 
 SPECS = {
@@ -77,6 +79,23 @@ def test_own_images_of_any_size_are_trained_for_thousands_of_steps(tmp_path: Pat
     assert "preset photos" in result.out
     assert "12 training images 64x64x3" in result.out
     assert "3,000 steps" in result.out
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_images_are_decoded(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    result = running.call("train_flat_vae", *flags(tmp_path / "nowhere", tmp_path / "run"))
+    running.assert_one_error(result, str(tmp_path / "run"), "--resume auto", "--run-dir")
+
+
+def test_runs_on_two_folders_of_images_have_two_folders() -> None:
+    preset = flat_vae.FLAT_PRESETS["photos"].build()
+    configs = [replace(preset, data=replace(preset.data, data_root=Path(f"data/{name}"))) for name in ("cats", "dogs")]
+    assert [str(start.default_run_dir(config)) for config in configs] == [
+        "runs/cats-flat-vae-photos-vae-seed0",
+        "runs/dogs-flat-vae-photos-vae-seed0",
+    ]
+    assert start.default_run_dir(preset) == Path("runs/folder-flat-vae-photos-vae-seed0")
 
 
 @pytest.mark.parametrize(
