@@ -26,7 +26,7 @@ def _bytes(values: Any) -> int:
 
 @dataclass
 class Counts:
-    """Operations that a piece of work dispatches, without views and allocations, which launch nothing."""
+    """Dispatched operations, without views and allocations, which launch no kernel."""
 
     operations: int = 0
     bytes: int = 0

@@ -187,7 +187,7 @@ def _foreach(name: str, args: Sequence[Any]) -> int:
 
 
 def _concatenation(tensors: Sequence[Tensor]) -> int:
-    """Kernels that join tensors: one for 128 of them where all are dense in one layout, else a copy of each."""
+    """Kernels that concatenate tensors: one per 128 tensors if all are dense in the same layout, else a copy of each."""
     layouts = {suggest_memory_format(t) for t in tensors}
     dense = len(layouts) == 1 and all(t.is_contiguous(memory_format=next(iter(layouts))) for t in tensors)
     return max(1, math.ceil(len(tensors) / 128)) if dense else len(tensors)
@@ -306,7 +306,7 @@ def on_meta(build: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[Recorder]:
-    """Within it CUDA tensors can be made and differentiated; enter the recorder to note what is launched."""
+    """Allow CUDA tensors to be created and differentiated in this context; the recorder notes their kernel launches."""
     engine = _Engine()
 
     def backward(tensors: Any, grad_tensors: Any = None, *_: Any, **__: Any) -> None:

@@ -35,7 +35,7 @@ STEPS_PER_ROUND = 20
 
 
 class Worker:
-    """pythae in a process of its own: trains an epoch when told to."""
+    """pythae in a separate process, which trains one epoch per request."""
 
     def __init__(self, python: str, images: Path, batch_size: int) -> None:
         script = Path(__file__).with_name("pythae_worker.py")
@@ -79,7 +79,7 @@ def sprites(num: int) -> Tensor:
 
 
 class Ours:
-    """Our trainer fed by our loader, an epoch at a time."""
+    """Train with our trainer and loader, one epoch per call."""
 
     def __init__(self, images: Tensor, batch_size: int, precision: str, device: torch.device, seed: int = 0) -> None:
         preset: FlatTrainConfig = FLAT_PRESETS["burgess"].build()

@@ -51,7 +51,7 @@ SECTIONS: tuple[Callable[[Check], dict[str, Any]], ...] = (
 
 
 def run(check: Check, out: Path) -> list[dict[str, Any]]:
-    """All sections; a failure of one does not keep the others from running."""
+    """Run all sections, even if one fails."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for section in SECTIONS:

@@ -80,7 +80,7 @@ def _weights(subject: Trainer) -> Tensor:
 
 
 def machine(check: Check) -> dict[str, Any]:
-    """Versions, and the rates that the machine reaches."""
+    """Versions, and the machine's measured rates."""
     found: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version(), "cpus": os.cpu_count()}
     if check.on_gpu:
         found |= {
@@ -174,7 +174,7 @@ def _names_that_differ(one: Trainer, other: Trainer) -> list[str]:
 
 
 def recording(check: Check) -> dict[str, Any]:
-    """Replayed steps against eager ones, to the bit."""
+    """Compare replayed with eager steps bit for bit."""
     if not check.on_gpu:
         raise NeedsGpu("CUDA graphs; an emulation is in tests/launch/test_captured.py")
     found = {}

@@ -103,7 +103,7 @@ BURST = 20  # steps on a GPU between two looks at the clock: to wait for each wo
 
 
 def interleave(cases: Sequence[Case], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds a step of each case, which take turns, so that a noisy neighbour disturbs all alike.
+    """Seconds per step of each case, measured in turn, so that other load affects all alike.
 
     A turn is one step on a CPU, and on a GPU a burst of them that nobody waits for in between.
     """

@@ -113,7 +113,7 @@ def test_layers_stay_apart() -> None:
 
 
 def names_of_models(path: Path) -> list[int]:
-    """Lines that import a model's package or ask whether something is of one of the models."""
+    """Lines that import a model's package or test for one of the models with isinstance."""
     lines = []
     for node in ast.walk(ast.parse(path.read_text())):
         module = getattr(node, "module", None) or ""

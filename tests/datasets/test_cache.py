@@ -121,7 +121,7 @@ def test_a_failed_build_leaves_nothing_and_the_next_one_works(tmp_path: Path, er
 
 
 def test_a_cache_cut_short_while_it_is_read_ends_its_reader_and_is_built_again(tmp_path: Path) -> None:
-    """The system ends a process that touches a mapped page that is gone, as kill -9 would: nothing false is read."""
+    """Reading a mapped page that no longer exists kills the process with SIGBUS, so no wrong values are read."""
     rows = np.ones((100, 3, 64, 64), np.uint8)
 
     def build(begin: Begin) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def test_a_killed_build_blocks_nobody(tmp_path: Path, other_builder: subprocess.
 
 @pytest.mark.parametrize("what", ["header", "meta", "order", "place"])
 def test_what_fuzzing_found_is_built_again(what: str, tmp_path: Path) -> None:
-    """Ends of numpy's and Python's readers that are neither OSError nor ValueError, and headers that lie about the rows."""
+    """NumPy's and Python's readers may raise other errors than OSError and ValueError, or a header gives a wrong number of rows."""
     build = Builder()
     open_it(tmp_path, build)
     array, (meta,) = array_file(tmp_path), tmp_path.glob("*.json")

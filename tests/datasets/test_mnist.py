@@ -67,7 +67,7 @@ def test_absent_data_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 3, 15, 17, 16 + 28 * 28 * 30 - 1])
 def test_files_cut_short_are_refused(length: int, mnist_root: Path) -> None:
-    """torchvision's reader asserts, or knows no such key; its labels file is read too."""
+    """In torchvision's reader, these files cause an AssertionError or a KeyError."""
     path = mnist_root / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match="download"):

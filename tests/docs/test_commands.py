@@ -219,7 +219,7 @@ def test_the_commands_of_the_tutorial_run_one_after_another() -> None:
 
 
 def test_every_rule_is_used() -> None:
-    """A command that left these pages takes its rule with it."""
+    """A rule whose command is no longer on these pages must be deleted."""
     shown = [*commands.of_page(README), *commands.of_page(TUTORIAL)]
     for table in (SHORTENED, NOT_RUN):
         assert {rule_for(command, table) for command in shown} - {None} == set(table)

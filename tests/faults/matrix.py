@@ -49,7 +49,7 @@ Fault = Callable[[Path], None]
 
 
 def _limit_files(home: Path) -> None:
-    """No file grows any more: what a full disk and a quota do to every write."""
+    """Let no file grow, as on a full disk or beyond a quota."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 

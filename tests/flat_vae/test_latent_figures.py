@@ -25,7 +25,7 @@ def test_every_picture_of_a_run(num_latents: int) -> None:
 
 
 def test_every_plot_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one whose panels have titles of their own."""
+    """Also if its panels have titles."""
     titles: list[str] = []
     monkeypatch.setattr(flat_figures.figures, "entitle", lambda figure, title: titles.append(title))
     model = FlatVAE(FlatVAEConfig(latent_dim=3, conv_channels=4), COLOUR).eval()

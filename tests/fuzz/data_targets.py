@@ -44,7 +44,7 @@ def dsprites_npz(home: Path) -> Target:
 
 
 def dsprites_reader(home: Path) -> Target:
-    """The reader behind the hash, which damage reaches only if somebody finds a collision; what it takes is right."""
+    """Bypass the hash, so that damage reaches the reader; whatever it accepts is right."""
     dsprites.NUM_IMAGES = 64
     raws, path = [_npz(np.savez), _npz(np.savez_compressed)], home / "d.npz"
     classes = np.stack(np.unravel_index(np.arange(64), dsprites.FACTOR_SIZES), axis=1)

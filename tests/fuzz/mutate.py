@@ -51,7 +51,7 @@ def word(chance: random.Random) -> str:
 
 
 def _place(raw: bytearray, chance: random.Random) -> int:
-    """Headers and tables of contents are at the ends, and what matters most is there."""
+    """Damage the ends more often, because headers and tables of contents are there."""
     end = len(raw)
     where = chance.random()
     if where < 0.4:

@@ -84,7 +84,7 @@ def codes(home: Path) -> Target:
 
 
 def encoded(home: Path) -> Target:
-    """Codes that were kept: what does not fit is encoded again, so nothing is ever refused with an error."""
+    """Damage cached codes: unusable ones are encoded again, so there is never an error."""
     drawn, path = np.random.default_rng(0), home / "encoded.npz"
     maps = [drawn.normal(size=(6, 2, side, side)).astype(np.float32) for side in (1, 2)]
     kl = drawn.random((6, 2)).astype(np.float32)
@@ -127,7 +127,7 @@ def metrics_lines(home: Path) -> Target:
 
 
 def event_files(home: Path) -> Target:
-    """Names of TensorBoard's files from clocks that were wrong, and names that only look like them."""
+    """Names of TensorBoard's files written under a wrong clock, and names that only resemble them."""
 
     def one(chance: random.Random) -> bool:
         for old in home.iterdir():
@@ -195,7 +195,7 @@ def compressed(home: Path) -> Target:
 
 
 def published_weights(home: Path) -> Target:
-    """A published checkpoint: damaged, or with arguments that mean something else."""
+    """Damage a published checkpoint or change its arguments."""
     args = {
         "dataset": "mnist",
         "num_latent_scales": 1,
@@ -347,7 +347,7 @@ def label_tables(home: Path) -> Target:
 
 
 def inception_weights(home: Path) -> Target:
-    """A user's weights of the extractor; none here is a complete model, so all are refused."""
+    """Damage a user's weights of the extractor; none is a complete model, so all are refused."""
     path, file = home / "inception.pt", io.BytesIO()
     torch.save({"weight": torch.zeros(3, 3), "step": 2}, file)
     raw = file.getvalue()

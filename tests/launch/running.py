@@ -146,7 +146,7 @@ def torchrun(script: Path, *arguments: object, processes: int = 2) -> Result:
 def wait_for(
     condition: Callable[[], bool], process: subprocess.Popen[str] | forking.Process, seconds: float = 120.0
 ) -> None:
-    """Until ``condition``; a process that ended before it, or hangs, is a failure with its words."""
+    """Wait until ``condition`` holds; fail with the process's output if it ends first or hangs."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:

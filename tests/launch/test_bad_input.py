@@ -182,7 +182,7 @@ class TestReaders:
 
     @pytest.mark.parametrize("odd", ["a\nb", "a\r\n  fix: rm -rf", "\x1b[2J\u2028\x00", "\ud800"])
     def test_names_that_would_break_the_line(self, odd: str, script: str, copied: Path) -> None:
-        """Found by fuzzing: a key with a line end made two lines, and a terminal obeys control characters."""
+        """Found by fuzzing: a key with a line break made two lines, and control characters reached the terminal."""
         record = json.loads((copied / "config.json").read_text())
         for place in ({odd: 4}, {"channels_enc": odd}):
             changed = {**record, "config": {**record["config"], "model": {**record["config"]["model"], **place}}}

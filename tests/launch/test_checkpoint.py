@@ -203,7 +203,7 @@ except OSError as error:
 
 
 def test_a_full_disk_in_the_middle_of_the_file_says_so(tmp_path: Path) -> None:
-    """The real thing: torch's zip writer turns it into a RuntimeError that says nothing of the disk."""
+    """A real full disk, which torch's zip writer reports as a RuntimeError without naming the cause."""
     program = FULL_DISK.format(root=str(ROOT), folder=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True

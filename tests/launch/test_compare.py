@@ -52,7 +52,7 @@ def runs(_toy: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what the text says: drawing the figures takes most of a report's time."""
+    """Skip the figures, which take most of a report's time, where only the text is tested."""
     monkeypatch.setattr(comparison, "_figures", lambda *_: ())
 
 
@@ -499,7 +499,7 @@ def test_a_record_that_no_script_wrote_does_not_say_how_runs_are_scored(tmp_path
 
 
 def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty attributes make a paragraph of eight and say how little is known of the rest."""
+    """Of forty attributes, the text names the eight that are encoded best and summarises the rest."""
     (one,), _ = read_runs([runs["nvae0"]], None)
     (configuration,) = comparable_sets([one])[0].configurations
     share = np.zeros((2, 40))

@@ -51,7 +51,7 @@ def test_a_quota_hit_in_the_middle_and_lifted_costs_records_only(data: Path, tmp
 
 
 def test_a_folder_that_turns_read_only(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write everywhere, so the refusal is the file system's: EROFS for every write below the run folder."""
+    """Refuse every write below the run folder with EROFS, because root may write anywhere that permissions forbid."""
     run = tmp_path / "run"
     real = os.open
 
@@ -152,7 +152,7 @@ def test_a_refused_summary_says_what_to_do(data: Path, tmp_path: Path, monkeypat
 
 
 def test_a_preemption_on_a_full_disk_ends_as_one(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the checkpoint nor the marker can be written: the exit code still says that it may be tried again."""
+    """Even if neither the checkpoint nor the marker can be written, the exit code allows another attempt."""
     real = files.write_atomically
 
     def refuse(path: Path, write: Any) -> None:

@@ -54,7 +54,7 @@ def test_two_processes_take_the_steps_of_one(on_two: Path, trained: Path) -> Non
 
 
 def test_weights_after_three_steps_are_those_of_one_process(data: Path, on_two: Path, tmp_path: Path) -> None:
-    """Within 1e-4 beside steps of 1e-2: parameters whose gradient is rounding alone move by a part of lr * noise / eps."""
+    """Within 1e-4, for steps of 1e-2: a gradient that is only rounding error moves its parameter by about lr * noise / eps."""
     run = tmp_path / "one"
     assert running.call("train_nvae", *flags(data, run, "--stop-at-step", "3")).code == 0
     one, two = (checkpoint.load(path / "checkpoints" / "step-000000003.pt") for path in (run, on_two))

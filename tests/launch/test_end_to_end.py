@@ -27,7 +27,7 @@ def flat(data: Path, run: Path, *more: str) -> list[str]:
 
 
 def assert_usable(run: Path) -> dict[str, object]:
-    """Whatever the model, the same two commands read it."""
+    """Evaluate and sample with the same two commands for every model."""
     result = call("evaluate", "--run", run, "--iw-samples", "2")
     assert result.code == 0, result.err
     assert call("sample", "--run", run, "--num", "2", "--pixels", "sample", "--out", run / "samples.png").code == 0

@@ -52,7 +52,7 @@ def test_no_step_waits_for_the_host(recorded: dict[str, dict[str, Any]]) -> None
 
 
 def test_ranks_take_the_functions_of_cuda_and_few_kernels_more(recorded: dict[str, dict[str, Any]]) -> None:
-    """Six for each batch norm, five where nothing is activated, and those of the exchanges of gradient and verdict."""
+    """Six kernels per batch norm, five without an activation, and those that exchange gradient and verdict."""
     alone, among = recorded["nvae on 1"], recorded["nvae on 8"]
     num_norms = len(batch_norms(NVAE(MODEL, SPEC)))
     assert among["operations"]["batch_norm_stats"] == among["operations"]["batch_norm_backward_elemt"] == num_norms

@@ -188,7 +188,7 @@ def test_words_follow_the_interval(found: Estimate, said: str) -> None:
 
 
 def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
-    """A script without another start of torch, on few images: what a study asks for took ten minutes here."""
+    """Run a script without loading torch again and on few images; the study's own numbers would take ten minutes."""
     log.parent.mkdir(parents=True, exist_ok=True)
     script = Path(command[1]).stem
     few = (

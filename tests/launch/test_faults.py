@@ -101,7 +101,7 @@ def test_nan_on_one_rank_for_too_long_stops_all_with_a_diagnosis(data: Path, tmp
 
 
 def test_two_machines_are_two_agents(data: Path, trained: Path, tmp_path: Path) -> None:
-    """Two torchruns meet through c10d as on two machines; the steps are those of one process."""
+    """Two torchruns rendezvous through c10d, as on two machines; the steps equal those of one process."""
     run, meeting = tmp_path / "run", f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=strata"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--local-addr=127.0.0.1", str(TRAIN)]

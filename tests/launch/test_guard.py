@@ -30,7 +30,7 @@ BAD = (0, 2, 3)
 
 
 def both(one: stepping.Trainer) -> tuple[stepping.Trainer, stepping.Trainer]:
-    """The same trainer deciding on the host and, as on a GPU, on the device."""
+    """The same trainer twice: steps are skipped by the host, or by the device as on a GPU."""
     other = copy.deepcopy(one)
     other.settles_late = True
     return one, other

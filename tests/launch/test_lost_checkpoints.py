@@ -74,7 +74,7 @@ def test_an_unreadable_newest_checkpoint_is_passed_over(
 def test_checkpoints_that_a_run_removes_meanwhile_are_looked_for_again(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The listed ones are gone when they are opened; newer ones have come."""
+    """The listed checkpoints are deleted before they are opened, and newer ones have been written."""
     folder, real = copied / "checkpoints", checkpoint.load
     old = checkpoint.find(folder)
     content = real(old[0])

@@ -150,7 +150,7 @@ def test_an_autoencoder_is_measured_at_its_means(
 def test_a_report_leaves_the_numbers_out(
     trained_kinds: dict[str, tuple[Path, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An autoencoder stands beside a VAE: its distortion is compared, its rate and ELBO are dashes."""
+    """An autoencoder is compared with a VAE by distortion; its rate and ELBO are dashes."""
     toy.register(monkeypatch)
     vae = toy.train("flat_vae", tmp_path / "vae")
     out, autoencoder = tmp_path / "out", trained_kinds["autoencoder"][0]

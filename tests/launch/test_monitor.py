@@ -218,7 +218,7 @@ def test_no_record_ends_a_run(
 
 
 def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full in the middle of a line leaves no half of it in the way of the next one."""
+    """If the disk fills in the middle of a line, the next line does not continue the partial one."""
 
     class Full(io.FileIO):
         def write(self, data: Any, /) -> int:

@@ -41,7 +41,7 @@ def read(path: Path) -> Any:
 
 
 def assert_holds(new: Any, stored: Any, tolerance: float, where: str = "") -> None:
-    """Everything in ``stored`` is in ``new``, numbers up to ``tolerance``; ``new`` may say more."""
+    """Assert that ``new`` has everything in ``stored``, numbers up to ``tolerance``; it may have more."""
     if isinstance(stored, dict):
         for key, value in stored.items():
             assert key in new, f"{where}.{key} is gone"
@@ -79,7 +79,7 @@ def folders_of(name: str) -> list[Path]:
 
 
 def tear(run: Path) -> None:
-    """The folder as a kill between its two checkpoints would have left it."""
+    """The folder as if the run had been killed between its two checkpoints."""
     for path in run.glob(f"checkpoints/step-{old_runs.STEPS:09d}.pt*"):
         path.unlink()
     (run / "summary.json").unlink()

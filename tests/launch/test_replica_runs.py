@@ -292,7 +292,7 @@ def test_resumed_replicas_are_the_uninterrupted_ones(batched: Path, data: Path, 
 
 
 def test_a_kill_between_two_checkpoints(batched: Path, data: Path, tmp_path: Path) -> None:
-    """One replica is a checkpoint behind: all go on from there, and overwrite what the others have of later steps."""
+    """If one replica lacks the newest checkpoint, all resume from the one before and overwrite later steps."""
     out = Path(shutil.copytree(batched, tmp_path / "out"))
     for path in (out / "seed6" / "checkpoints").glob("step-000000006.pt*"):
         path.unlink()
@@ -392,7 +392,7 @@ def at_step(run: Path, step: int) -> dict[str, Any]:
 
 
 def test_another_replica_does_not_overwrite_the_trained_ones(batched: Path, data: Path, tmp_path: Path) -> None:
-    """Replicas train at one step, so a new one would have to take the others back to the start."""
+    """All replicas are at the same step, so with a new one the others would have to start again."""
     out = tmp_path / "out"
     shutil.copytree(batched, out)
     before = {path: path.read_bytes() for path in out.rglob("*.json*")}

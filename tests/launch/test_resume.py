@@ -28,7 +28,7 @@ def resume(data: Path, run: Path, *more: str) -> running.Result:
 
 
 def test_eight_and_eight_equal_sixteen(data: Path, trained: Path, tmp_path: Path) -> None:
-    """The second half is a process of its own: nothing but the folder connects them."""
+    """The second half runs in a new process, connected to the first only by the folder."""
     run = tmp_path / "run"
     first = call("train_nvae", *flags(data, run, "--stop-at-step", "8"))
     assert first.code == 0, first.err
@@ -75,7 +75,7 @@ def test_kill_minus_9_at_a_random_moment(seed: int, data: Path, trained: Path, t
 
 
 def test_sigterm_saves_and_says_so(data: Path, trained: Path, tmp_path: Path) -> None:
-    """Twice, as a group under torchrun gets it: the second one must not kill the save."""
+    """Send the signal twice, as torchrun does to a group; the second one must not interrupt saving."""
     run = tmp_path / "run"
     process = start("train_nvae", *flags(data, run))
     wait_for((run / "checkpoints" / "step-000000003.pt").exists, process)
@@ -119,7 +119,7 @@ def test_sigterm_during_an_evaluation(
 
 
 def test_killed_between_a_checkpoint_and_its_evaluation(data: Path, trained: Path, tmp_path: Path) -> None:
-    """The resumed run makes up for the evaluation that the killed one owed."""
+    """The resumed run does the evaluation that the killed one missed."""
     run = tmp_path / "run"
     assert call("train_nvae", *flags(data, run, "--stop-at-step", "8")).code == 0
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -159,7 +159,7 @@ def test_a_run_recorded_before_the_rules_keeps_its_split(images: Path, trained: 
 
 
 def test_too_few_steps_are_said_before_training(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty epochs of 150 images are no training; a length in steps is the user's own."""
+    """Thirty epochs of 150 images are too short, so a warning is printed, but not if the user chose the number of steps."""
     monkeypatch.setattr(memory, "seconds_of_step", lambda *_: 1.0)
     where = [
         "--dataset",

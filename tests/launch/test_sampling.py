@@ -59,7 +59,7 @@ def test_samples_are_finite_at_every_temperature(temperature: float, readjusts: 
 
 
 def test_readjusted_statistics_are_those_of_samples_at_the_temperature() -> None:
-    """The same draws give the same statistics; another temperature gives others; the weights stay."""
+    """The same noise gives the same statistics, another temperature gives different ones, and weights are unchanged."""
     found = []
     for temperature in (0.7, 0.7, 0.5):
         model = small().eval()

@@ -119,7 +119,7 @@ def no_apex(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def forget_apex() -> object:
-    """A fake apex must not stay for the tests that follow."""
+    """Remove the fake apex, so that later tests do not see it."""
     yield
     for name in [n for n in sys.modules if n.split(".")[0] in {"apex", "amp_C"}]:
         del sys.modules[name]

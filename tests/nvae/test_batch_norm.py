@@ -66,7 +66,7 @@ def test_module_matches_the_formula_and_moves_its_statistics(activation: Activat
 
 
 def test_moments_of_channels_far_from_zero() -> None:
-    """Sums of squares would give a variance of about 1e8 * 6e-8 = 6, or a negative one."""
+    """From sums of squares the variance would have an error of about 1e8 * 6e-8 = 6 and could be negative."""
     x = torch.randn(8, 1, 32, 32) * 0.1 + 1e4
     moments = batch_moments(x)
     assert float(moments.var) == pytest.approx(float(x.double().var(correction=0)), rel=1e-3)

@@ -80,7 +80,7 @@ def test_weights_are_normalised_once_for_each_shape() -> None:
 
 
 def test_the_batches_of_a_step_share_weights_and_penalties() -> None:
-    """In values, gradients and operations; the losses are to be averaged."""
+    """Compare values, gradients and operations; the losses are averaged."""
     model = small(num_flows=1)
     objective = objective_of(model)
     vectors = copy.deepcopy(objective.state_dict())
@@ -162,7 +162,7 @@ def test_gradients_of_a_gated_cell() -> None:
 
 @pytest.mark.parametrize("size", [(3, 5), (1, 4), (8, 8)])
 def test_doubling_is_bilinear_interpolation(size: tuple[int, int]) -> None:
-    """Without the operation whose gradient CUDA adds up in any order."""
+    """It avoids the operation whose gradient CUDA sums in an undefined order."""
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     expected = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
     upstream = torch.randn_like(expected)
