@@ -1,7 +1,7 @@
 """Time every score against an earlier commit of this project and against plain references, in turn, in one process.
 
     git worktree add /tmp/earlier 32c0d67
-    OMP_NUM_THREADS=1 python -m benchmarks.paired_scores /tmp/earlier [SCORE ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.paired_scores /tmp/earlier [SCORE ...] [--rounds N]
 
 Each round runs earlier, ours and the reference of one score one after another, in another order each time. A ratio is the
 median over rounds of the ratios within a round, in CPU seconds, so that a shared machine hardly matters; its quartiles
@@ -10,6 +10,7 @@ stand beside it.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import time
@@ -125,12 +126,12 @@ def _table() -> np.ndarray:
     return codes
 
 
-def rounds(functions: list[Callable[[], Any]]) -> np.ndarray:
+def rounds(functions: list[Callable[[], Any]], fewest: int) -> np.ndarray:
     """CPU seconds [rounds, functions], each round in another order; a first call of each is not counted."""
     times: list[list[float]] = []
     for function in functions:
         function()
-    while len(times) < FEWEST_ROUNDS or (len(times) < MOST_ROUNDS and np.sum(times) < SECONDS):
+    while len(times) < fewest or (len(times) < MOST_ROUNDS and np.sum(times) < SECONDS):
         times.append([0.0] * len(functions))
         order = np.roll(np.arange(len(functions)), len(times) // 2)
         for j in order if len(times) % 2 else order[::-1]:  # so that each follows each
@@ -140,12 +141,12 @@ def rounds(functions: list[Callable[[], Any]]) -> np.ndarray:
     return np.array(times)
 
 
-def compared(case: Case, ours: ModuleType, earlier: ModuleType) -> str:
+def compared(case: Case, ours: ModuleType, earlier: ModuleType, fewest: int) -> str:
     """Cells of a line: rounds, seconds, and how many times as long the earlier commit and the reference take."""
     functions = [lambda: case.score(ours)]
     functions += [] if case.new else [lambda: case.score(earlier)]
     functions += [] if case.reference is None else [case.reference]
-    times = rounds(functions)
+    times = rounds(functions, fewest)
     quartiles = np.quantile(times[:, 1:] / times[:, :1], [0.5, 0.25, 0.75], axis=0).T
     ratios = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in quartiles]
     before = "new" if case.new else ratios.pop(0)
@@ -155,14 +156,19 @@ def compared(case: Case, ours: ModuleType, earlier: ModuleType) -> str:
 def main() -> None:
     """Print a line for each score."""
     warnings.simplefilter("ignore")
-    earlier, ours = package(Path(sys.argv[1]).resolve()), package(ROOT)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("earlier", type=Path, help="checkout of the earlier commit")
+    parser.add_argument("scores", nargs="*", help="names as printed; default: all")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least so many of each score")
+    options = parser.parse_args()
+    earlier, ours = package(options.earlier.resolve()), package(ROOT)
     rng, table = np.random.default_rng(1), _table()
     factors = rng.integers(SIZES, size=(10_000, len(SIZES)))
     codes = table[factors @ STRIDES]
     cases = of_histograms(codes, factors) | of_moments(codes, factors) | of_predictors(codes, factors) | of_grids(table)
     print("| score | rounds | ours, s | earlier / ours | reference / ours |\n|---|--:|--:|--:|--:|")
-    for name in sys.argv[2:] or cases:
-        print(f"| {name} | {compared(cases[name], ours, earlier)} |", flush=True)
+    for name in options.scores or cases:
+        print(f"| {name} | {compared(cases[name], ours, earlier, options.rounds)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _entropies(masses: Float64, step: float) -> Float64:
 def _mixture_masses(
     mean: Float64, variance: Float64, rows: Int64, num_rows: int
 ) -> tuple[Float64, float, tuple[str, ...]]:
-    """Mass of mixtures on a grid: components [N] belong to one row for each line of rows [K, N] -> [num_rows, G]."""
+    """Masses of mixtures on a grid, [num_rows, G]; each line of rows [K, N] assigns every component to one row."""
     span = float(np.ptp(mean)) + 2 * TAIL_STDS * math.sqrt(float(variance.max()))
     step = math.sqrt(float(variance.min())) / POINTS_PER_STD
     notes: tuple[str, ...] = ()

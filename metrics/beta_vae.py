@@ -53,7 +53,7 @@ def beta_vae_metric(
 
     The classifier is scikit-learn's multinomial LogisticRegression; figures from 2018 were probably its one-vs-rest
     form, which differs by at most .01. ``standardise`` divides features by their spread on the train points (pooled and
-    PCA codes need it); off by default, as the peers.
+    PCA codes need it); off by default, as in other implementations.
     """
     check_counts(num_train=num_train, num_eval=num_eval, batch_size=batch_size)
     grid, rng = make_grid(factor_sizes), np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def beta_vae_of_rows(
 
 
 def _scored(trials: Trials, first: Int64, second: Int64, standardise: bool) -> BetaVAEMetric:
-    """Fit the classifier on differences of the pairs, rows [P, L] of the table, of the first trials; score the others."""
+    """Fit the classifier on the first trials, pairs of rows [P, L] of the table, and score the others."""
     features, labels, num_train = _mean_differences(trials.table, first, second), trials.labels, trials.num_train
     if standardise:
         features = standardised(features, np.arange(num_train))

@@ -142,7 +142,7 @@ def concentration(importance: Float64) -> tuple[Float64, Float64]:
     """1 - entropy of each row of importances [R, C], in base C, and each row's share of the total: both [R].
 
     On [D, K] these are the latents' disentanglement and its weights, on the transpose the factors' completeness. All
-    zero gives weights 0, so that the weighted score is 0. With one column a row that matters is concentrated: 1.
+    zero gives weights 0, so that the weighted score is 0. With one column, every row above 0 is fully concentrated: 1.
     """
     num_columns, total = importance.shape[1], importance.sum()
     share = (importance + TINY) / (importance + TINY).sum(axis=1, keepdims=True)

@@ -55,7 +55,7 @@ def dci_es(codes: Array, factors: Table, *, seed: int = 0) -> DCIES:
     features, targets = standardised(data.codes.astype(np.float64), fit), standardised(data.values, fit)
     rng = np.random.default_rng(seed)
     loss = np.stack([_loss(features, targets, fit, score, capacity, rng) for capacity in CAPACITIES])
-    loss = np.minimum.accumulate(loss)  # more capacity is not worse: the smaller probe is among the larger
+    loss = np.minimum.accumulate(loss)  # a larger probe contains the smaller ones, so its loss is not higher
     area = ((loss[:-1] + loss[1:]) / 2.0).mean(axis=0)
     per_factor = 1.0 - 2.0 * area
     return DCIES(

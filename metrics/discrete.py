@@ -21,7 +21,7 @@ from metrics.factors import dense
 COLUMNS_AT_ONCE = 64  # transposed together, so that each cache line of a row-major array is read once
 PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: fewer passes, tables that fit a cache
 MAX_BINS = 2**16
-MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched: rounding could put the division more than one bin off
+MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched, because rounding could move the division by more than one bin
 LATENTS_AT_ONCE = 8  # whose joint counts are held together
 ROWS_COUNTED = 2_000  # about this many evenly spread points show if a bin is crowded
 CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
@@ -57,7 +57,7 @@ def _quantile_bins(latent: Floats, bins: int) -> Int64:
 def crowded_note(binned: Bins, bins: int, binning: Binning = "width") -> tuple[str, ...]:
     """A note if one bin holds nearly all points of a varying latent, because outliers stretch its range."""
     some = binned[:, :: max(1, binned.shape[1] // ROWS_COUNTED)]
-    # Evenly spread rows may hit one value only of a latent that repeats, so all rows decide.
+    # A latent that repeats may show a single value in evenly spread rows, so all rows decide.
     suspects = [d for d, latent in enumerate(some) if _largest_share(latent, bins) >= CROWDED_SHARE]
     shares = {d: _largest_share(binned[d], bins) for d in suspects}
     crowded = {d: share for d, share in shares.items() if CROWDED_SHARE <= share < 1.0}

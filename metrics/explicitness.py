@@ -74,7 +74,7 @@ def explicitness(
 def _mean_auc(
     probability: Float64, truth: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]
 ) -> tuple[float, tuple[str, ...]]:
-    """Unweighted mean over classes of the one-vs-rest AUC; classes that these rows lack have none."""
+    """Unweighted mean over classes of the one-vs-rest AUC; classes that these rows lack are left out."""
     shares = np.array([np.mean(truth == c) for c in classes])
     present = np.flatnonzero((shares > 0.0) & (shares < 1.0))
     if not present.size:

@@ -59,7 +59,7 @@ def as_table(factors: Table, name: str = "factors") -> Factors:
     """Read factors [N, K], or a mapping of names to columns.
 
     Raises:
-        ValueError: a wrong shape, missing values, negative class labels, or a type that is none of numbers and text.
+        ValueError: a wrong shape, missing values, negative class labels, or a type that is neither number nor text.
     """
     if isinstance(factors, Factors):
         return factors
@@ -116,7 +116,7 @@ def _text_column(column: npt.NDArray[np.str_], table: str, name: str) -> Column:
     try:
         return _column(column.astype(np.float64), table, name)
     except ValueError as error:
-        if "factor" in str(error):  # numbers as text, refused as numbers
+        if "factor" in str(error):  # numbers that were written as text and are refused
             raise
     return np.unique(column, return_inverse=True)[1].astype(np.int64)
 

@@ -8,11 +8,11 @@ import numpy.typing as npt
 from metrics.arrays import Float64, Int64
 
 EULER = 0.5772156649015329
-JITTER = 1e-10  # of a standard deviation: because equal values have no order, and neighbours at distance 0 no radius
+JITTER = 1e-10  # standard deviations: equal values have no order, and a neighbour at distance 0 gives no radius
 
 
 def jittered(values: Float64, rng: np.random.Generator) -> Float64:
-    """Columns [N, D] over their standard deviation, with noise too small to matter but for ties."""
+    """Columns [N, D] over their standard deviation, with noise so small that it only breaks ties."""
     std = values.std(axis=0)
     scaled = values / np.where(std > 0, std, 1.0)
     size = np.maximum(1.0, np.abs(scaled).mean(axis=0))

@@ -42,7 +42,7 @@ def linear_r2(
 ) -> ProbeR2:
     """R2 of least squares from codes [N, D] to factors [N, K]; classes count by their index.
 
-    Without test rows the rows of the fit are scored, which overstates R2 by about D / N; ``adjusted`` takes that off.
+    Without test rows the rows of the fit are scored, which overstates R2 by about D / N; ``adjusted`` corrects for that.
     """
     train, test = _train_and_test(codes, factors, test_codes, test_factors)
     held_out = test is not train

@@ -83,11 +83,11 @@ class Reduced:
 
 
 def reduce_groups(groups: Sequence[Array], kind: Kind, *, dim: int | None = 10, seed: int) -> Reduced:
-    """Reduce groups to at most ``dim`` numbers (all there are where None).
+    """Reduce groups to at most ``dim`` numbers; None keeps all.
 
     "top": the top group as it is, up to 32 dims. "pool": the mean of each channel over space. "moments": that mean and
     the channel's centroid x, y (of absolute values, in [-1, 1]). "pca": principal components of everything. "flat":
-    everything as it is, only to show why not. All but "pca" keep their axes: where there are more numbers than
+    everything as it is, to show why a reduction is needed. All but "pca" keep their axes: where there are more numbers than
     ``dim``, those of the channels that vary most (their spatial mean of variances) are kept.
     """
     if kind not in get_args(Kind):

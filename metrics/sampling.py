@@ -18,7 +18,7 @@ from metrics.arrays import Array, Floats, Int64, as_codes, as_sizes, usual_scale
 
 CodeOf: TypeAlias = Callable[[Int64], Array]
 
-POINTS_PER_CALL = 8192  # how many rows code_of gets at once
+POINTS_PER_CALL = 8192  # rows that code_of gets at once
 LARGEST_TABLE = 2**28  # grids up to this size are marked in an array; larger ones are sorted
 
 
@@ -53,7 +53,7 @@ class Grid:
 
 
 def make_grid(factor_sizes: Sequence[int] | Array) -> Grid:
-    """The grid of factors of the given sizes. Raises ValueError for sizes that are none."""
+    """The grid of factors of the given sizes. Raises ValueError for sizes that make no grid."""
     sizes = as_sizes(factor_sizes)
     strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1).astype(np.int64)
     return Grid(sizes, strides, int(np.prod(sizes)), np.flatnonzero(sizes > 1))

@@ -35,7 +35,7 @@ STRONG_BIAS = 1.5  # half-widths of the interval, beyond which what a correction
 ROUNDING = 1e-12  # a bias of this size is none
 UP_TO_ONE = frozenset(
     (
-        *("mig", "mig_sup", "jemmig", "sap", "mcc", "cca", "linear_r2", "mlp_r2", "dci", "dci_es", "explicitness"),
+        *("mig", "mig_sup", "jemmig", "sap", "mcc", "cca", "linear_r2", "dci", "dci_es", "explicitness"),
         *("beta_vae_of_rows", "factor_vae_of_rows"),
     )
 )
@@ -46,6 +46,7 @@ NO_INTERVAL = {
     "infomec": "InfoM counts information below 0 as 0, which leaves a bias that falls more slowly than 1/N",
     "med": "the entropy of small shares of information has a bias that falls as log(N)/N",
     "modularity": "squares of information have a bias that falls faster than 1/N",
+    "mlp_r2": "a network learns more from more rows at no fixed rate, so the bias does not fall as 1/N",
     "sap discrete": "the penalty of SVMs at C = .01 weighs less with more rows, so SAP grows with their number; compare "
     "equal numbers of rows only",
 }
@@ -286,7 +287,7 @@ def _bias_note(bias: float, error: float, num_points: int) -> str:
 
 
 def few_rows_note(num_points: int) -> tuple[str, ...]:
-    """A note that intervals of few rows are too narrow."""
+    """A note that intervals of few rows cover less often than they state."""
     if num_points >= FEW_ROWS:
         return ()
     return (

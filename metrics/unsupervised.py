@@ -42,7 +42,7 @@ def gaussian_total_correlation(codes: Array) -> float:
 
 
 def total_correlation(codes: Array, *, shrink: bool = False) -> TotalCorrelation:
-    """:func:`gaussian_total_correlation` with its parts. It wants N >> D; ``shrink`` regularises (Ledoit & Wolf 2004)."""
+    """:func:`gaussian_total_correlation` with its parts. It needs N >> D; ``shrink`` regularises (Ledoit & Wolf 2004)."""
     array = tamed(as_codes(codes))[0].astype(np.float64)
     varying = array.min(axis=0) != array.max(axis=0)
     kept = tuple(int(d) for d in np.flatnonzero(varying))
@@ -77,7 +77,7 @@ class PairwiseInformation:
     """Information between latents, in nats.
 
     Args:
-        score: mean over all pairs d != d' of the histogram I(d; d'); constant latents count with 0, as in the peers.
+        score: mean over all pairs d != d' of the histogram I(d; d'); constant latents count with 0, as in other implementations.
         varying_score: the same over latents that are not constant.
         matrix: [D, D]; the diagonal is each binned latent's entropy.
     """

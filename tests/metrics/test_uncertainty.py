@@ -182,7 +182,10 @@ def noisy_mixtures(num_points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(
     "score",
-    [metrics.irs, metrics.infomec, metrics.med, metrics.modularity, metrics.sap, partial(metrics.sap, kind="discrete")],
+    [
+        *(metrics.irs, metrics.infomec, metrics.med, metrics.modularity, metrics.mlp_r2),
+        partial(metrics.sap, kind="discrete"),
+    ],
 )
 def test_scores_whose_intervals_do_not_cover_have_none(score: Callable[..., Any]) -> None:
     """In place of an interval: the spread over halves, the chance level, and the reason in one line."""
