@@ -1,4 +1,4 @@
-"""Downloads: a file is checked before it gets its name, and an error says how to get the file by hand."""
+"""Downloads: a file is verified before it is renamed into place, and errors explain how to get it by hand."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def rows_sha256(rows: Int64) -> str:
 def options_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `open_dataset` that rebuild a recorded split, independent of today's rules and defaults.
 
-    Recipes of folders without "rules" are of version 1, which split by path. At that time MNIST and CIFAR-10 held out
-    5,000 images by default; their recorded rule says so. The seed of random views is the recorded one.
+    Folder recipes without "rules" are of version 1, which split by path. MNIST and CIFAR-10 then held out 5,000 images
+    by default, as their recorded rule states. Random views keep their recorded seed.
     """
     options: dict[str, Any] = {}
     if recipe.get("name") == "folder" and "rules" not in recipe:

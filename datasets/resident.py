@@ -21,7 +21,7 @@ class Storing(Protocol):
 
     @property
     def storage(self) -> Storage | None:
-        """Array of the images; None if every draw of an image has different pixels."""
+        """Array of the images; None if the pixels of an image differ each time it is read."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class NVAEConfig:
     """Side in pixels of the squares that are folded into channels before the stem and unfolded at the output. The
     published model has 1; 4 avoids cells at full resolution, the slowest part on a CPU."""
     preprocess_blocks: int = 1
-    """Halvings between the (folded) image and the first scale with latents."""
+    """Number of times that the resolution is halved between the (folded) image and the first scale with latents."""
     preprocess_cells: int = 2
     """Cells of a pre-processing block; the last one halves."""
     postprocess_blocks: int = 1

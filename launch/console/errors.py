@@ -87,7 +87,7 @@ def stop_with_children() -> None:
 
 
 def _report(error: BaseException, remedy: str | None = None, *, speaks: bool | None = None) -> None:
-    """Print one line that says what is wrong and one that says what to do, on rank 0 or if ``speaks`` is true.
+    """Print a line with the error and a line with the remedy, on rank 0 or if ``speaks`` is true.
 
     Messages are written as "what is wrong; what to do".
     """

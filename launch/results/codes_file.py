@@ -157,7 +157,7 @@ def _column(cells: Sequence[str], numbers: list[int], name: str, where: str) -> 
             return numeric
     except ValueError:
         pass
-    if not name:  # left out whatever it holds
+    if not name:  # a column without a name is not used
         return column
     for number, cell in zip(numbers, cells, strict=True):
         if cell.strip() in _MISSING:

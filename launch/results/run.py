@@ -113,7 +113,7 @@ class SavedRun:
         return self._loaded[2]
 
     def new_model(self) -> VAE:
-        """Build the model of this run with fresh weights."""
+        """Build the model of this run with newly initialised weights."""
         return self.family.build_model(self.config, self.spec)
 
     @property

@@ -75,7 +75,7 @@ class ScoreConfig:
     """Number of shuffles for the group table's baseline; each takes as long as the table. Held-out probes score
     noise as 0."""
     max_gib: float = 1.0
-    """Largest size of the codes; larger ones are kept as coarser maps (the table says so)."""
+    """Largest size of the codes; larger codes are reduced to coarser maps, as the table notes."""
     batch_size: int = 64
     """Images per batch and process."""
     weights: Literal["auto", "raw"] = "auto"

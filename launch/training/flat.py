@@ -23,7 +23,7 @@ MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 
 
 def memory_order(tensor: Tensor) -> Tensor:
-    """All elements of a dense tensor as a vector, a view whatever its layout."""
+    """View a dense tensor of any memory layout as a vector of its elements."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 

@@ -37,7 +37,7 @@ def run_all(
     threads: bool = False,
     cluster: str | None = None,
 ) -> list[str]:
-    """Do every job that is not yet done, several at once, and print a line for each.
+    """Run all unfinished jobs, several at once, and print a line for each.
 
     Args:
         jobs: plain values that can be sent to another process, the most important first.

@@ -102,7 +102,7 @@ def with_checkpointing(config: Any) -> Any:
 
 
 def without_checkpointing(config: Any) -> Any:
-    """The same configuration, with all activations kept; flat models always keep theirs."""
+    """The same configuration without activation checkpointing, which flat models never use."""
     if not hasattr(config.model, "checkpointing"):
         return config
     return replace(config, model=replace(config.model, checkpointing=False))

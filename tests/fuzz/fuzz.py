@@ -86,7 +86,7 @@ def _one(target: Target, seed: int, *, debug: bool) -> str:
 
 
 def fuzz(name: str, first: int, cases: int, *, debug: bool = False) -> dict[str, Any]:
-    """Counts, and for every kind of finding how often and the first seed; a crashed process goes on after its case."""
+    """Return counts and, per kind of finding, its number and first seed; after a crash, continue with the next case."""
     began, done, at, peak = time.monotonic(), mmap.mmap(-1, 8), first, 0.0
     ends: dict[int, str] = {}
     while at < first + cases:
