@@ -91,13 +91,13 @@ class FlatVAE(VAE):
         return VAEOutput(self.pixel_head(self.decoder(z if view is None else view(z))), groups)
 
     def forward(self, x: Tensor, noise: Sequence[Tensor] | None = None, view: View | None = None) -> VAEOutput:
-        """Beliefs about images ``[B, C, H, W]`` in [0, 1], with latents drawn from their posterior.
+        """Posterior and likelihood of images ``[B, C, H, W]`` in [0, 1], with latents sampled from the posterior.
 
         Args:
             x: images.
-            noise: one standard-normal tensor ``[B, D]`` in a list; None draws it.
+            noise: one standard-normal tensor ``[B, D]`` in a list; None samples it.
             view: map from the latents to the decoder's inputs, ``[B, D] -> [V * B, D]``, for objectives that
-                decode parts of the latents; the likelihood then holds V beliefs about each image. It is applied inside
+                decode parts of the latents; the likelihood then holds V distributions for each image. It is applied inside
                 the model so that DistributedDataParallel and autocast cover it. None: the latents themselves.
         """
         return self.top_down(self.posterior_samples(noise), self.bottom_up(x), view=view)

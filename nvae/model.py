@@ -20,7 +20,7 @@ from nvae.config import NVAEConfig
 from nvae.convolution import WeightNormConv2d
 from nvae.flows import FlowPair
 from nvae.padding import Padding
-from nvae.posterior import beliefs, normal_from_raw
+from nvae.posterior import normal_from_raw, prior_and_posterior
 
 LAYOUT = torch.channels_last  # of weights and activations: convolutions, above all depthwise ones, are fastest in it
 
@@ -162,7 +162,7 @@ class NVAE(VAE):
             assert state is not None
             prior_raw = self.prior_convs[i - 1](F.elu(state))
         posterior_raw = None if feature is None else self.posterior_convs[i](feature)
-        prior, posterior = beliefs(prior_raw, posterior_raw, residual=self.config.residual_posterior)
+        prior, posterior = prior_and_posterior(prior_raw, posterior_raw, residual=self.config.residual_posterior)
         drawn = decision.draw(prior, posterior)
         if not decision.from_posterior or self.config.num_flows == 0:
             return Group(drawn, posterior, prior)

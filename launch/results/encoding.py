@@ -68,7 +68,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Beliefs about N images with every group at its posterior mean given the means above; top group first.
+    """Posteriors of N images, each group at its posterior mean given the means of the groups above; top group first.
 
     Args:
         residuals: per group (mu_q - mu_p) / sigma_p, [N, C, H, W].
