@@ -188,7 +188,7 @@ def _tiny() -> FlatTrainConfig:
 
 
 def _photos() -> FlatTrainConfig:
-    """Own images, from a few hundred on (docs/benchmarks/2026-11-28-newcomer.md).
+    """Own images; of a few hundred it overfits (docs/benchmarks/2026-11-28-newcomer.md).
 
     - A fixed number of steps: 30 epochs of 200 images are 60 steps, after which a model still draws the mean image. It leaves the
       mean image after about 900.
@@ -219,7 +219,7 @@ FLAT_PRESETS: dict[str, Preset[FlatTrainConfig]] = {
     "mlp-beta10": Preset("the same, beta 10", lambda: _mlp("mlp-beta10", objective="beta", beta=10.0)),
     "locatello": Preset("dSprites: beta-VAE of the large study, 300,000 steps", _locatello),
     "frey": Preset("Frey Faces: the thesis' network, 2 latents, beta 1e-3 (pixel mean)", _frey),
-    "photos": Preset("your own images, from 200 on, at 64x64: 3,000 steps; one CPU core, minutes", _photos),
+    "photos": Preset("your own images at 64x64: 3,000 steps; one CPU core, minutes", _photos),
     "small": Preset("any data: conv net, 32 latents, the likelihood of NVAE", _small),
     "tiny": Preset("any data: 600 steps of 32 images; two CPU cores, a minute", _tiny),
 }
