@@ -17,7 +17,7 @@ help:
 	@echo "make gpu-check    what must be true and how fast it is on one GPU, ten minutes; on a CPU what can be said there"
 	@echo "make soak         long reliability runs"
 	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
-	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable; shares runs with study)"
+	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable)"
 	@echo "make ablation-study  the dSprites recipe with each ingredient of NVAE switched off, with a report (resumable)"
 	@echo "make frey-study   beta sweep on Frey Faces with a report (FREY=folder with frey_rawface.mat; resumable)"
 	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full wants a GPU)"

@@ -59,27 +59,30 @@ class Uncertain:
 
     Args:
         score: on all rows.
-        interval: (low, high), which covers the score's limit at many rows with probability ``confidence``. It is
-            centred on ``corrected``, so a biased score may lie outside. None where such an interval would not cover.
+        interval: (low, high), which covers the score's limit at many rows with probability ``confidence`` if ``covers``
+            is true. It is centred on ``corrected``, so a biased score may lie outside.
+        covers: False where such intervals were measured to cover less often than they state, or where the bias is too
+            strong to correct; do not state the interval then.
         chance: mean score where the rows of the factors are shuffled.
         chance_high: 95 % quantile of the same; a score above it is unlikely to be chance.
         halves_std: standard deviation of the score over random halves of the rows.
-        bias: estimate of score minus its limit; None without an interval.
+        bias: estimate of score minus its limit.
         corrected: estimate of the limit: score - bias, or, for a score that splits its rows at random, its mean over ten
-            splits - bias; None without an interval.
-        standard_error: of ``corrected``; None without an interval.
-        bias_note: the bias in words, or why there is no interval.
+            splits - bias.
+        standard_error: of ``corrected``.
+        bias_note: the bias in words, or why the interval does not cover.
         result: result of ``score`` on all rows.
     """
 
     score: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
+    covers: bool
     chance: float
     chance_high: float
     halves_std: float
-    bias: float | None
-    corrected: float | None
-    standard_error: float | None
+    bias: float
+    corrected: float
+    standard_error: float
     bias_note: str
     confidence: float
     num_points: int
@@ -103,8 +106,8 @@ def with_uncertainty(
 ) -> Uncertain:
     """Interval, chance level and bias of ``score(codes, factors, **options)``.
 
-    Scores in :data:`NO_INTERVAL`, and any score whose bias exceeds 1.5 half-widths of its interval, have no interval:
-    ``bias_note`` then says why, and ``halves_std`` how much the score varies.
+    The intervals of scores in :data:`NO_INTERVAL`, and of any score whose bias exceeds 1.5 half-widths, do not cover:
+    ``covers`` is False then, ``bias_note`` says why, and ``halves_std`` how much the score varies.
 
     Args:
         score: such as :func:`metrics.mig`; any function of codes [N, D], and factors [N, K] unless it takes none, that
@@ -139,13 +142,14 @@ def with_uncertainty(
     reason = _why_none(names, bias, reach)
     return Uncertain(
         score=estimate,
-        interval=None if reason else _interval(corrected, reach, _range(draws, names)),
+        interval=_interval(corrected, reach, _range(draws, names)),
+        covers=not reason,
         chance=float(chance.mean()),
         chance_high=float(np.quantile(chance, 0.95)),
         halves_std=spread,
-        bias=None if reason else bias,
-        corrected=None if reason else corrected,
-        standard_error=None if reason else error,
+        bias=bias,
+        corrected=corrected,
+        standard_error=error,
         bias_note=_no_interval_note(reason, spread) if reason else _bias_note(bias, error, num_points),
         confidence=confidence,
         num_points=num_points,

@@ -157,7 +157,7 @@ def row(name: str, population: str, options: argparse.Namespace) -> str:
 
 def _cells(found: list[metrics.Uncertain], aim: float, spread: float) -> list[str]:
     """Bias left, standard error, number of draws with an interval, and its coverage."""
-    offered = [u for u in found if u.interval is not None]
+    offered = [u for u in found if u.covers]
     if not offered:
         return ["no interval", f"{spread:.4f}", f"{np.mean([u.halves_std for u in found]):.4f} of halves", "-"]
     left, ends = np.mean([u.corrected for u in offered]) - aim, np.array([u.interval for u in offered])

@@ -322,7 +322,9 @@ def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] 
     )
     plain = metrics.to_plain(found)
     assert isinstance(plain, dict)
-    return {key: value for key, value in plain.items() if key not in ("result", "notes", "score")}
+    hidden = () if found.covers else ("interval", "bias", "corrected", "standard_error")  # what would mislead
+    kept = {key: value for key, value in plain.items() if key not in ("result", "notes", "score", "covers")}
+    return kept | dict.fromkeys(hidden)
 
 
 def headline(result: Mapping[str, Any]) -> float | None:

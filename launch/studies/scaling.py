@@ -1,8 +1,8 @@
 """Scaling study: depth, width, scales and data of NVAEs and flat VAEs on dSprites and CelebA, with fitted power laws.
 
 Depth is varied at equal parameters, work and number of latents. Trains and scores the missing runs and writes the
-report. Repeat the command to continue a stopped study. The runs are shared with the hierarchy study
-(launch/studies/hierarchy.py).
+report. Repeat the command to continue a stopped study. The report says what the longer runs of the hierarchy study
+(launch/studies/hierarchy.py) change.
 
 Examples:
   python launch/studies/scaling.py --celeba-root FOLDER
@@ -42,6 +42,8 @@ class ScalingConfig(FamilyConfig):
     """Scales of NVAEs of four groups with the first width."""
     report: Path = Path("docs/studies/scaling")
     """Folder of the report."""
+    longer: Path = Path("docs/studies/hierarchy/runs")
+    """Folder with the scores of the hierarchy study, whose runs are longer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> None:
     )
     wanted = {name: chosen.runs(name, chosen.members(name)) for name in chosen.datasets}
     faults = chosen.train_and_score(wanted)
-    say(f"report {scaling_report.write(chosen.report, chosen.stored(wanted))}")
+    say(f"report {scaling_report.write(chosen.report, chosen.stored(wanted), chosen.longer)}")
     refuse(faults)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from launch.console import figures
 from launch.families.nvae import NVAE_PRESETS
-from launch.report.statistics import Estimate, mean_of, spread
+from launch.report.statistics import Estimate, mean_of, over_seeds, spread
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
@@ -20,6 +20,7 @@ from launch.training import memory
 
 TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64"}
 PUBLISHED = "celeba64"  # the recipe
+NUM_GROUPS = 4  # of the NVAEs that both studies train
 PUBLISHED_BITS = 2.03  # Vahdat & Kautz 2020, table 1, CelebA 64
 OPENING = (
     "Written by `python launch/studies/scaling.py` (`make scaling-study`) from the scores stored in `docs/studies/family`; "
@@ -38,20 +39,44 @@ PROTOCOL = (
 )
 
 
-def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
+def write(folder: Path, stored: Mapping[DataName, Sequence[Path]], longer: Path) -> Path:
     """Write ``index.md`` and its plots; return the path of ``index.md``.
 
     Args:
         folder: folder of the report.
         stored: folders of the scored runs of each data set.
+        longer: folder with the scored runs of the hierarchy study, in a folder for each data set.
     """
     parts = ["# What depth, width, scales and data buy", OPENING, PROTOCOL]
     for name, paths in stored.items():
         runs = all_measured(paths)
         parts += [f"## {TITLES[name]}", *_axes(runs), _table(runs), *_laws(runs, folder, name)]
+        parts += _longer(runs, all_measured(sorted((longer / name).glob("*-seed*"))))
         if name == "celeba":
             parts += _extrapolation(runs)
     return write_paragraphs(folder / "index.md", parts)
+
+
+# --- What longer training changes -----------------------------------------------------------------------------------
+
+
+def _longer(short: Sequence[Measured], long: Sequence[Measured]) -> Iterator[str]:
+    """Compare how far NVAEs of 1, 2 and 3 scales are from the flat VAE here and in the longer hierarchy study."""
+    rows = []
+    for num_scales in sorted({run.num_scales for run in long if not run.is_flat}):
+        cells = []
+        for runs in (short, long):
+            flat = [run for run in runs if run.is_flat and run.name == "flat-vae"]
+            deep = [run for run in runs if not run.is_flat and run.num_scales == num_scales and run.depth == NUM_GROUPS]
+            narrow = [run for run in deep if run.width == min(other.width or 0 for other in deep)]
+            found = over_seeds([run.elbo for run in narrow], [run.elbo for run in flat])
+            seen = spread([run.points[-1].images for run in narrow], 0) if narrow else "-"
+            cells += ["-" if found is None else found.text(1), verdict(found) if found else "-", seen]
+        rows.append([f"{num_scales} scale" + "s" * (num_scales > 1), *cells])
+    if rows:
+        head = ["NVAE minus flat VAE, nats", "here", "", "images", "after half an hour", "", "images"]
+        yield "**Longer runs** of the [hierarchy study](../hierarchy/index.md), which follow the recipes, against the runs here:"
+        yield Table(head, rows, wordy=frozenset((2, 5))).markdown()
 
 
 # --- What an axis buys ----------------------------------------------------------------------------------------------
