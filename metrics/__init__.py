@@ -1,4 +1,4 @@
-"""Scores of representations, and what all models share: beliefs, likelihoods, the ELBO.
+"""Scores of representations, and what all models share: distributions, likelihoods, the ELBO.
 
 Arrays in, plain values out. Nothing here knows a model, a data set or a file. Scores of codes and factors need NumPy,
 SciPy and scikit-learn; modules that need PyTorch (``metrics.elbo``, ``metrics.likelihoods``, ``metrics.normal``,

@@ -1,4 +1,4 @@
-"""The ELBO as arithmetic on beliefs: the result of a forward pass, and the numbers that follow from it.
+"""The ELBO, computed from the distributions that a forward pass returns.
 
 Every model returns a :class:`VAEOutput`; a flat VAE has one group, NVAE many, and nothing here asks which. Values are
 in nats per image unless a name says bits per dimension.
@@ -93,7 +93,7 @@ def sum_over_event(values: Tensor) -> Tensor:
 
 
 def terms(output: VAEOutput, x: Tensor) -> Terms:
-    """ELBO terms of images ``x`` [B, C, H, W] in [0, 1], from the beliefs that a forward pass on them returned."""
+    """ELBO terms of images ``x`` [B, C, H, W] in [0, 1], from the distributions that a forward pass on them returned."""
     kl = torch.stack([sum_over_event(group.kl()) for group in output.groups], dim=1)
     return Terms(log_likelihood=output.likelihood.log_prob(x), kl=kl)
 

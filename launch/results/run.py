@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -239,7 +240,7 @@ def open_run(
     execution.full_float32()
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"there is no run folder {folder}; see which runs exist with: ls runs")
+        raise ValueError(f"there is no run folder {folder}; {_nearest(folder)}")
     files = RunFolder(folder)
     record = files.read_json("config.json")
     if not isinstance(record, dict) or str(record.get("family")) not in FAMILIES:
@@ -357,3 +358,11 @@ def _differences(recorded: Mapping[str, Any], train: datasets.Dataset | None) ->
     if not recorded:
         return []
     return ["the training images are missing"] if train is None else recipes.differences(recorded, train.recipe)
+
+
+def _nearest(folder: Path) -> str:
+    """Suggest the run whose name is closest to one that does not exist, of the same folder or of ``runs``."""
+    there = [p for parent in (folder.parent, Path("runs")) if parent.is_dir() for p in parent.iterdir() if p.is_dir()]
+    for found in difflib.get_close_matches(folder.name, [p.name for p in there], n=1):
+        return f"did you mean {next(p for p in there if p.name == found)}?"
+    return "see which runs exist with: ls runs"

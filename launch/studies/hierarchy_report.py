@@ -15,14 +15,15 @@ from launch.studies import hierarchy_curves
 from launch.studies.family import DataName
 
 ORDER = ("flat-vae", "nvae-", "flat-")  # the first is the reference
-TITLES = {"dsprites": "dSprites, drawn by rule", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
+TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
 
 FLOOR = {"dsprites": math.log(737_280)}  # nats: its images are equally likely, so no model has a smaller -ELBO
 OPENING = (
     "NVAEs with four latent groups on one, two or three scales against flat VAEs: plain, beta 4, and beta-TCVAE with beta 4. "
-    "Every run had about the same CPU time, in which a flat VAE sees more images. The NVAEs follow the data set's "
-    "[recipe](../recipes.md); the learning rate is constant after its warm-up, and weights are averaged. Codes of equal "
-    "dimension are made from every model by the same reductions, without labels ([how](../../metrics/hierarchy.md)).\n\n"
+    "All were trained for about the same CPU time, in which a flat VAE sees more images, by the [recipes](../recipes.md): a cosine "
+    "schedule and averaged weights. A shorter run would lower its learning rate sooner, so intermediate points of a curve "
+    "understate what shorter training reaches. Codes of every model are reduced to equal dimension in the same way, without "
+    "labels ([how](../../metrics/hierarchy.md)).\n\n"
     "`python launch/studies/hierarchy.py` (`make study`) trains, scores and reports; with `--report-only` it writes this page "
     "and its figures again from the stored scores in [runs](runs)."
 )
@@ -72,11 +73,8 @@ def _no_pictures(run: ScoredRun) -> Mapping[str, Picture]:
 
 
 def _cost(compared: Comparable) -> str:
-    seconds = [float(run.summary["seconds"]) for run in compared.runs if "seconds" in run.summary]
-    return (
-        f"{len(compared.runs)} runs, {sum(seconds) / 60:.0f} minutes of training in all (one thread each, on a machine that did "
-        f"other work too, so minutes do not measure speed)."
-    )
+    minutes = [found for run in compared.runs if (found := _cpu_minutes(run)) is not None]
+    return f"{len(compared.runs)} runs, {sum(minutes) / 60:.1f} hours of one CPU core in total."
 
 
 def _cpu_minutes(run: ScoredRun) -> float | None:
@@ -124,6 +122,6 @@ def _where(compared: Comparable) -> list[str]:
         return []
     shapes = ", ".join("x".join(map(str, shape)) for shape in chosen.first.record["group_shapes"])
     return [
-        f"**Where the factors are in {chosen.label}** (groups from the top: {shapes}). {words.heat_map(chosen)}",
+        f"**Where {chosen.label} encodes the factors** (groups from the top: {shapes}). {words.heat_map(chosen)}",
         words.gains(chosen),
     ]
