@@ -18,10 +18,13 @@ COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8", "#a84453", "#777777")
 
 def curve(folder: Path) -> Float64:
     """Read a stored run's evaluations: CPU minutes and held-out negative ELBO in nats, [2, n]."""
-    found = [record for _, record in records.read(folder / records.NAME) if record is not None]
-    points = {
-        record["step"]: (record["cpu_seconds"] / 60, -record["val/elbo"]) for record in found if "cpu_seconds" in record
-    }
+    points = {}
+    for _, record in records.read(folder / records.NAME):
+        if record is None:
+            continue
+        seconds, elbo = records.number(record, "cpu_seconds"), records.number(record, "val/elbo")
+        if seconds is not None and elbo is not None:
+            points[record["step"]] = seconds / 60, -elbo
     return np.array(sorted(points.values()), dtype=np.float64).reshape(-1, 2).T
 
 

@@ -74,7 +74,7 @@ def _no_pictures(run: ScoredRun) -> Mapping[str, Picture]:
 
 def _cost(compared: Comparable) -> str:
     minutes = [found for run in compared.runs if (found := _cpu_minutes(run)) is not None]
-    return f"{len(compared.runs)} runs, {sum(minutes) / 60:.1f} hours of one CPU core in total."
+    return f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}, {sum(minutes) / 60:.1f} hours of one CPU core in total."
 
 
 def _cpu_minutes(run: ScoredRun) -> float | None:

@@ -63,7 +63,7 @@ def held_out(folder: Path) -> list[str]:
     ]
 
 
-def _number(record: Mapping[str, Any], name: str) -> float | None:
+def number(record: Mapping[str, Any], name: str) -> float | None:
     """A record's finite number ``name``; None if it has no such number."""
     value = record.get(name)
     return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
@@ -150,7 +150,7 @@ class Monitor:
             if record["step"] > self._first_step or is_final:
                 continue
             self._recorded |= record.keys() if is_first else set()
-            spent = _number(record, "cpu_seconds") or spent
+            spent = number(record, "cpu_seconds") or spent
             kept.append(line.rstrip(b"\n") + b"\n")
             of_first_step += [record] if is_first else []
         self._cpu_start -= spent

@@ -37,7 +37,7 @@ def test_every_plot_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("num_latents", [1, 3])
 def test_a_plane_wants_two_latents(num_latents: int) -> None:
     model = FlatVAE(FlatVAEConfig(latent_dim=num_latents, conv_channels=4), BINARY)
-    with pytest.raises(ValueError, match=f"needs 2 latents, this model has {num_latents}; train with --latent-dim 2"):
+    with pytest.raises(ValueError, match=rf"has {num_latents};.*--latent-dim 2"):
         flat_figures.manifold(model)
 
 

@@ -107,7 +107,7 @@ def encoded(home: Path) -> Target:
 
 def metrics_lines(home: Path) -> Target:
     """metrics.jsonl of a run that goes on: nothing is refused, no good line of an earlier step is lost."""
-    good = [{"step": step, "seconds": 0.1, "train/loss": 1.0 / step} for step in range(1, 9)]
+    good = [{"step": step, "seconds": 0.1, "cpu_seconds": 0.1, "train/loss": 1.0 / step} for step in range(1, 9)]
     text = "".join(json.dumps(record) + "\n" for record in good)
     path = home / records.NAME
 
@@ -118,6 +118,7 @@ def metrics_lines(home: Path) -> Target:
         ]
         monitor = object.__new__(records.Monitor)
         monitor._path, monitor._first_step, monitor._total_steps, monitor._recorded = path, 4, 8, set()
+        monitor._cpu_start = 0.0
         monitor._drop_lost_future()
         after = [line.rstrip(b"\n") for line, record in records.read(path) if record is not None]
         assert after == before, "a record was lost or kept against the rule"

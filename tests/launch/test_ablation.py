@@ -65,7 +65,8 @@ def test_nothing_stored_and_unknown_variants_are_refused(tmp_path: Path) -> None
 def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
 
-    def train(runs: list[ScriptRun], workers: int | None) -> list[str]:
+    def train(runs: list[ScriptRun], workers: int | None, cluster: str | None) -> list[str]:
+        assert cluster is None
         for run in runs:
             trained.append(str(run))
             run.folder.mkdir(parents=True)

@@ -36,7 +36,7 @@ def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(one_set["configurations"]) == 2
     page = (tmp_path / "first" / "report" / "report.html").read_text()
     assert "Short training" in page or "Training:" in page
-    assert "cannot be told from the spread over seeds" in page
+    assert "single run" in page
 
 
 def test_a_command_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def test_machines_share_a_sweep(swept: Path, data: Path, monkeypatch: pytest.Mon
     """Each run is trained by one of them, and only a sweep without --share writes the report."""
     trained: list[list[str]] = []
 
-    def train_all(runs: list[jobs.ScriptRun], workers: int | None) -> list[str]:
+    def train_all(runs: list[jobs.ScriptRun], workers: int | None, cluster: str | None) -> list[str]:
+        assert cluster is None
         trained.append([str(run) for run in runs])
         return []
 
