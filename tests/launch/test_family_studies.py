@@ -288,7 +288,7 @@ def test_hierarchy_report_of_stored_runs(studied: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     text = (tmp_path / "index.md").read_text()
     assert "minus flat VAE" in text
-    assert "Where the factors are" in text
+    assert "encodes the factors" in text
     assert (tmp_path / "dsprites" / "report.md").exists()
     assert (tmp_path / "dsprites" / "curves.png").exists()
     assert not list((tmp_path / "dsprites").glob("events.*"))
