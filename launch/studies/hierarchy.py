@@ -32,7 +32,8 @@ RECIPES = {
     "celeba": ("--preset", "celeba64-cpu", "--preprocess-blocks", "2", "--postprocess-blocks", "2"),
 }
 COMMON = ("--compile", "--log-every", "100")
-# NVAE of one scale and flat VAE on one core of an AMD EPYC 7003, compiled; equal times depend on their ratio alone
+# NVAE of one scale and flat VAE, compiled, on one core of an AMD EPYC 7003; those of CelebA are estimates. Whether models
+# train for equal times depends on the ratios alone; the report states the CPU time of each.
 STEPS_PER_MINUTE = {"dsprites": (375, 440), "celeba": (100, 250)}
 PACES = {1: 1.0, 2: 0.8, 3: 0.65}  # steps of more scales in the time of one step of one scale
 

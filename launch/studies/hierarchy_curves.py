@@ -1,7 +1,8 @@
-"""Learning curves against CPU time: who is ahead when."""
+"""Learning curves against CPU time, and which model leads at which time."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from matplotlib import pyplot
 from launch.console.figures import Picture, render
 from launch.report.data import Comparable, Configuration
 from launch.report.statistics import Float64
+from launch.studies.scaling_figures import COLOURS
 from launch.training import records
-
-COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8", "#a84453", "#777777")
 
 
 def curve(folder: Path) -> Float64:
@@ -41,7 +41,7 @@ def draw(compared: Comparable, title: str, floor: float | None) -> Picture:
         floor: the smallest negative ELBO that any model can have, in nats, if it is known.
     """
     figure, axes = pyplot.subplots(figsize=(7.0, 4.2))
-    for configuration, colour in zip(compared.configurations, COLOURS, strict=False):
+    for configuration, colour in zip(compared.configurations, itertools.cycle(COLOURS), strict=False):
         for i, (minutes, loss) in enumerate(_curves(configuration)):
             label = configuration.label if i == 0 else None
             axes.plot(minutes, loss, "o-", color=colour, markersize=3, linewidth=0.9, alpha=0.8, label=label)

@@ -74,7 +74,7 @@ def _longer(short: Sequence[Measured], long: Sequence[Measured]) -> Iterator[str
             cells += ["-" if found is None else found.text(1), verdict(found) if found else "-", seen]
         rows.append([f"{num_scales} scale" + "s" * (num_scales > 1), *cells])
     if rows:
-        head = ["NVAE minus flat VAE, nats", "here", "", "images", "after half an hour", "", "images"]
+        head = ["NVAE minus flat VAE, nats", "here", "", "images", "in the hierarchy study", "", "images"]
         yield "**Longer runs** of the [hierarchy study](../hierarchy/index.md), which follow the recipes, against the runs here:"
         yield Table(head, rows, wordy=frozenset((2, 5))).markdown()
 
