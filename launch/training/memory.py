@@ -71,8 +71,18 @@ def _saved_bytes(model: VAE, batch_size: int) -> int:
     return sum(seen.values())
 
 
+def _model_alone(config: Any) -> Any:
+    """The defaults with this configuration's model: runs that differ elsewhere share their counts."""
+    return type(config)(model=config.model)
+
+
 def count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
     """Count the memory of a training step in fp32; the share of an image is the difference between two batch sizes."""
+    return _count(_model_alone(config), spec)
+
+
+@functools.cache
+def _count(config: Any, spec: datasets.ImageSpec) -> StepMemory:
     model = _model(config, spec)
     num_parameters = sum(p.numel() for p in model.parameters())
     two, three = _saved_bytes(model, 2), _saved_bytes(model, 3)
@@ -135,15 +145,19 @@ def num_training_images(config: SharedConfig) -> int:
     return FOLDER_IMAGES.get(recipe, PUBLISHED[config.data.dataset][-1])
 
 
-@functools.cache
 def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     """Count the GFLOP of a forward and a backward pass on PyTorch's meta device; recomputation is left out.
 
     The result is three times that of the forward pass, because PyTorch's counter treats the weight gradient of a depthwise
     convolution as that of a dense one.
     """
+    return _gflop_per_image(_model_alone(without_checkpointing(config)), spec)
+
+
+@functools.cache
+def _gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     with torch.device("meta"):
-        model = family_of(config).build_model(without_checkpointing(config), spec).train()
+        model = family_of(config).build_model(config, spec).train()
         with FlopCounterMode(display=False) as counter:
             x = torch.rand(2, spec.channels, spec.height, spec.width)
             model(x)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,14 @@ def call(script: str, *arguments: object) -> Result:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return Result(int(left.value.code or 0), said.getvalue(), warned.getvalue())
+
+
+def do_job(command: Sequence[str], log: Path, *more: str) -> int:
+    """Run the command of a study's job in this process, with its output in ``log``, for ``jobs.Devices.run``."""
+    result = call(Path(command[1]).stem, *command[2:], *more)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(result.out + result.err)
+    return result.code
 
 
 def environment() -> dict[str, str]:

@@ -189,16 +189,8 @@ def test_words_follow_the_interval(found: Estimate, said: str) -> None:
 
 def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
     """Run a script without loading torch again and on few images; the study's own numbers would take ten minutes."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    script = Path(command[1]).stem
-    few = (
-        ["--samples", "2", "--elbo-images", "16", "--resamples", "2"]
-        if script == "score"
-        else ["--eval-images", "16", *FINAL]
-    )
-    result = running.call(script, *command[2:], *few)
-    log.write_text(result.out + result.err)
-    return result.code
+    few = ["--samples", "2", "--elbo-images", "16", "--resamples", "2"]
+    return running.do_job(command, log, *(few if Path(command[1]).stem == "score" else ["--eval-images", "16", *FINAL]))
 
 
 SHORT = ["--datasets", "dsprites", "--seeds", "1", "--nvae-steps", "4", "--flat-steps", "4", "--images", "200"]

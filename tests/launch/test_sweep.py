@@ -21,18 +21,25 @@ from tests.conftest import ROOT
 from tests.launch import running, toy
 
 SHARED = ["--preset", "tiny", "--objective", "beta", "--conv-channels", "4", "--latent-dim", "3", "--max-steps", "4"]
-SHARED += ["--batch-size", "4", "--figure-images", "4", "--iw-samples", "2"]
+SHARED += ["--batch-size", "4", "--figure-images", "4", "--iw-samples", "2", "--eval-every", "4"]
 
 
 def flags(data: Path, out: Path, *own: str) -> list[str]:
-    typed = ["--out", str(out), "--seeds", "1", "--workers", "2", *own]
+    typed = ["--out", str(out), "--seeds", "1", "--workers", "1", *own]
     return [*typed, "--", "--dataset", "folder", "--data-root", str(data), *SHARED]
 
 
 @pytest.fixture(scope="module")
 def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sweep") / "out"
-    assert running.call("sweep", *flags(data, out, "--values", "1", "40")).code == 0
+    """A sweep of two runs, the first in a process of its own."""
+    out, start = tmp_path_factory.mktemp("sweep") / "out", jobs.Devices.run
+
+    def run(self: jobs.Devices, command: list[str], log: Path) -> int:
+        return start(self, command, log) if log.stem == "beta-1-seed0" else running.do_job(command, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs.Devices, "run", run)
+        assert running.call("sweep", *flags(data, out, "--values", "1", "40")).code == 0
     return out
 
 

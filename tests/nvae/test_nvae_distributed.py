@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nvae import NVAEObjective, ObjectiveConfig
 from nvae.batch_norm import BatchNorm
+from tests.launch import running
+from tests.launch.forking import Process
 from tests.nvae.small import images, noise, small
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
 BATCH = 6  # of both processes
 CASES: dict[str, dict[str, Any]] = {
     "res_mbconv": {"num_flows": 1},
     "res_elu": {"cell_arch": "res_elu"},  # data-initialised: both must initialise alike
     "checkpointing": {"cell_arch": "res_bnswish", "checkpointing": True},
-    "compiled": {"cell_arch": "res_bnswish"},  # on two processes
+    "compiled": {"cell_arch": "res_bnswish", "num_scales": 1, "groups_per_scale": (1,)},  # on two processes
 }
 
 
@@ -85,15 +84,14 @@ def main(folder: str, rank: int) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.nvae.test_nvae_distributed", str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT) for rank in range(WORLD)]
+    command = ["-m", "tests.nvae.test_nvae_distributed", str(folder)]
+    processes = [Process([*command, str(rank)], running.environment()) for rank in range(WORLD)]
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        said = [running.finish(process, 240.0) for process in processes]
     finally:
         for process in processes:  # a rank that waits for a failed one
             process.kill()
-    assert codes == [0] * WORLD
+    assert [s.code for s in said] == [0] * WORLD, said
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
