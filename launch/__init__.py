@@ -4,7 +4,7 @@ The packages from the top down; each imports only from those below it:
 
 * scripts: parse, call, print. No script imports another.
 * `studies/`: experiments of many runs.
-* `report/`: the report of `compare.py`.
+* `report/`: the tables that scripts print, and the report of `compare.py`.
 * `results/`: from a run folder to numbers: open a run, encode, score, compress.
 * `training/`: from a configuration to a run folder: start, loop, step, checkpoints, records.
 * `families/`: the model families, each in one module; the only package that names a model.

@@ -9,10 +9,11 @@ The first run's configuration is the reference that the others are compared with
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,12 @@ from launch.console.figures import Picture
 from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
-from launch.report import comparison, records, words
-from launch.report.data import ScoredRun, clean, comparable_sets, read_runs, why_apart
-from launch.results import pictures, scoring
+from launch.report import comparison, words
+from launch.report.runs import ScoredRun, Scores, clean, read_record, read_runs
+from launch.report.statistics import comparable_sets, why_apart
+from launch.results import pictures
 from launch.results.run import open_run
-from launch.results.scoring import ScoreConfig
+from launch.results.score_run import SCORES, ScoreConfig, score_run
 from launch.training import folder
 
 LONGEST_COMMAND = 500  # characters that the report shows
@@ -70,7 +72,7 @@ def _scoring(config: CompareConfig) -> ScoreConfig:
     chosen["other_data"] = config.other_data
     for path in config.runs:
         try:
-            protocol = records.read(records.Scores, path / scoring.SCORES)["protocol"]
+            protocol = read_record(Scores, path / SCORES)["protocol"]
             stored: dict[str, Any] = {name: protocol[name] for name in ("split", "images", "seed", "full_grid")}
             ScoreConfig(**stored)  # raises ValueError for settings that score.py does not accept
             chosen |= stored
@@ -90,6 +92,22 @@ def _made(arguments: list[str]) -> str:
     return f"Made on {at} from commit {commit} by: python launch/compare.py {clean(shlex.join(arguments), LONGEST_COMMAND)}"
 
 
+def _require_finite(runs: Sequence[ScoredRun]) -> None:
+    """Reject runs whose held-out numbers are NaN or infinite, after the report is written.
+
+    Raises:
+        FloatingPointError: there are such runs; the message names them.
+    """
+    kinds = [(run, "elbo" if run.measure.has_rate else "distortion") for run in runs if run.record["held_out"]]
+    values = {str(run.path): run.held_out(kind) for run, kind in kinds}
+    broken = [name for name, value in values.items() if value is None or not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"the held-out ELBO or distortion of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
+            "leave them out, or train them again with a lower --lr or --precision fp32"
+        )
+
+
 def main(arguments: list[str]) -> None:
     """Parse, score the runs without scores, and write the report."""
     config = parse(CompareConfig, None, arguments, prog="compare.py", description=__doc__ or "")
@@ -100,7 +118,7 @@ def main(arguments: list[str]) -> None:
 
     def score_now(path: Path) -> None:
         say(f"scoring {path}", file=sys.stderr)
-        scoring.score_run(path, how, ranks)
+        score_run(path, how, ranks)
 
     def draw(run: ScoredRun) -> Mapping[str, Picture]:
         saved = open_run(
@@ -128,7 +146,7 @@ def main(arguments: list[str]) -> None:
         for item in words.summary(compared):
             say(f"* {item}")
     say(f"report   {config.out / 'report.html'}   (as Markdown: {config.out / 'report.md'})")
-    comparison.require_finite([run for compared in sets for run in compared.runs])
+    _require_finite([run for compared in sets for run in compared.runs])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -31,8 +30,8 @@ from launch.console.terminal import say
 from launch.machine import distributed, files
 from launch.report.tables import Table
 from launch.results import bits_back
-from launch.results.container import Header, Packed, from_bytes, pack, unpack
-from launch.results.run import SavedRun, open_by_flags
+from launch.results.container import Header, from_bytes, pack, unpack
+from launch.results.run import RunFlags, SavedRun
 from launch.training import checkpoint, evaluation
 
 LARGEST_FILE = 1 << 34
@@ -40,11 +39,9 @@ PREVIEWED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig:
+class CompressConfig(RunFlags):
     """Settings of a compression or decompression."""
 
-    run: Path
-    """Run folder."""
     out: Path
     """File to write; with --decompress a folder for images.npy (uint8 [N, C, H, W]) and preview.png."""
     decompress: Path | None = None
@@ -53,12 +50,6 @@ class CompressConfig:
     """train, valid or test."""
     images: int | None = None
     """Number of images, evenly spread over the split; default all."""
-    weights: Literal["auto", "raw"] = "auto"
-    """auto: the averaged weights if the run has them."""
-    data_root: Path | None = None
-    """Folder of the data, if it moved since training."""
-    other_data: bool = False
-    """Accept data that differ from those that the run was trained on."""
     seed: int = 0
     """Seed of the initial bits and of the posterior samples of the reported ELBO."""
 
@@ -79,13 +70,13 @@ def _checkpoint_of(run: SavedRun, header: Header, where: Path) -> Path:
     )
 
 
-def report(packed: Packed, negative_elbo: float, num_dims: int) -> Table:
+def report(content: bytes, coded: bits_back.Coded, negative_elbo: float, num_dims: int) -> Table:
     """Compare the measured bits/dim of ``num_dims`` values with the negative ELBO of the same images."""
     rows = {
         "negative ELBO": negative_elbo,
-        "measured": packed.net_bits / num_dims,
-        "measured with the initial bits": packed.bits / num_dims,
-        "the file, header included": 8 * len(packed.content) / num_dims,
+        "measured": coded.net_bits / num_dims,
+        "measured with the initial bits": coded.bits / num_dims,
+        "the file, header included": 8 * len(content) / num_dims,
     }
     cells = [[name, f"{bits:.5f}", f"{bits / negative_elbo:.4f}"] for name, bits in rows.items()]
     return Table(["", "bits/dim", "ratio"], cells)
@@ -101,13 +92,13 @@ def _compress(config: CompressConfig, run: SavedRun) -> None:
     ranks = distributed.start("cpu")
     result = evaluation.evaluate(model, data, ranks, batch_size=64, seed=config.seed, both_edges=True).summary()
     negative_elbo = float(result.get("exact_bits_per_dim", result["bits_per_dim"]))  # the coder uses exact edges
-    packed = pack(model, data, seed=config.seed, digest=files.sha256(run.checkpoint), weights=config.weights)
-    restored = unpack(packed.content, model, str(config.out))
+    content, coded = pack(model, data, seed=config.seed, digest=files.sha256(run.checkpoint), weights=config.weights)
+    restored = unpack(content, model, str(config.out))
     assert np.array_equal(restored, data.images(np.arange(len(data))).numpy())
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(config.out, packed.content)
+    files.write_bytes(config.out, content)
     say(f"{config.run}, step {run.step:,}: {len(data):,} images of {data.name}, {config.split} split, in {config.out}")
-    print(report(packed, negative_elbo, len(data) * data.spec.num_dims).text())
+    print(report(content, coded, negative_elbo, len(data) * data.spec.num_dims).text())
     print("verified: decompression restores every pixel")
 
 
@@ -130,7 +121,7 @@ def main(arguments: list[str]) -> None:
     """Parse, then compress or decompress."""
     config = parse(CompressConfig, None, arguments, prog="compress.py", description=__doc__ or "")
     torch.set_num_threads(1)
-    run = open_by_flags(config)
+    run = config.open()
     if config.decompress is not None:
         _decompress(config, run, config.decompress)
     else:

@@ -24,17 +24,15 @@ from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
-from launch.report import score_tables
-from launch.results.run import SavedRun, open_by_flags
+from launch.report import tables
+from launch.results.run import RunFlags, SavedRun
 from launch.training import evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(RunFlags):
     """Settings of an evaluation."""
 
-    run: Path
-    """Run folder."""
     split: str = "test"
     """train, valid or test."""
     images: int | None = None
@@ -43,14 +41,8 @@ class EvaluateConfig:
     """Samples of the importance-weighted bound; 0 leaves it out. Published results use 1,000."""
     batch_size: int = 64
     """Images per batch and process."""
-    weights: Literal["auto", "raw"] = "auto"
-    """auto: the averaged weights if the run has them."""
     baseline: bool = True
     """Fit and show the no-latents baseline, if the model has bits/dim to compare with it."""
-    data_root: Path | None = None
-    """Folder of the data, if it moved since training."""
-    other_data: bool = False
-    """Accept data that differ from those that the run was trained on."""
     seed: int = 0
     """Seed of the posterior samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -72,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
-    run = open_by_flags(config, ranks.device)
+    run = config.open(ranks.device)
     with ranks.main_first():
         data = run.data(config.split)
     measure = run.family.measure(run.config)
@@ -99,7 +91,7 @@ def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, resul
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
     where = f"{config.split} split of {data.name}"
     say(f"{config.run}, step {run.step:,}, {where}: {result['num_images']:,} images, 95 % intervals over images")
-    print(score_tables.evaluation(result, reference, measure))
+    print(tables.evaluation(result, reference, measure))
     record = {
         "checkpoint": run.checkpoint.name,
         "step": run.step,

@@ -25,15 +25,13 @@ from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import explorer
-from launch.results.run import open_by_flags
+from launch.results.run import RunFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreConfig:
+class ExploreConfig(RunFlags):
     """Settings of the explorer."""
 
-    run: Path
-    """Run folder."""
     split: str = "test"
     """Split of the images that can be edited: train, valid or test."""
     images: int = 64
@@ -42,12 +40,6 @@ class ExploreConfig:
     """Number of principal axes of each group of a hierarchy."""
     port: int = 8008
     """Port on 127.0.0.1; 0 takes a free one."""
-    data_root: Path | None = None
-    """Folder of the data, if it moved since training."""
-    other_data: bool = False
-    """Accept data that differ from those that the run was trained on."""
-    weights: Literal["auto", "raw"] = "auto"
-    """auto: the averaged weights if the run has them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU if there is one."""
 
@@ -60,7 +52,7 @@ def main(arguments: list[str]) -> None:
     """Parse, open the run, serve the page until Ctrl-C."""
     config = parse(ExploreConfig, None, arguments, prog="explore.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
-    run = open_by_flags(config, ranks.device)
+    run = config.open(ranks.device)
     data = run.data(config.split)
     rows = datasets.choose_rows(len(data), config.images)
     images = datasets.to_float(data.images(rows), data.spec, ranks.device)

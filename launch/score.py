@@ -19,10 +19,10 @@ from launch.console import errors
 from launch.console.flags import parse
 from launch.console.terminal import say
 from launch.machine import distributed
-from launch.report.score_tables import describe, describe_folders
-from launch.results import scoring
+from launch.report.tables import describe, describe_folders
 from launch.results.run import open_run
-from launch.results.scoring import ScoreConfig
+from launch.results.score_codes import score_codes
+from launch.results.score_run import ScoreConfig, score_folders, score_run
 
 
 def main(arguments: list[str]) -> None:
@@ -33,19 +33,20 @@ def main(arguments: list[str]) -> None:
             "give one of --run, --codes or --reference; for example: python launch/score.py --run runs/NAME"
         )
     if config.reference is not None:
-        print(describe_folders(scoring.score_images(config)))
+        assert isinstance(config.images, Path), "the configuration requires both folders"
+        print(describe_folders(score_folders(config.images, config.reference, config)))
     if config.codes is not None:
-        print(describe(scoring.score_codes(config.codes, config)))
+        print(describe(score_codes(config.codes, config)))
     if config.run is not None:
         with distributed.joined(config.device, config.timeout_minutes) as ranks:
-            record = scoring.score_run(config.run, config, ranks)
+            record = score_run(config.run, config, ranks)
         if record is None:  # not rank 0
             return
         split = config.protocol.open_split()
         say(f"{config.run}, step {record['step']:,}, {split} split of {record['data']['name']}")
         run = open_run(config.run)
-        print(describe(record, run.family.measure(run.config)))
-    say(f"written: {scoring.scores_path(config)}")
+        print(describe(record, has_rate=run.family.measure(run.config).has_rate))
+    say(f"written: {config.record_path}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from launch.console.terminal import say
 from launch.machine import distributed
 from launch.results import pictures
 from launch.results.pictures import TraverseConfig
-from launch.results.run import open_by_flags
 from metrics import edits
 
 
@@ -37,7 +36,7 @@ def main(arguments: list[str]) -> None:
     """Parse, decode, save, and print the paths."""
     config = parse(TraverseConfig, None, arguments, prog="traverse.py", description=__doc__ or "")
     ranks = distributed.start(config.device)
-    run = open_by_flags(config, ranks.device)
+    run = config.open(ranks.device)
     edits.check_group(run.model, config.group)
     data = run.data(config.split)
     for index in (config.image, config.other):

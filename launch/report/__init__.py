@@ -1,1 +1,1 @@
-"""The report that compares runs: data, statistics, tables, figures, sentences, and the HTML page."""
+"""What is printed and reported: runs and their statistics, tables, figures, sentences, and the HTML page."""

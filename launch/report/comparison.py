@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,107 +15,97 @@ from launch.console import figures as pictures
 from launch.console.figures import Picture
 from launch.machine import files
 from launch.report import figures, words
-from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean, describe_terms, why_apart
-from launch.report.statistics import spread
-from launch.report.tables import (
-    Block,
-    Bullets,
-    Figure,
-    Heading,
-    Table,
-    Text,
-    number,
-    to_html,
-    to_markdown,
-    with_interval,
-)
+from launch.report.runs import ScoredRun, clean
+from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, describe_terms, spread, why_apart
+from launch.report.tables import Block, Bullets, Figure, Heading, Table, Text, to_html, to_markdown, with_interval
 
 TITLE = "Hierarchical and flat VAEs compared"
 MOST_HEAT_MAPS = 4  # configurations that get their own figures
 LONGEST_REASON = 300  # characters
 LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
+Cell: TypeAlias = Callable[[Configuration], str]
 Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
+def _table(configurations: Sequence[Configuration], columns: Mapping[str, Cell], caption: str, **look: Any) -> Table:
+    """A row for each configuration; ``columns`` holds the cells' functions by the names of the columns."""
+    rows = [[c.label, *(cell(c) for cell in columns.values())] for c in configurations]
+    return Table(["configuration", *columns], rows, caption, **look)
+
+
 def _speed(run: ScoredRun) -> float | None:
-    seen, seconds = run.trained("images_seen"), run.trained("seconds")
+    seen, seconds = run.summary.get("images_seen"), run.summary.get("seconds")
     return seen / seconds if seen and seconds else None
 
 
 def training_table(compared: Comparable) -> Table:
     """List the cost of training each configuration."""
-    rows = [
-        [
-            c.label,
-            str(len(c.runs)),
-            f"{c.first.record['num_parameters'] / 1e6:.2f} M",
-            spread(c.values(lambda run: float(run.record["step"])), 0),
-            spread(c.values(lambda run: run.trained("images_seen")), 0),
-            spread(c.values(lambda run: run.epochs), 2),
-            spread(c.values(lambda run: run.trained("seconds")) / 60, 1),
-            spread(c.values(_speed), 0),
-        ]
-        for c in compared.configurations
-    ]
-    head = [
-        "configuration",
-        "runs",
-        "parameters",
-        "steps",
-        "images seen",
-        "epochs",
-        "minutes",
-        "images/s",
-    ]
+    columns: dict[str, Cell] = {
+        "runs": lambda c: str(len(c.runs)),
+        "parameters": lambda c: f"{c.first.record['num_parameters'] / 1e6:.2f} M",
+        "steps": lambda c: spread(c.values(lambda run: run.record["step"]), 0),
+        "images seen": lambda c: spread(c.values(lambda run: run.summary.get("images_seen")), 0),
+        "epochs": lambda c: spread(c.values(lambda run: run.epochs), 2),
+        "minutes": lambda c: spread(c.values(lambda run: run.summary.get("seconds")) / 60, 1),
+        "images/s": lambda c: spread(c.values(_speed), 0),
+    }
     caption = "Training (mean ± standard deviation over seeds; a dash if no run was completed)"
-    return Table(head, rows, caption)
+    return _table(compared.configurations, columns, caption)
 
 
 def likelihood_table(compared: Comparable) -> Table:
     """List the held-out likelihood of each configuration."""
-    names = {"rate": 2, "distortion": 2, "elbo": 2, "bits_per_dim": 4, "psnr": 2, "active_units": 1}
-    head = ["configuration", "rate", "distortion", "ELBO", "bits/dim", "reconstruction, dB", "active units"]
+    columns = {
+        "rate": _held_out("rate", 2),
+        "distortion": _held_out("distortion", 2),
+        "ELBO": _held_out("elbo", 2),
+        "bits/dim": _held_out("bits_per_dim", 4),
+        "reconstruction, dB": _held_out("psnr", 2),
+        "active units": _held_out("active_units", 1),
+    }
     caption = "Held-out images, in nats per image from one posterior sample; a higher ELBO is better"
     measures = [run.measure for run in compared.runs]
     if not any(measure.shows("bits_per_dim") for measure in measures):
-        del names["bits_per_dim"]
-        head.remove("bits/dim")
+        del columns["bits/dim"]
     if any(measure.is_density for measure in measures):
         caption += ". A normal likelihood is a density: its ELBO may have either sign and gives no comparable bits/dim"
     if not all(measure.has_rate for measure in measures):
         caption += ". An autoencoder trains no posterior variance: it has a distortion, but no rate and no ELBO"
-    rows = [
-        [c.label, *(spread(c.held_out(name), digits) for name, digits in names.items())]
-        for c in compared.configurations
-    ]
-    return Table(head, rows, caption)
+    return _table(compared.configurations, columns, caption)
+
+
+def _held_out(name: str, digits: int) -> Cell:
+    return lambda c: spread(c.held_out(name), digits)
 
 
 def score_table(compared: Comparable) -> Table:
     """List MIG at equal dimension by the same reductions, and that of untrained weights."""
     dim = compared.headline_dim
-    columns = [(f"{HEADLINE_KIND} d={d}", HEADLINE_KIND, d, False) for d in compared.dims]
-    columns += [(f"{kind} d={dim}", kind, dim, False) for kind in ("pool", "pca")]
-    columns += [(f"untrained, {HEADLINE_KIND} d={dim}", HEADLINE_KIND, dim, True)]
-    rows = [
-        [c.label, *(spread(c.reduced(kind, d, untrained=untrained)) for _, kind, d, untrained in columns)]
-        for c in compared.configurations
-    ]
+    columns = {f"{HEADLINE_KIND} d={d}": _reduced(HEADLINE_KIND, d) for d in compared.dims}
+    columns |= {f"{kind} d={dim}": _reduced(kind, dim) for kind in ("pool", "pca")}
+    columns[f"untrained, {HEADLINE_KIND} d={dim}"] = _reduced(HEADLINE_KIND, dim, untrained=True)
     caption = "MIG at equal dimension, after the same label-free reduction for every model; a dash if a code is smaller"
-    return Table(["configuration", *(name for name, *_ in columns)], rows, caption)
+    return _table(compared.configurations, columns, caption)
+
+
+def _reduced(kind: str, dim: int, *, untrained: bool = False) -> Cell:
+    return lambda c: spread(c.reduced(kind, dim, untrained=untrained))
 
 
 def other_scores_table(compared: Comparable) -> Table:
     """List scores on each model's own code."""
     names = [n for n in LISTED_SCORES if any(run.score(n) is not None for run in compared.runs)]
-    rows = [
-        [c.label, clean(c.first.record["code"]), *(spread(c.score(n)) for n in names)] for c in compared.configurations
-    ]
+    columns: dict[str, Cell] = {"code": lambda c: clean(c.first.record["code"])}
+    columns |= {name: _score(name) for name in names}
     caption = "Other scores, each on the model's own code; only group-MIG (groups) is meant for comparing families"
-    return Table(["configuration", "code", *names], rows, caption, wordy=frozenset({1}))
+    return _table(compared.configurations, columns, caption, wordy=frozenset({1}))
+
+
+def _score(name: str) -> Cell:
+    return lambda c: spread(c.score(name))
 
 
 def uncertainty_table(compared: Comparable) -> Table:
@@ -124,84 +113,62 @@ def uncertainty_table(compared: Comparable) -> Table:
     rows = [
         [c.label, str(c.first.seed), name, with_interval(value, found)]
         for c in compared.configurations
-        for name in c.first.with_uncertainty
-        if (value := c.first.score(name)) is not None and (found := c.first.uncertainty(name)) is not None
+        for name, (value, found) in c.first.uncertain.items()
     ]
     caption = "Scores of one run of each configuration: score [95 % interval over images, where one would cover], chance level"
     return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 
-def _of_samples(run: ScoredRun, name: str, images: str = "samples") -> float | None:
-    """Return a measurement of samples or reconstructions."""
-    scores = run.record.get("samples")
-    return float(scores[images][name]) if scores else None
-
-
-def _coverage(run: ScoredRun, factor: int) -> float | None:
-    """Return the fraction of a factor's values that samples cover."""
-    scores = run.record.get("samples")
-    return float(scores["samples"]["coverage"][factor]) if scores else None
-
-
 def samples_table(compared: Comparable) -> Table:
     """List precision and coverage of samples, measured against every image of the data set."""
-    first = next(run for run in compared.runs if run.record.get("samples"))
-    within, covered = first.record["samples"]["samples"]["within"], range(len(first.record["factor_names"]))
-    rows = [
-        [
-            c.label,
-            spread(c.values(lambda run: _of_samples(run, "score")), 3),
-            spread(c.values(lambda run: _of_samples(run, "median_distance")), 1),
-            spread(c.values(lambda run: _of_samples(run, "score", "reconstructions")), 3),
-            *(spread(c.values(partial(_coverage, factor=k)), 2) for k in covered),
-        ]
-        for c in compared.configurations
-    ]
-    head = ["configuration", f"precision at {within} px", "median distance, px", "precision of reconstructions"]
-    head += [f"{clean(name)} covered" for name in first.record["factor_names"]]
+    first = next(run.record for run in compared.runs if run.record.get("samples"))
+    columns = {
+        f"precision at {first['samples']['samples']['within']} px": _of_samples(lambda s: s["samples"]["score"], 3),
+        "median distance, px": _of_samples(lambda s: s["samples"]["median_distance"], 1),
+        "precision of reconstructions": _of_samples(lambda s: s["reconstructions"]["score"], 3),
+    }
+    for k, name in enumerate(first["factor_names"]):
+        columns[f"{clean(name)} covered"] = _of_samples(partial(_coverage, factor=k), 2)
     caption = "Samples at temperature 1 against every image of the data set: fraction near one, fractions of factor values covered"
-    return Table(head, rows, caption)
+    return _table(compared.configurations, columns, caption)
+
+
+def _coverage(samples: dict[str, Any], factor: int) -> float:
+    return float(samples["samples"]["coverage"][factor])
+
+
+def _of_samples(measure: Callable[[dict[str, Any]], float], digits: int) -> Cell:
+    """A number of the record of samples, of the runs that have one."""
+    return lambda c: spread(c.values(lambda run: measure(s) if (s := run.record.get("samples")) else None), digits)
 
 
 def difference_table(compared: Comparable) -> Table:
     """List the difference of each configuration from the reference, with 95 % intervals and a verdict."""
-    reference, dim = compared.configurations[0], compared.headline_dim
-    rows = []
-    for other in compared.configurations[1:]:
-        for name, found, digits in (
-            ("ELBO, nats", words.elbo_difference(other, reference), 2),
-            (f"MIG ({HEADLINE_KIND}, d = {dim})", words.score_difference(other, reference, dim), 3),
-        ):
-            over = found.over if found else "-"
-            rows.append([other.label, name, words.interval(found, digits), over, words.verdict(found)])
-    return Table(
-        ["configuration", "quantity", "difference ± 95 %", "interval over", "verdict"],
-        rows,
-        f"Differences from {reference.label}: Welch's interval over seeds, or paired over images if one side has a single run",
-        wordy=frozenset({4}),
-    )
+    rows = [
+        [other.label, name, words.interval(found, digits), found.over if found else "-", words.verdict(found)]
+        for other, elbo, score in compared.differences
+        for name, found, digits in (("ELBO, nats", elbo, 2), (compared.headline, score, 3))
+    ]
+    head = ["configuration", "quantity", "difference ± 95 %", "interval over", "verdict"]
+    caption = f"Differences from {compared.configurations[0].label}: Welch's interval over seeds, or paired over images"
+    caption += " if one side has a single run"
+    return Table(head, rows, caption, wordy=frozenset({4}))
 
 
 def run_table(compared: Comparable) -> Table:
     """List every run."""
-    dim = compared.headline_dim
-    rows = [
-        [
-            c.label,
-            str(run.path),
-            str(run.seed),
-            f"{run.record['step']:,}",
-            number(run.held_out("elbo"), 2),
-            number(run.held_out("rate"), 2),
-            number(run.held_out("distortion"), 2),
-            number(run.reduced(HEADLINE_KIND, dim)),
-            number(run.score("groups")),
-        ]
-        for c in compared.configurations
-        for run in c.runs
-    ]
-    head = ["configuration", "run", "seed", "step", "ELBO", "rate", "distortion", f"MIG d={dim}", "group-MIG"]
-    return Table(head, rows, "Every run", folded=True)
+    columns: dict[str, Cell] = {
+        "run": lambda c: str(c.first.path),
+        "seed": lambda c: str(c.first.seed),
+        "step": lambda c: f"{c.first.record['step']:,}",
+        "ELBO": _held_out("elbo", 2),
+        "rate": _held_out("rate", 2),
+        "distortion": _held_out("distortion", 2),
+        f"MIG d={compared.headline_dim}": _reduced(HEADLINE_KIND, compared.headline_dim),
+        "group-MIG": _score("groups"),
+    }
+    single = [Configuration(c.label, [run]) for c in compared.configurations for run in c.runs]
+    return _table(single, columns, "Every run", folded=True)
 
 
 # --- Figures --------------------------------------------------------------------------------------------------------
@@ -222,7 +189,7 @@ def _figures(compared: Comparable, prefix: str) -> Iterator[Block]:
     if compared.dims:
         drawing = figures.mig_against_dimension(compared)
         yield Figure(f"{prefix}mig", "MIG against dimension", drawing, words.dimension(compared))
-    if compared.with_uncertainty:
+    if compared.uncertain:
         yield Figure(f"{prefix}intervals", "Scores and chance", figures.intervals(compared), words.INTERVALS)
     if any(run.held_out("rate") is not None for run in compared.runs):
         drawing = figures.rate_distortion(compared)
@@ -248,31 +215,22 @@ def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, d
 # --- The report -----------------------------------------------------------------------------------------------------
 
 
-def _likelihood_tables(compared: Comparable) -> Iterator[Block]:
-    if any(run.record["held_out"] for run in compared.runs):
-        yield likelihood_table(compared)
-    if any(run.record.get("samples") for run in compared.runs):
-        yield samples_table(compared)
-
-
-def _score_tables(compared: Comparable) -> Iterator[Block]:
-    if compared.dims:
-        yield score_table(compared)
-    yield other_scores_table(compared)
-    if compared.with_uncertainty:
-        yield uncertainty_table(compared)
+def _made(compared: Comparable, tables: Mapping[Callable[[Comparable], Table], object]) -> list[Table]:
+    """Make the tables that have content."""
+    return [table(compared) for table, content in tables.items() if content]
 
 
 def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
     """Yield the sections of a set: findings, pictures, numbers; a section without content is left out."""
-    differences = [difference_table(compared)] if len(compared.configurations) > 1 else []
+    held_out, samples = (any(run.record.get(name) for run in compared.runs) for name in ("held_out", "samples"))
+    scores = {score_table: compared.dims, other_scores_table: True, uncertainty_table: compared.uncertain}
     sections: tuple[tuple[str, Iterable[Block]], ...] = (
         ("In short", [Bullets(words.summary(compared))]),
         ("Pictures", _pictures(compared.configurations, prefix, most_pictures, draw)),
         ("Training", [training_table(compared)]),
-        ("Likelihood", _likelihood_tables(compared)),
-        ("Scores", _score_tables(compared)),
-        ("Differences", differences),
+        ("Likelihood", _made(compared, {likelihood_table: held_out, samples_table: samples})),
+        ("Scores", _made(compared, scores)),
+        ("Differences", _made(compared, {difference_table: compared.differences})),
         ("Figures", _figures(compared, prefix)),
         ("Runs", [run_table(compared)]),
     )
@@ -280,10 +238,6 @@ def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Dra
         if found := list(blocks):
             yield Heading(f"{title} ({prefix[:-1]})" if prefix else title, 3)
             yield from found
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def build(
@@ -298,9 +252,8 @@ def build(
         draw: function that draws the pictures of a run by name, or raises ValueError.
         made: date, commit and command of the report; empty for a report whose bytes must be reproducible.
     """
-    count = sum(len(compared.runs) for compared in sets)
-    configurations = sum(len(s.configurations) for s in sets)
-    shown = f"{_counted(count, 'run')} of {_counted(configurations, 'configuration')}"
+    counts = {"run": sum(len(s.runs) for s in sets), "configuration": sum(len(s.configurations) for s in sets)}
+    shown = " of ".join(f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items())
     blocks: list[Block] = [
         Heading(TITLE, 1),
         Text(f"{shown}, compared by launch/compare.py. Units are nats per image unless a name says bits/dim."),
@@ -335,16 +288,12 @@ def _means(sets: Sequence[Comparable]) -> Iterator[tuple[str, float]]:
 
 def _differences(sets: Sequence[Comparable]) -> Iterator[dict[str, Any]]:
     for index, compared in enumerate(sets):
-        reference, dim = compared.configurations[0], compared.headline_dim
-        for other in compared.configurations[1:]:
-            for name, found in (
-                ("elbo", words.elbo_difference(other, reference)),
-                (f"mig_{HEADLINE_KIND}_d{dim}", words.score_difference(other, reference, dim)),
-            ):
+        for other, elbo, score in compared.differences:
+            for name, found in (("elbo", elbo), (f"mig_{HEADLINE_KIND}_d{compared.headline_dim}", score)):
                 yield {
                     "set": index + 1,
                     "configuration": other.label,
-                    "reference": reference.label,
+                    "reference": compared.configurations[0].label,
                     "quantity": name,
                     "difference": None if found is None else asdict(found) | {"says": words.verdict(found)},
                 }
@@ -361,9 +310,7 @@ def prepare(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"the report folder {out} can't be created ({error.strerror}); choose another --out"
-        ) from error
+        raise ValueError(f"the folder {out} can't be created ({error.strerror}); choose another --out") from error
 
 
 def write_markdown(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skipped: Sequence[str]) -> None:
@@ -399,19 +346,3 @@ def write(out: Path, blocks: Sequence[Block], sets: Sequence[Comparable], skippe
             if isinstance(block, Figure):
                 writer.add_image(f"report/{block.name}", block.drawing.picture, 0, dataformats="HWC")
         writer.add_text("report/text", to_markdown(blocks), 0)
-
-
-def require_finite(runs: Sequence[ScoredRun]) -> None:
-    """Reject runs whose held-out numbers are NaN or infinite, after the report is written.
-
-    Raises:
-        FloatingPointError: there are such runs; the message names them.
-    """
-    kinds = [(run, "elbo" if run.measure.has_rate else "distortion") for run in runs if run.record["held_out"]]
-    values = {str(run.path): run.held_out(kind) for run, kind in kinds}
-    broken = [name for name, value in values.items() if value is None or not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"the held-out ELBO or distortion of {len(broken)} of {len(runs)} runs is not finite ({', '.join(broken[:5])}); "
-            "leave them out, or train them again with a lower --lr or --precision fp32"
-        )

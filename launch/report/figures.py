@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from launch.console.figures import Picture, entitle, render
-from launch.report.data import HEADLINE_KIND, Comparable, Configuration, ScoredRun, clean
-from launch.report.statistics import Float64
+from launch.report.runs import ScoredRun, clean
+from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Float64
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,17 +35,11 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure.
+    """A figure."""
 
-    Args:
-        source: data URI for an HTML page.
-        picture: pixels for files and TensorBoard.
-        is_pixels: True if it shows images, whose pixels a page must not blur.
-    """
-
-    source: str
-    picture: Picture
-    is_pixels: bool = False
+    source: str  # data URI for an HTML page
+    picture: Picture  # pixels for files and TensorBoard
+    is_pixels: bool = False  # it shows images, whose pixels a page must not blur
 
 
 def _data_uri(kind: str, content: bytes) -> str:
@@ -155,14 +149,12 @@ def gains(configuration: Configuration) -> Drawing:
 # --- All configurations ---------------------------------------------------------------------------------------------
 
 
-def _colour(index: int) -> str:
-    return COLOURS[index] if index < MOST_NAMED - 1 else COLOURS[-1]
-
-
-def _name(index: int, label: str, total: int) -> str | None:
-    if index < MOST_NAMED - 1 or total <= MOST_NAMED:
-        return clean(label)
-    return f"{total - MOST_NAMED + 1} other configurations" if index == MOST_NAMED - 1 else None
+def _identity(compared: Comparable, index: int) -> tuple[str, str | None]:
+    """Colour and line in the legend of a configuration; those beyond the colours share the last of them."""
+    rest = len(compared.configurations) - MOST_NAMED + 1
+    if index < MOST_NAMED - 1 or rest <= 1:
+        return COLOURS[index], clean(compared.configurations[index].label)
+    return COLOURS[-1], f"{rest} other configurations" if index == MOST_NAMED - 1 else None
 
 
 def _legend(figure: Figure, axes: Any) -> None:
@@ -186,13 +178,13 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
     def build() -> Figure:
         figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
         for index, configuration in enumerate(compared.configurations):
-            name = _name(index, configuration.label, len(compared.configurations))
+            colour, name = _identity(compared, index)
             trained, fresh = (
                 {d: configuration.reduced(HEADLINE_KIND, d, untrained=untrained) for d in dims}
                 for untrained in (False, True)
             )
-            _dimension_line(axes, trained, _colour(index), label=name)
-            _dimension_line(axes, fresh, _colour(index), linestyle=":", alpha=0.7)
+            _dimension_line(axes, trained, colour, label=name)
+            _dimension_line(axes, fresh, colour, linestyle=":", alpha=0.7)
         axes.set_xscale("log")
         axes.set_xticks(dims, [str(d) for d in dims])
         axes.minorticks_off()
@@ -208,10 +200,8 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
 
 def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:
     """Draw the scores of a run as points with their intervals, if they have one, and their chance levels as bars."""
-    for name in names:
-        found, value, place = run.uncertainty(name), run.score(name), names.index(name) + offset
-        if found is None or value is None:
-            continue
+    for name, (value, found) in run.uncertain.items():
+        place = names.index(name) + offset
         if found["interval"] is not None:
             axes.plot(found["interval"], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
         axes.scatter([value], [place], color=colour, s=18, zorder=3, label=label)
@@ -221,7 +211,7 @@ def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, 
 
 def intervals(compared: Comparable) -> Drawing:
     """Draw the scores of each configuration's first run with intervals over images and chance levels."""
-    names, shown = compared.with_uncertainty, compared.configurations[:MOST_NAMED]
+    names, shown = compared.uncertain, compared.configurations[:MOST_NAMED]
 
     def build() -> Figure:
         height = 1.4 + len(names) * max(0.3, 0.13 * len(shown))
@@ -279,7 +269,7 @@ def rate_distortion(compared: Comparable) -> Drawing:
         axes.set_xlabel("rate, nats per image")
         axes.set_ylabel("distortion, nats per image")
         if drawn is not None and known:
-            figure.colorbar(drawn, ax=axes, label=f"MIG ({HEADLINE_KIND}, d = {dim})")
+            figure.colorbar(drawn, ax=axes, label=compared.headline)
         _legend(figure, axes)
         return figure
 

@@ -1,17 +1,24 @@
-"""Statistics of a few runs: spreads over seeds, effects with 95 % intervals, exact tests."""
+"""Statistics over runs: spreads over seeds, effects with 95 % intervals, exact tests; configurations and comparable sets."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from launch.report.runs import ScoredRun, clean
+
+HEADLINE_KIND = "moments"
+# Keys of a data set's recipe that describe the training split, not the images.
+OF_THE_SPLIT = ("split", "split_rule", "count", "rows_sha256", "images_sha256", "rules", "seed")
 CONFIDENCE = 0.95
 POWER = 0.8
 MIN_PAIRS = 2
@@ -52,31 +59,18 @@ def spread(values: Numbers, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect or a difference with its 95 % interval.
-
-    Args:
-        mean: the estimate.
-        half_width: half the width of the interval; None if it cannot be estimated.
-        over: "seeds" or "images", the sample that the interval is over.
-        counts: number of values, one count for each side of a difference.
-        std: standard deviation over seeds, the root mean square of both sides; None if it is unknown.
-    """
+    """An effect or a difference with its 95 % interval."""
 
     mean: float
-    half_width: float | None
-    over: str = "seeds"
-    counts: tuple[int, ...] = (1, 1)
-    std: float | None = None
+    half_width: float | None  # None if the interval cannot be estimated
+    over: str = "seeds"  # or "images", the sample that the interval is over
+    counts: tuple[int, ...] = (1, 1)  # number of values, one count for each side of a difference
+    std: float | None = None  # standard deviation over seeds, the root mean square of both sides, if it is known
 
     @property
     def excludes_zero(self) -> bool:
         """True if the interval lies on one side of 0."""
         return self.half_width is not None and abs(self.mean) > self.half_width
-
-    @property
-    def seeds_needed(self) -> int | None:
-        """Number of seeds on each side with which a difference as large as the estimate would probably show."""
-        return None if self.std is None else seeds_needed(self.mean, self.std)
 
     def text(self, digits: int = 3, *, sign: bool = True) -> str:
         """Format as 'mean ± half width'."""
@@ -176,3 +170,149 @@ def correlation(x: Numbers, y: Numbers) -> tuple[float, float, float]:
         found = stats.pearsonr(x, y)
         interval = found.confidence_interval(CONFIDENCE)
     return float(found.statistic), float(interval.low), float(interval.high)
+
+
+# --- Runs that compare ------------------------------------------------------------------------------------------------
+
+
+def likelihood_of(run: ScoredRun) -> str:
+    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods are not comparable."""
+    model = getattr(run.saved.config, "model", None)
+    name = str(getattr(model, "likelihood", "auto"))
+    if name == "auto":
+        name = "bernoulli" if run.saved.spec.num_bits == 1 else "mixture"
+    return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else name
+
+
+def terms_of(run: ScoredRun) -> dict[str, str]:
+    """List everything in which two runs must agree for their numbers to be comparable."""
+    recipe = {k: v for k, v in (run.saved.record["data"].get("recipe") or {}).items() if k not in OF_THE_SPLIT}
+    protocol = run.record["protocol"]
+    spec = run.saved.spec
+    where = "the full grid" if protocol["full_grid"] else f"{run.record['num_images']:,} {protocol['split']} images"
+    return {
+        "data": clean(run.saved.record["data"]["name"]),
+        "recipe": json.dumps(recipe, sort_keys=True),
+        "images": f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit",
+        "likelihood": likelihood_of(run),
+        "scored on": clean(f"{where} (seed {protocol['seed']})"),
+    }
+
+
+def describe_terms(terms: dict[str, str]) -> str:
+    """Describe a set of runs in one line, without the recipe's hashes."""
+    return ", ".join(value for name, value in terms.items() if name != "recipe")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ only in their seed."""
+
+    label: str
+    runs: list[ScoredRun]
+
+    @property
+    def first(self) -> ScoredRun:
+        """The run with the smallest seed, whose pictures are shown."""
+        return min(self.runs, key=lambda run: run.seed)
+
+    def values(self, measure: Callable[[ScoredRun], float | None]) -> Float64:
+        """Apply ``measure`` to each run, [n]; runs without the number are left out."""
+        return np.array([v for v in map(measure, self.runs) if v is not None and math.isfinite(v)], dtype=np.float64)
+
+    def held_out(self, name: str) -> Float64:
+        """Return a held-out number of each run, [n]."""
+        return self.values(lambda run: run.held_out(name))
+
+    def score(self, name: str) -> Float64:
+        """Return a score of each run, [n]."""
+        return self.values(lambda run: run.score(name))
+
+    def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> Float64:
+        """Return the MIG of a reduction of each run, [n]."""
+        return self.values(lambda run: run.reduced(kind, dim, untrained=untrained))
+
+    def shares(self, key: str) -> Float64:
+        """Return the group table in shares of each factor's entropy, [L, K], averaged over runs with tables of one shape."""
+        found = [run.record["scores"]["groups"] for run in self.runs if run.has_groups]
+        tables = [np.array(groups[key]) / np.maximum(np.array(groups["entropy"]), 1e-9) for groups in found]
+        alike = [table for table in tables if table.shape == tables[0].shape]
+        return np.asarray(np.mean(alike, axis=0), dtype=np.float64)
+
+    def kl_of_units(self) -> Float64:
+        """Return the KL in nats of each row of the group table, [L], with the groups above at their means; averaged over runs."""
+        rows = [run.record["kl_of_units"] for run in self.runs if run.has_groups]
+        return np.asarray(np.mean([row for row in rows if len(row) == len(rows[0])], axis=0), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Configurations whose numbers are comparable; the first is the reference."""
+
+    terms: dict[str, str]
+    configurations: list[Configuration]
+
+    @property
+    def runs(self) -> list[ScoredRun]:
+        """Runs of all configurations."""
+        return [run for configuration in self.configurations for run in configuration.runs]
+
+    @property
+    def uncertain(self) -> list[str]:
+        """Names of the scores with a chance level in at least one first run."""
+        return list(dict.fromkeys(name for c in self.configurations for name in c.first.uncertain))
+
+    @cached_property
+    def dims(self) -> list[int]:
+        """Dimensions to which codes were reduced."""
+        rows = [row for run in self.runs for row in run.record["scores"].get("reduced", {}).get("rows", [])]
+        return sorted({int(row["dim"]) for row in rows})
+
+    @property
+    def headline_dim(self) -> int:
+        """Dimension of the headline score: 10 if it was scored, else the smallest."""
+        return 10 if 10 in self.dims or not self.dims else self.dims[0]
+
+    @property
+    def headline(self) -> str:
+        """Name of the score by which models are compared."""
+        return f"MIG ({HEADLINE_KIND}, d = {self.headline_dim})"
+
+    @cached_property
+    def differences(self) -> list[tuple[Configuration, Estimate | None, Estimate | None]]:
+        """Each other configuration, with the differences of its ELBO and of its headline score from the reference."""
+        reference, *others = self.configurations
+        score = partial(Configuration.reduced, kind=HEADLINE_KIND, dim=self.headline_dim)
+        return [(c, elbo_difference(c, reference), over_seeds(score(c), score(reference))) for c in others]
+
+
+def comparable_sets(runs: Sequence[ScoredRun]) -> list[Comparable]:
+    """Group runs into sets whose numbers are comparable, in the order given."""
+    sets = []
+    for members in _grouped(runs, terms_of):
+        configurations = _grouped(members, lambda run: [run.saved.family.name, run.config])
+        sets.append(Comparable(terms_of(members[0]), [Configuration(m[0].label, m) for m in configurations]))
+    return sets
+
+
+def _grouped(runs: Sequence[ScoredRun], key: Callable[[ScoredRun], object]) -> list[list[ScoredRun]]:
+    groups: dict[str, list[ScoredRun]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(key(run), sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def why_apart(one: dict[str, str], other: dict[str, str]) -> str:
+    """Name the differences between two sets."""
+    differing = [name for name in one if one[name] != other[name]]
+    if differing == ["recipe"]:
+        return "data recipe"
+    return "; ".join(f"{n}: {one[n]} / {other[n]}" for n in differing if n != "recipe")
+
+
+def elbo_difference(one: Configuration, reference: Configuration) -> Estimate | None:
+    """Estimate the difference of the ELBO over seeds, or over images where a configuration has a single run."""
+    found = over_seeds(one.held_out("elbo"), reference.held_out("elbo"))
+    if found is None or found.half_width is not None:
+        return found
+    return over_images(one.first.elbo, reference.first.elbo) or found

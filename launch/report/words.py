@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from launch.report import statistics
-from launch.report.data import HEADLINE_KIND, Comparable, Configuration
-from launch.report.statistics import Estimate, Float64
-from launch.report.tables import number
+from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Estimate, Float64
 
 MOST_SENTENCES = 8
 MOST_FACTORS = 8  # factors that a paragraph names
@@ -47,39 +46,25 @@ def _how_to_settle(difference: Estimate) -> str:
     """Say how many seeds would show a difference as large as the estimate."""
     if difference.over != "seeds":
         return ""
-    if difference.seeds_needed is None:
+    needed = None if difference.std is None else statistics.seeds_needed(difference.mean, difference.std)
+    if needed is None:
         return f"; if it is this small, more than {statistics.MOST_SEEDS:,} seeds of each would be needed to show it"
-    return f"; if it is this large, about {difference.seeds_needed} seeds of each would show it (power {statistics.POWER:.0%})"
-
-
-def score_difference(one: Configuration, reference: Configuration, dim: int) -> Estimate | None:
-    """Estimate the difference of the headline score over seeds."""
-    return statistics.over_seeds(one.reduced(HEADLINE_KIND, dim), reference.reduced(HEADLINE_KIND, dim))
-
-
-def elbo_difference(one: Configuration, reference: Configuration) -> Estimate | None:
-    """Estimate the difference of the ELBO over seeds, or over images where a configuration has a single run."""
-    found = statistics.over_seeds(one.held_out("elbo"), reference.held_out("elbo"))
-    if found is None or found.half_width is not None:
-        return found
-    return statistics.over_images(one.first.elbo, reference.first.elbo) or found
+    return f"; if it is this large, about {needed} seeds of each would show it (power {statistics.POWER:.0%})"
 
 
 def summary(compared: Comparable) -> list[str]:
     """Compare each configuration with the reference: the statements at the top of a report."""
-    reference, others = compared.configurations[0], compared.configurations[1:]
-    dim, items = compared.headline_dim, []
-    for other in others[:MOST_SENTENCES]:
-        elbo, score = elbo_difference(other, reference), score_difference(other, reference, dim)
+    reference, differences, items = compared.configurations[0].label, compared.differences, list[str]()
+    for other, elbo, score in differences[:MOST_SENTENCES]:
         items += [
-            f"ELBO of {other.label} minus {reference.label}: {interval(elbo, 2)} nats. {sentence(verdict(elbo))}.",
-            f"MIG ({HEADLINE_KIND}, d = {dim}) of the same pair: {interval(score)}. {sentence(verdict(score))}.",
+            f"ELBO of {other.label} minus {reference}: {interval(elbo, 2)} nats. {sentence(verdict(elbo))}.",
+            f"{compared.headline} of the same pair: {interval(score)}. {sentence(verdict(score))}.",
         ]
-    if len(others) > MOST_SENTENCES:
-        items.append(f"{len(others) - MOST_SENTENCES} more comparisons are in the table of differences.")
-    if len(others) > 1:
+    if len(differences) > MOST_SENTENCES:
+        items.append(f"{len(differences) - MOST_SENTENCES} more comparisons are in the table of differences.")
+    if len(differences) > 1:
         items.append(
-            f"These are {2 * len(others)} comparisons at 95 %: expect one in twenty to exclude 0 by chance alone."
+            f"These are {2 * len(differences)} comparisons at 95 %: expect one in twenty to exclude 0 by chance alone."
         )
     return [*unequal_training(compared), *items, _training_length(compared)]
 
@@ -94,7 +79,7 @@ def unequal_training(compared: Comparable) -> list[str]:
 
 def _unequal(compared: Comparable, name: str, unit: str, scale: float, digits: int) -> str:
     """Name the configurations with the least and the most of a number of summary.json if they are far apart."""
-    means = [(c.values(lambda run: run.trained(name)) / scale, c.label) for c in compared.configurations]
+    means = [(c.values(lambda run: run.summary.get(name)) / scale, c.label) for c in compared.configurations]
     known = sorted((float(values.mean()), label) for values, label in means if len(values))
     if not known or known[-1][0] <= UNEQUAL * known[0][0]:
         return ""
@@ -124,9 +109,8 @@ def _seeds(configuration: Configuration) -> str:
 
 def _best(known: Float64) -> list[int]:
     """Choose the factors to name: all, in the data's order, or those with the largest shares."""
-    if len(known) <= MOST_FACTORS:
-        return list(range(len(known)))
-    return [int(column) for column in np.argsort(-known, kind="stable")[:MOST_FACTORS]]
+    order = np.argsort(-known, kind="stable") if len(known) > MOST_FACTORS else np.arange(len(known))
+    return [int(column) for column in order[:MOST_FACTORS]]
 
 
 def _who_knows(share: Float64, name: str, unit: str, unit_names: Sequence[str]) -> str:
@@ -174,12 +158,9 @@ def gains(configuration: Configuration) -> str:
     if len(columns) < len(names):
         shown += f", the other {len(names) - len(columns)} factors at most {np.delete(total, columns).max():.0%}"
     thresholds = [r.record["scores"]["groups"].get("threshold") for r in configuration.runs if r.has_groups]
-    known = [t for t in thresholds if t is not None]
-    chance = (
-        f"By chance a gain reaches {max(known):.3f} nats."
-        if known
-        else "The chance level was not computed (--group-shuffles)."
-    )
+    chance = "The chance level was not computed (--group-shuffles)."
+    if known := [t for t in thresholds if t is not None]:
+        chance = f"By chance a gain reaches {max(known):.3f} nats."
     return (
         f"All groups together encode: {shown}. {chance} {_seeds(configuration)} Gains are differences of two bounds, so they are "
         "estimates, not bounds. Groups are added from the top down, so shared information counts towards the upper group."
@@ -203,19 +184,16 @@ def dimension(compared: Comparable) -> str:
 
 def _control(compared: Comparable) -> str:
     """Say which trained codes score above those of untrained weights."""
-    behind, known = [], False
-    for configuration in compared.configurations:
-        for d in compared.dims:
-            trained, fresh = (configuration.reduced(HEADLINE_KIND, d, untrained=u) for u in (False, True))
-            if len(trained) and len(fresh):
-                known = True
-                if trained.mean() <= fresh.mean():
-                    behind.append(f"{configuration.label} at d = {d}")
-    if not known:
+    behind: dict[str, bool] = {}
+    for c, d in itertools.product(compared.configurations, compared.dims):
+        trained, fresh = (c.reduced(HEADLINE_KIND, d, untrained=untrained) for untrained in (False, True))
+        if len(trained) and len(fresh):
+            behind[f"{c.label} at d = {d}"] = bool(trained.mean() <= fresh.mean())
+    if not behind:
         return "No untrained models were scored (--untrained), so part of any score may be due to the architecture."
-    if behind:
-        more = f" and {len(behind) - MOST_SENTENCES} more" if len(behind) > MOST_SENTENCES else ""
-        return f"Dotted: untrained weights, which score at least as high as {', '.join(behind[:MOST_SENTENCES])}{more}."
+    if names := [name for name, is_behind in behind.items() if is_behind]:
+        more = f" and {len(names) - MOST_SENTENCES} more" if len(names) > MOST_SENTENCES else ""
+        return f"Dotted: untrained weights, which score at least as high as {', '.join(names[:MOST_SENTENCES])}{more}."
     return "Dotted: untrained weights; on average, training raised the score of every configuration."
 
 
@@ -225,7 +203,7 @@ def scatter(compared: Comparable) -> str:
     said = f"{len(runs)} runs. Grey lines connect points of equal ELBO, which is higher towards the lower left."
     if runs:
         best, elbo = max(runs, key=lambda found: found[1])
-        said += f" The highest ELBO, {number(elbo, 1)} nats, belongs to a run of {best.label}."
+        said += f" The highest ELBO, {elbo:,.1f} nats, belongs to a run of {best.label}."
     dim = compared.headline_dim
     points = [(elbo, score) for run, elbo in runs if (score := run.reduced(HEADLINE_KIND, dim)) is not None]
     if len(points) < MIN_RUNS or min(map(np.ptp, zip(*points, strict=True))) == 0:

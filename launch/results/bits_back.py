@@ -105,21 +105,13 @@ def _finite(values: Tensor) -> Floats:
 
 @dataclass
 class _Grid:
-    """The grid of one group of one image: the Decision that codes or replays its latents.
+    """The grid of one group of one image: the Decision that codes or replays its latents."""
 
-    Args:
-        halvings: h of each channel's step 2^-h.
-        offset: u, in the group's shape.
-        coder: coder from which latents are popped, if ``pops`` is given.
-        pops: distribution whose code pops the latents; None replays ``index``.
-        index: k, in the group's shape.
-    """
-
-    halvings: Sequence[int]
-    offset: Floats
+    halvings: Sequence[int]  # h of each channel's step 2^-h
+    offset: Floats  # u, in the group's shape
     coder: Any
-    pops: str | None
-    index: Ints | None = None
+    pops: str | None  # distribution whose code pops the latents; None replays ``index``
+    index: Ints | None = None  # k, in the group's shape
     beliefs: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     from_posterior = False  # the latents that the decoder sees
 
@@ -138,7 +130,8 @@ class _Grid:
             "posterior": (shift, _finite(posterior.std) / unit),
         }
         if self.pops is not None:
-            self.index = self._pop(self.pops)
+            channels = [self.coder.decode(codes, *of) + centre for codes, centre, *of in self._codes(self.pops)]
+            self.index = np.stack(channels).reshape(self.offset.shape)
         assert self.index is not None
         z = mean + unit * (self.index + self.offset)
         return torch.from_numpy(z).to(prior.mean.dtype)[None]
@@ -159,11 +152,6 @@ class _Grid:
             codes.append((_stream().model.QuantizedGaussian(-window, window), centre, mean - centre, std))
         return codes
 
-    def _pop(self, belief: str) -> Ints:
-        channels = [self.coder.decode(family, *normal) + centre for family, centre, *normal in self._codes(belief)]
-        index: Ints = np.stack(channels).reshape(self.offset.shape)
-        return index
-
     def push(self, belief: str) -> None:
         """Push the latents with this distribution: the inverse of popping."""
         assert self.index is not None
@@ -174,18 +162,11 @@ class _Grid:
 def _pixel_codes(likelihood: Likelihood, x: Tensor, channel: int) -> tuple[Any, Floats]:
     """The family and parameters of all pixels of a channel given the earlier channels of ``x`` [1, C, H, W]."""
     if isinstance(likelihood, Bernoulli):
-        return _stream().model.Bernoulli(perfect=False), _finite(
-            torch.sigmoid(likelihood.logits[:, channel].double())
-        ).ravel()
+        ones = _finite(torch.sigmoid(likelihood.logits[:, channel].double()))
+        return _stream().model.Bernoulli(perfect=False), ones.ravel()
     assert isinstance(likelihood, DiscretizedLogisticMixture)
-    return _stream().model.Categorical(perfect=False), _finite(likelihood.channel_pmf(channel, x)).reshape(
-        x[0, 0].numel(), -1
-    )
-
-
-def _push_pixels(coder: Any, likelihood: Likelihood, x: Tensor, levels: Ints) -> None:
-    for channel in reversed(range(len(levels))):
-        coder.encode_reverse(levels[channel].ravel(), *_pixel_codes(likelihood, x, channel))
+    levels = _finite(likelihood.channel_pmf(channel, x))
+    return _stream().model.Categorical(perfect=False), levels.reshape(x[0, 0].numel(), -1)
 
 
 @dataclass(frozen=True)
@@ -244,7 +225,8 @@ class BitsBack:
         grids = self._grids(coder, number, "posterior")
         likelihood = self.model.top_down(grids, self.model.bottom_up(x)).likelihood
         lowest = min(lowest, int(coder.num_words()))
-        _push_pixels(coder, likelihood, x, levels)
+        for channel in reversed(range(len(levels))):
+            coder.encode_reverse(levels[channel].ravel(), *_pixel_codes(likelihood, x, channel))
         for grid in reversed(grids):
             grid.push("prior")
         return lowest
@@ -296,11 +278,7 @@ def _initial_words(codec: BitsBack) -> Words:
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
-def _silently(numbers: Iterable[int]) -> Iterable[int]:
-    return numbers
-
-
-def encode(codec: BitsBack, images: Sequence[Ints], progress: Progress = _silently) -> Coded:
+def encode(codec: BitsBack, images: Sequence[Ints], progress: Progress = iter) -> Coded:
     """Stack all ``images``, each levels [C, H, W]; drop initial bits that no image read."""
     initial = _initial_words(codec)
     coder = _stream().stack.AnsCoder(initial)
@@ -309,7 +287,7 @@ def encode(codec: BitsBack, images: Sequence[Ints], progress: Progress = _silent
     return Coded(coder.get_compressed()[unread:], len(initial) - unread)
 
 
-def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = _silently) -> list[Ints]:
+def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = iter) -> list[Ints]:
     """The images that :func:`encode` stacked.
 
     Raises:

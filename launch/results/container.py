@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import struct
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -29,54 +28,34 @@ DIGEST_CHARACTERS = 32
 LEAST_BITS = 1  # per image, which bounds the number of images in a file
 
 Count = Annotated[int, Field(ge=0)]
-Digest = Annotated[str, Field(max_length=64)]
+Short = Digest = Annotated[str, Field(max_length=64)]
 Halving = Annotated[int, Field(ge=0, le=bits_back.MOST_HALVINGS)]
 
 
 @dataclass(frozen=True)
 class Header:
-    """Header of a compressed file.
-
-    Args:
-        checkpoint: digest of the checkpoint that compressed.
-        weights: averaged or raw weights.
-        arithmetic: digest of the floats that the model computes for a fixed image.
-        torch: version of PyTorch that compressed.
-        processor: kind of processor that compressed.
-        data: name of the data set.
-        count: number of images.
-        halvings: for each group and channel, the h of its grid's step 2^-h.
-        seed: seed of offsets and initial bits.
-        num_initial: number of initial words at the bottom of the stack.
-        num_words: number of all words.
-        words: digest of the words.
-        pixels: digest of the images.
-    """
+    """Header of a compressed file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    checkpoint: Digest
+    checkpoint: Digest  # of the checkpoint that compressed
     weights: Weights
-    arithmetic: Digest
-    torch: Digest
-    processor: Digest
-    data: str
-    count: Annotated[int, Field(ge=1)]
-    halvings: list[list[Halving]]
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
-    num_initial: Count
-    num_words: Count
-    words: Digest
-    pixels: Digest
+    arithmetic: Digest  # of the floats that the model computes for a fixed image
+    torch: Short  # version that compressed
+    processor: Short  # kind that compressed
+    data: str  # name of the data set
+    count: Annotated[int, Field(ge=1)]  # images
+    halvings: list[list[Halving]]  # for each group and channel, the h of its grid's step 2^-h
+    seed: Annotated[int, Field(ge=0, lt=2**63)]  # of offsets and initial bits
+    num_initial: Count  # initial words, at the bottom of the stack
+    num_words: Count  # all words
+    words: Digest  # of the words
+    pixels: Digest  # of the images
 
 
 def _digest(content: bytes) -> str:
     """128 bits of SHA-256 in hexadecimal, to detect damage and mistakes."""
     return hashlib.sha256(content).hexdigest()[:DIGEST_CHARACTERS]
-
-
-def _pixels(images: Sequence[bits_back.Ints]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.stack(images).astype(np.uint8)
 
 
 @torch.no_grad()
@@ -155,23 +134,17 @@ def unpack(content: bytes, model: VAE, where: str) -> np.ndarray[Any, np.dtype[n
             f"here (PyTorch {torch.__version__}, {platform.machine()}); decompress it there"
         )
     coded = bits_back.Coded(words, header.num_initial)
-    images = _pixels(bits_back.decode(codec, coded, header.count, lambda n: tqdm(n, "unpacking", disable=None)))
+    levels = bits_back.decode(codec, coded, header.count, lambda n: tqdm(n, "unpacking", disable=None))
+    images = np.stack(levels).astype(np.uint8)
     if _digest(images.tobytes()) != header.pixels:
         raise ValueError(f"the images decoded from {where} are wrong; decompress on the machine that compressed them")
     return images
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A compressed file and its sizes in bits."""
-
-    content: bytes
-    bits: int
-    net_bits: int
-
-
-def pack(model: VAE, data: datasets.Subset, *, seed: int, digest: str, weights: Weights) -> Packed:
-    """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``."""
+def pack(
+    model: VAE, data: datasets.Subset, *, seed: int, digest: str, weights: Weights
+) -> tuple[bytes, bits_back.Coded]:
+    """Compress all images of ``data`` with ``model``, whose checkpoint's SHA-256 is ``digest``; return file and stack."""
     levels = data.images(np.arange(len(data)))
     sample = datasets.to_float(levels[:SURVEYED], data.spec)
     halvings = bits_back.choose_halvings(model, sample, torch.Generator().manual_seed(seed))
@@ -190,6 +163,6 @@ def pack(model: VAE, data: datasets.Subset, *, seed: int, digest: str, weights: 
         num_initial=coded.num_initial,
         num_words=len(coded.words),
         words=_digest(coded.words.astype("<u4").tobytes()),
-        pixels=_digest(_pixels(images).tobytes()),
+        pixels=_digest(levels.numpy().tobytes()),
     )
-    return Packed(to_bytes(header, coded.words), coded.bits, coded.net_bits)
+    return to_bytes(header, coded.words), coded

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,7 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 FORMAT = 1
 CHEAP_IMAGES = 2000
-CHEAP_SCORES: dict[str, Callable[..., Any]] = {
-    "mig": metrics.mig,
-    "jemmig": metrics.jemmig,
-    "mcc": metrics.mcc,
-    "linear_r2": metrics.linear_r2,
-}
+CHEAP_SCORES = ("mig", "jemmig", "mcc", "linear_r2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,34 +56,19 @@ class Protocol:
         """Choose images of a split, ascending."""
         return datasets.choose_rows(num_images, None if self.full_grid else self.images, seed=self.seed)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data, equal for equal protocols."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Encoded:
-    """Posteriors of N images, each group at its posterior mean given the means of the groups above; top group first.
+    """Posteriors of N images, each group at its posterior mean given the means of the groups above; top group first."""
 
-    Args:
-        residuals: per group (mu_q - mu_p) / sigma_p, [N, C, H, W].
-        means: per group mu_q, [N, C, H, W].
-        variance: [N, D] of the posterior of a model with one vector of latents; None for all others.
-        kl: [N, L] in nats, given the means above, of the posterior before any flow.
-        kl_per_channel: per group [C], nats per image.
-        resolution: per group, height of the latents in the model (maps may be kept smaller).
-        rows: [N], indices of the images in the split.
-        max_side: larger maps were averaged down to this side, so that N images fit the allowed memory.
-    """
-
-    residuals: list[Float32]
-    means: list[Float32]
-    variance: Float32 | None
-    kl: Float32
-    kl_per_channel: list[Float32]
-    resolution: list[int]
-    rows: Int64
-    max_side: int
+    residuals: list[Float32]  # per group (mu_q - mu_p) / sigma_p, [N, C, H, W]
+    means: list[Float32]  # per group mu_q, [N, C, H, W]
+    variance: Float32 | None  # [N, D] of the posterior of a model with one vector of latents
+    kl: Float32  # [N, L] in nats, given the means above, of the posterior before any flow
+    kl_per_channel: list[Float32]  # per group [C], nats per image
+    resolution: list[int]  # per group, height of the latents in the model (maps may be kept smaller)
+    rows: Int64  # [N], indices of the images in the split
+    max_side: int  # larger maps were averaged down to this side, so that N images fit the allowed memory
 
     @property
     def kl_of_units(self) -> list[float]:
@@ -176,27 +156,16 @@ def encode(model: VAE, data: ImageSet, rows: Int64, ranks: Ranks, *, batch_size:
             parts.append((block, _encode_block(model, x, side)))
             bar.update(min(len(positions) * ranks.world_size, len(rows) - bar.n))
     gathered = sorted((part for own in ranks.gather(parts) for part in own), key=lambda part: part[0])
-    whole = {name: np.concatenate([part[name] for _, part in gathered]) for name in gathered[0][1]}
-    count = range(len(shapes))
-    return Encoded(
-        residuals=[whole[f"residual{i}"] for i in count],
-        means=[whole[f"mean{i}"] for i in count],
-        variance=whole.get("variance"),
-        kl=whole["kl"],
-        kl_per_channel=[whole[f"channel_kl{i}"].mean(0, dtype=np.float64).astype(np.float32) for i in count],
-        resolution=[height for _, height, _ in shapes],
-        rows=rows,
-        max_side=side,
-    )
+    whole: dict[str, npt.NDArray[Any]] = {
+        name: np.concatenate([part[name] for _, part in gathered]) for name in gathered[0][1]
+    }
+    for i in range(len(shapes)):
+        whole[f"channel_kl{i}"] = whole[f"channel_kl{i}"].mean(0, dtype=np.float64).astype(np.float32)
+    resolution = np.array([height for _, height, _ in shapes], dtype=np.int64)
+    return _from_arrays(whole | {"rows": rows, "resolution": resolution, "max_side": np.array(side)})
 
 
 # --- The cache ------------------------------------------------------------------------------------------------------
-
-
-def cache_key(model_key: str, recipe: dict[str, Any], protocol: Protocol, max_gib: float) -> str:
-    """Name of codes, from everything that determines them: weights, data, choice of images, size of maps."""
-    made_of = [FORMAT, model_key, recipe, protocol.as_json(), max_gib]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def save(path: Path, encoded: Encoded) -> None:
@@ -207,10 +176,8 @@ def save(path: Path, encoded: Encoded) -> None:
         "resolution": np.array(encoded.resolution, dtype=np.int64),
         "max_side": np.array(encoded.max_side, dtype=np.int64),
     }
-    for i, (residual, mean, kl) in enumerate(
-        zip(encoded.residuals, encoded.means, encoded.kl_per_channel, strict=True)
-    ):
-        arrays |= {f"residual{i}": residual, f"mean{i}": mean, f"channel_kl{i}": kl}
+    for i, residual in enumerate(encoded.residuals):
+        arrays |= {f"residual{i}": residual, f"mean{i}": encoded.means[i], f"channel_kl{i}": encoded.kl_per_channel[i]}
     if encoded.variance is not None:
         arrays["variance"] = encoded.variance
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,7 +242,8 @@ def encode_once(
 
     ``model_key`` identifies the weights (a checkpoint's hash).
     """
-    path = folder / f"{cache_key(model_key, data.recipe, protocol, max_gib)}.npz"
+    made_of = [FORMAT, model_key, data.recipe, asdict(protocol), max_gib]  # everything that determines the codes
+    path = folder / f"{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:20]}.npz"
     found = load(path) if ranks.is_main else None
     if ranks.from_main(found is not None):
         return found
@@ -298,5 +266,5 @@ def cheap_scores(
     )
     reduced = metrics.reduce_groups(encoded.residuals, "moments", dim=10, seed=seed)
     factors = data.factors(encoded.rows[reduced.rows])
-    found = {f"score/{name}_d10": float(score(reduced.codes, factors).score) for name, score in CHEAP_SCORES.items()}
+    found = {f"score/{name}_d10": float(getattr(metrics, name)(reduced.codes, factors).score) for name in CHEAP_SCORES}
     return {**found, "score/active_latents": float(encoded.active_latents)}

@@ -8,7 +8,6 @@ import json
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from launch.results.pictures import leading_axes
 from metrics import edits
 from metrics.decisions import check_temperature
 from metrics.model import VAE
@@ -26,35 +26,6 @@ PAGE = Path(__file__).with_name("explorer.html")
 HOST = "127.0.0.1"  # other machines cannot reach it
 MOST_LATENTS = 16  # sliders of a model with one group
 LARGEST_REQUEST = 1 << 16  # bytes
-
-
-@dataclass(frozen=True)
-class Slider:
-    """A latent or a principal axis that the page moves."""
-
-    name: str
-    axis: edits.Axis
-
-
-@torch.no_grad()
-def sliders_of(model: VAE, x: Tensor, axes: int) -> list[Slider]:
-    """Choose the sliders: the latents of highest KL of one group, or each group's first principal axes.
-
-    Args:
-        model: in evaluation mode.
-        x: images [N, C, H, W] for the mean KL and the principal axes.
-        axes: number of principal axes of each group.
-    """
-    if len(model.group_shapes) == 1:
-        kl = model.groups_at_means(x)[0].kl_per_channel()
-        chosen = kl.argsort(descending=True)[:MOST_LATENTS].tolist()
-        return [Slider(f"z{i} ({float(kl[i]):.2f} nats)", edits.latent_axis(model, 0, i)) for i in chosen]
-    count = min(axes, len(x) - 1, *(math.prod(shape) for shape in model.group_shapes))
-    return [
-        Slider(f"group {group}, axis {i}", axis)
-        for group in range(len(model.group_shapes))
-        for i, axis in enumerate(edits.principal_axes(model, x, group, count))
-    ]
 
 
 class Explorer:
@@ -69,7 +40,9 @@ class Explorer:
 
     def __init__(self, model: VAE, images: Tensor, title: str, axes: int = 4) -> None:
         self.model, self.images, self.title = model, images, title
-        self.sliders = sliders_of(model, images, axes)
+        shapes = model.group_shapes
+        each = min(axes, len(images) - 1, *(math.prod(shape) for shape in shapes))
+        self.sliders = leading_axes(model, images, range(len(shapes)), each, MOST_LATENTS)
         self._codes = edits.coordinates(model, images)
         self._lock = threading.Lock()  # one answer at a time: each request has a thread
 

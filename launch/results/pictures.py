@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from datasets import to_float
 from launch.console import figures
 from launch.console.figures import Picture
 from launch.machine import files, noise
-from launch.results.run import SavedRun
+from launch.results.run import RunFlags, SavedRun
 from metrics import edits
 from metrics.model import VAE
 
@@ -52,7 +52,7 @@ def _numbers(values: Sequence[float]) -> list[str]:
     return [f"{round(value, 1) + 0.0:.1f}" for value in values]
 
 
-def top_groups(model: VAE, x: Tensor, title: str = "") -> Picture:
+def top_groups(model: VAE, x: Tensor, title: str) -> Picture:
     """Draw the images, and below them reconstructions from the top 1, 2, ... groups; the rest is at its prior mean."""
     if len(model.group_shapes) == 1:
         rows, of = _top_channels(model, x), "latents"
@@ -65,21 +65,35 @@ def top_groups(model: VAE, x: Tensor, title: str = "") -> Picture:
     return figures.grid(torch.cat([x, *rows]), len(x), title=f"{title}: decoded from the top {of}", rows=names)
 
 
-def traversals(model: VAE, pool: Tensor, title: str = "") -> Picture:
-    """Move the first image along one axis per row: each group's first principal axes, or the latents of highest KL."""
-    named: list[tuple[str, edits.Axis]]
+class NamedAxis(NamedTuple):
+    """An axis of a group's coordinates and its name."""
+
+    name: str
+    axis: edits.Axis
+
+
+@torch.no_grad()
+def leading_axes(model: VAE, x: Tensor, groups: Iterable[int], each: int, latents: int) -> list[NamedAxis]:
+    """Choose the axes along which images [N, C, H, W] vary most.
+
+    These are the first ``each`` principal axes of ``groups``, or the ``latents`` with the highest mean KL of a model with
+    one group.
+    """
     if len(model.group_shapes) == 1:
-        kl = model.groups_at_means(pool)[0].kl_per_channel()
-        chosen = kl.argsort(descending=True)[:MOST_AXES].tolist()
-        named = [(f"z{channel}", edits.latent_axis(model, 0, channel)) for channel in chosen]
-    else:
-        groups = [level - 1 for level in _levels(len(model.group_shapes))]
-        each = max(1, MOST_AXES // len(groups))
-        named = [
-            (f"group {group}, axis {i}", axis)
-            for group in groups
-            for i, axis in enumerate(edits.principal_axes(model, pool, group, each))
-        ]
+        kl = model.groups_at_means(x)[0].kl_per_channel()
+        chosen = kl.argsort(descending=True)[:latents].tolist()
+        return [NamedAxis(f"z{i} ({float(kl[i]):.2f} nats)", edits.latent_axis(model, 0, i)) for i in chosen]
+    return [
+        NamedAxis(f"group {group}, axis {i}", axis)
+        for group in groups
+        for i, axis in enumerate(edits.principal_axes(model, x, group, each))
+    ]
+
+
+def traversals(model: VAE, pool: Tensor, title: str) -> Picture:
+    """Move the first image along one of the leading axes per row."""
+    groups = [level - 1 for level in _levels(len(model.group_shapes))]
+    named = leading_axes(model, pool, groups, max(1, MOST_AXES // len(groups)), MOST_AXES)
     values = torch.linspace(-REACH, REACH, STEPS).tolist()
     rows = [edits.traverse(model, pool[:1], axis, values)[:, 0] for _, axis in named]
     return figures.grid(
@@ -120,11 +134,9 @@ def overview(run: SavedRun, split: str, seed: int) -> Mapping[str, Picture]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraverseConfig:
+class TraverseConfig(RunFlags):
     """Settings of the pictures."""
 
-    run: Path
-    """Run folder."""
     show: Show = "traverse"
     """traverse: move along latents. interpolate: from --image to --other. swap: exchange groups of the two.
     top: reconstruct from the top 1, 2, ... groups, with the others sampled from their priors."""
@@ -151,14 +163,8 @@ class TraverseConfig:
     """Temperature of the groups that top samples."""
     split: str = "test"
     """train, valid or test."""
-    data_root: Path | None = None
-    """Folder of the data, if it moved since training."""
-    other_data: bool = False
-    """Accept data that differ from those that the run was trained on."""
     out: Path | None = None
     """Folder; default <run>/figures."""
-    weights: Literal["auto", "raw"] = "auto"
-    """auto: the averaged weights if the run has them."""
     seed: int = 0
     """Seed of the samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -182,21 +188,20 @@ def kl_map(model: VAE, x: Tensor, group: int, seed: int = 0) -> Tensor:
     return model.descend(model.posterior_samples(drawn), features)[group].kl().mean(0)
 
 
-def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[tuple[str, edits.Axis]]:
+def axes_of(model: VAE, x: Tensor, config: TraverseConfig) -> list[NamedAxis]:
     """Choose the rows of a traversal: names and axes, those with the highest KL (or variance) first."""
     group = config.group
     shape = model.group_shapes[group]
     if config.by == "axis":
         count = min(config.rows, len(x) - 1, math.prod(shape))
-        found = edits.principal_axes(model, x, group, count)
-        return [(f"axis {i}", axis) for i, axis in enumerate(found)]
+        return [NamedAxis(f"axis {i}", axis) for i, axis in enumerate(edits.principal_axes(model, x, group, count))]
     kl = kl_map(model, x, group, config.seed)
     scores = kl.reshape(len(kl), -1).sum(1) if config.by == "channel" else kl.flatten()
-    rows: list[tuple[str, edits.Axis]] = []
+    rows: list[NamedAxis] = []
     for index in scores.argsort(descending=True)[: config.rows].tolist():
         place = (index,) if config.by == "channel" else [int(i) for i in np.unravel_index(index, shape)]
         name = f"{config.by} {','.join(map(str, place))} ({float(scores[index]):.2f} nats)"
-        rows.append((name, edits.latent_axis(model, group, *place)))
+        rows.append(NamedAxis(name, edits.latent_axis(model, group, *place)))
     return rows
 
 
@@ -223,19 +228,16 @@ class Shown:
 
 
 def _traverse(model: VAE, x: Tensor, chosen: Tensor, config: TraverseConfig) -> Shown:
-    values = torch.linspace(*config.range, config.steps).tolist()
-    rows: list[Tensor] = []
-    names: list[str] = []
-    for name, axis in axes_of(model, x, config):
-        print(f"row {len(rows)}: {name}")
-        names.append(name)
-        rows.append(edits.traverse(model, chosen, axis, values, config.below)[:, 0])
+    values, named = torch.linspace(*config.range, config.steps).tolist(), axes_of(model, x, config)
+    for row, (name, _) in enumerate(named):
+        print(f"row {row}: {name}")
+    rows = [edits.traverse(model, chosen, axis, values, config.below)[:, 0] for _, axis in named]
     of = "the images" if config.by == "axis" else "the prior"
     says = (
         f"{config.split} image {config.image}; each row moves one {config.by} of group {config.group}, by the standard "
         f"deviations of {of} above"
     )
-    return Shown(torch.stack(rows), says, names, _numbers(values))
+    return Shown(torch.stack(rows), says, [name for name, _ in named], _numbers(values))
 
 
 def _interpolate(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:
@@ -311,10 +313,10 @@ def save_gif(frames: list[Picture], path: Path) -> Path:
 
 def name_of(config: TraverseConfig) -> str:
     """Name the file of the requested pictures."""
-    names: dict[str, Any] = {
+    names = {
         "traverse": f"traverse_g{config.group}_{config.by}_i{config.image}",
         "interpolate": f"interpolate_i{config.image}-{config.other}",
         "swap": f"swap_g{config.group}_i{config.image}-{config.other}",
         "top": f"top_t{config.temperature:g}_i{config.image}_seed{config.seed}",
     }
-    return str(names[config.show])
+    return names[config.show]

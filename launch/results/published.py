@@ -124,17 +124,6 @@ def data_config(args: Mapping[str, Any]) -> DataConfig:
     return DataConfig(dataset=known, image_size=size, num_bits=spec.num_bits)
 
 
-def _train_config(model: NVAE, args: Mapping[str, Any], data_root: Path | None) -> NVAETrainConfig:
-    return NVAETrainConfig(
-        preset="published",
-        data=replace(data_config(args), data_root=data_root),
-        model=model.config,
-        objective=official.objective_config(args),
-        optim=_optim_config(args),
-        run=_run_config(args),
-    )
-
-
 def _number(args: Mapping[str, Any], name: str, default: float) -> float:
     """An argument that is a finite number, else the default."""
     value = args.get(name, default)
@@ -142,25 +131,28 @@ def _number(args: Mapping[str, Any], name: str, default: float) -> float:
     return float(value) if is_number else default
 
 
-def _optim_config(args: Mapping[str, Any]) -> OptimConfig:
-    """The published optimiser, with our defaults for missing arguments. The published code averages no weights."""
-    ours, epochs = OptimConfig(), _number(args, "epochs", 0.0)
-    warmup = _number(args, "warmup_epochs", 0.0) / epochs if epochs > 0 and "warmup_epochs" in args else ours.lr_warmup
-    return OptimConfig(
-        lr=max(_number(args, "learning_rate", ours.lr), 1e-12),
-        lr_min=max(_number(args, "learning_rate_min", ours.lr_min), 0.0),
-        lr_warmup=min(max(warmup, 0.0), 1.0),
-        weight_decay=max(_number(args, "weight_decay", ours.weight_decay), 0.0),
-        ema_decay=0.0,
-    )
-
-
-def _run_config(args: Mapping[str, Any]) -> RunConfig:
-    ours = RunConfig()
-    return RunConfig(
-        epochs=max(1, int(_number(args, "epochs", ours.epochs))),
-        batch_size=max(1, int(_number(args, "batch_size", ours.batch_size))),
-        seed=int(_number(args, "seed", ours.seed)) % 2**31,
+def _train_config(model: NVAE, args: Mapping[str, Any], data_root: Path | None) -> NVAETrainConfig:
+    """Our configuration, with our defaults for missing arguments. The published code averages no weights."""
+    optim, run, epochs = OptimConfig(), RunConfig(), _number(args, "epochs", 0.0)
+    has_warmup = epochs > 0 and "warmup_epochs" in args
+    warmup = _number(args, "warmup_epochs", 0.0) / epochs if has_warmup else optim.lr_warmup
+    return NVAETrainConfig(
+        preset="published",
+        data=replace(data_config(args), data_root=data_root),
+        model=model.config,
+        objective=official.objective_config(args),
+        optim=OptimConfig(
+            lr=max(_number(args, "learning_rate", optim.lr), 1e-12),
+            lr_min=max(_number(args, "learning_rate_min", optim.lr_min), 0.0),
+            lr_warmup=min(max(warmup, 0.0), 1.0),
+            weight_decay=max(_number(args, "weight_decay", optim.weight_decay), 0.0),
+            ema_decay=0.0,
+        ),
+        run=RunConfig(
+            epochs=max(1, int(_number(args, "epochs", run.epochs))),
+            batch_size=max(1, int(_number(args, "batch_size", run.batch_size))),
+            seed=int(_number(args, "seed", run.seed)) % 2**31,
+        ),
     )
 
 

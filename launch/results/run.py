@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import datasets
-from datasets import ImageSpec, recipes
-from launch.console.config import DataConfig, SharedConfig, from_json
+from datasets import recipes
+from launch.console.config import SharedConfig, from_json
 from launch.console.terminal import say
 from launch.families import FAMILIES
 from launch.families.family import Family
@@ -42,10 +41,7 @@ class SavedRun:
         family: the model family that the run belongs to.
         config: configuration that the run was trained with.
         spec: shape and bit depth of the images that the model takes.
-        device: device that the model is put on.
-        weights: "auto" takes the averaged weights if there are any, "raw" the trained ones.
-        data_root: folder of the data set, if it moved since training.
-        other_data: accept data that differ from those that the run was trained on.
+        device, weights, data_root, other_data: as for :func:`open_run`.
         asked_checkpoint: checkpoint to load; None takes the newest valid one.
     """
 
@@ -117,38 +113,55 @@ class SavedRun:
         """Build the model of this run with newly initialised weights."""
         return self.family.build_model(self.config, self.spec)
 
-    @property
-    def _recipe(self) -> dict[str, Any]:
-        """Recipe of the training images; {} if it was not recorded."""
-        data = self.record.get("data")
-        recipe = data.get("recipe") if isinstance(data, dict) else None
-        return recipe if isinstance(recipe, dict) else {}
-
     def data(self, split: str = "test") -> datasets.Dataset:
         """Open a split of the data set that the run was trained on: train, valid, test, or all if it exists.
 
-        Images of a folder are cropped and resized to the size of the run.
+        Images of a folder are cropped and resized to the size of the run. The present training images are compared with
+        the recorded ones, because a split made from other images may contain some that the run was trained on.
 
         Raises:
-            ValueError: the data are missing, differ from those that the run was trained on (and ``other_data`` is off),
-                or have images that the model does not take.
+            ValueError: the data are missing, differ from those that the run was trained on (the message names the
+                differences, and ``other_data`` is off), or have images that the model does not take.
         """
-        config = self.config.data if self.data_root is None else replace(self.config.data, data_root=self.data_root)
-        data = open_data(
-            config,
-            self.spec,
-            split,
-            seed=self.config.run.seed,
-            recorded=self._recipe,
-            run=self.folder,
-            insist=self.other_data,
-        )
+        recorded = self.files.recipe
+        try:
+            train = self._open(split="train")
+        except datasets.NoSuchSplit:
+            train = None
+        changed = list[str]()
+        if recorded:  # imported weights have no record of their data
+            missing = ["the training images are missing"]
+            changed = missing if train is None else recipes.differences(recorded, train.recipe)
+        if changed and not self.other_data:
+            raise ValueError(
+                f"the data differ from those that {self.folder} was trained on ({', '.join(changed)}), so images of split "
+                f"{split} may have been trained on; restore the data, name their folder (--data-root), or add --other-data "
+                "to use these nevertheless"
+            )
+        if changed:
+            _warn(f"the data differ from those that the run was trained on: {', '.join(changed)}")
+        data = train if split == "train" and train is not None else self._open(split)
         if data.spec != self.spec:
             raise ValueError(
                 f"the run was trained on {_describe(self.spec)}, {data.name} now has {_describe(data.spec)}; "
                 "give the folder of the data that it was trained on with --data-root"
             )
         return data
+
+    def _open(self, split: str) -> datasets.Dataset:
+        """Open a split as it is, or images of a folder in the run's shape if they have another one."""
+        config = self.config.data if self.data_root is None else replace(self.config.data, data_root=self.data_root)
+        opened = partial(config.open, split, seed=self.config.run.seed, recorded=self.files.recipe or {})
+        try:
+            data = opened()
+            if data.spec == self.spec or config.dataset != "folder":
+                return data
+        except datasets.NoSuchSplit:
+            raise
+        except datasets.DataError:
+            if config.dataset != "folder" or config.image_size is not None:
+                raise
+        return opened(spec=self.spec)
 
     def _floats(self, images: Images) -> Tensor:
         """Check images [N, C, H, W] and convert them to floats in [0, 1]."""
@@ -241,27 +254,19 @@ def open_run(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}; {_nearest(folder)}")
-    files = RunFolder(folder)
-    record = files.read_json("config.json")
-    if not isinstance(record, dict) or str(record.get("family")) not in FAMILIES:
-        raise ValueError(f"{files.config_path} names no known model family; choose a run of {', '.join(FAMILIES)}")
+    record, where = RunFolder(folder).read_json("config.json"), RunFolder(folder).config_path
+    if str(record.get("family")) not in FAMILIES:
+        raise ValueError(f"{where} names no known model family; choose a run of {', '.join(FAMILIES)}")
     version = record.get("format", FORMAT)
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise ValueError(
-            f"{files.config_path} has format {version!r}, this version reads up to {FORMAT}; update Strata"
-        )
+        raise ValueError(f"{where} has format {version!r}, this version reads up to {FORMAT}; update Strata")
     family = FAMILIES[record["family"]]
-    config = from_json(family.config, record.get("config"), str(files.config_path))
-    try:
-        spec = datasets.ImageSpec(**record["spec"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{files.config_path} has no valid image spec ({error}); restore it") from error
     return SavedRun(
         folder=folder,
         record=record,
         family=family,
-        config=config,
-        spec=spec,
+        config=from_json(family.config, record.get("config"), str(where)),
+        spec=_spec(record, where),
         device=torch.device(device),
         weights=weights,
         data_root=None if data_root is None else Path(data_root),
@@ -270,94 +275,31 @@ def open_run(
     )
 
 
-class RunFlags(Protocol):
-    """Flags of a script that reads a run."""
-
-    @property
-    def run(self) -> Path:
-        """Run folder."""
-
-    @property
-    def weights(self) -> Weights:
-        """Weights to load, averaged or raw."""
-
-    @property
-    def data_root(self) -> Path | None:
-        """Folder of the data, if it moved since training."""
-
-    @property
-    def other_data(self) -> bool:
-        """Accept data that differ from those that the run was trained on."""
-
-
-def open_by_flags(flags: RunFlags, device: str | torch.device = "cpu") -> SavedRun:
-    """Open the run that a script's flags name; see :func:`open_run`."""
-    return open_run(
-        flags.run, device=device, weights=flags.weights, data_root=flags.data_root, other_data=flags.other_data
-    )
-
-
-def open_data(
-    config: DataConfig, spec: ImageSpec, split: str, *, seed: int, recorded: Mapping[str, Any], run: Path, insist: bool
-) -> datasets.Dataset:
-    """Open a split of a run's data, in the run's image size and by its rule for splits.
-
-    The present training images are compared with the recorded ones, because a split made from other images may contain
-    some that the run was trained on.
-
-    Args:
-        config: configuration of the data, with their present folder.
-        spec: shape and bit depth of the run's images.
-        split: train, valid, test or all.
-        seed: seed of the run.
-        recorded: recipe of the training images; {} for imported weights, which have none.
-        run: run folder, for messages.
-        insist: accept differing data with a warning instead of an error.
-
-    Raises:
-        ValueError: the data differ from those that the run was trained on (the message names the differences), or the split has no
-            images.
-    """
-
-    def opened(name: str) -> datasets.Dataset:
-        return _open(config, spec, name, seed=seed, recorded=recorded)
-
+def _spec(record: dict[str, Any], where: Path) -> datasets.ImageSpec:
     try:
-        train = opened("train")
-    except datasets.NoSuchSplit:
-        train = None
-    changed = _differences(recorded, train)
-    if changed and not insist:
-        raise ValueError(
-            f"the data differ from those that {run} was trained on ({', '.join(changed)}), so images of split {split} may "
-            "have been trained on; restore the data, name their folder (--data-root), or add --other-data to use these "
-            "nevertheless"
+        return datasets.ImageSpec(**record["spec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has no valid image spec ({error}); restore it") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of a script that reads a run and its data."""
+
+    run: Path
+    """Run folder."""
+    weights: Weights = "auto"
+    """auto: the averaged weights if the run has them."""
+    data_root: Path | None = None
+    """Folder of the data, if it moved since training."""
+    other_data: bool = False
+    """Accept data that differ from those that the run was trained on."""
+
+    def open(self, device: str | torch.device = "cpu") -> SavedRun:
+        """Open the run on a device."""
+        return open_run(
+            self.run, device=device, weights=self.weights, data_root=self.data_root, other_data=self.other_data
         )
-    if changed:
-        say(f"warning: the data differ from those that the run was trained on: {', '.join(changed)}", file=sys.stderr)
-    return train if split == "train" and train is not None else opened(split)
-
-
-def _open(
-    config: DataConfig, spec: ImageSpec, split: str, *, seed: int, recorded: Mapping[str, Any]
-) -> datasets.Dataset:
-    """Open a split as it is, or in the run's shape if its images have another one."""
-    try:
-        data = config.open(split, seed=seed, recorded=recorded)
-        if data.spec == spec or config.dataset != "folder":
-            return data
-    except datasets.NoSuchSplit:
-        raise
-    except datasets.DataError:
-        if config.dataset != "folder" or config.image_size is not None:
-            raise
-    return config.open(split, seed=seed, recorded=recorded, spec=spec)
-
-
-def _differences(recorded: Mapping[str, Any], train: datasets.Dataset | None) -> list[str]:
-    if not recorded:
-        return []
-    return ["the training images are missing"] if train is None else recipes.differences(recorded, train.recipe)
 
 
 def _nearest(folder: Path) -> str:

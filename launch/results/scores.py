@@ -1,4 +1,4 @@
-"""Scores by name: the requirements, the computation and the description of each."""
+"""Every score by name: its needs, its computation and its meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import metrics
 from launch.console.flags import nearest
 from metrics.factors import Factors, as_table
-from metrics.hierarchy import DIMS, ReducedScore, mic_over_scales
+from metrics.hierarchy import ReducedScore, mic_over_scales
 from metrics.reductions import as_groups, halves
 from metrics.uncertainty import FEWEST_ROWS
 
@@ -23,7 +23,6 @@ Int64 = npt.NDArray[np.int64]
 Need = Literal["factors", "classes", "grid", "variances", "few units"]
 ROWS_TIMES_LATENTS = 10**6  # up to which an interval uses every requested resample
 FEWEST_RESAMPLES = 20
-MOST_UNITS = 64  # units that are probed if the metric was not requested by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +53,22 @@ class Scored:
     grid_codes: Floats | None
     grid_sizes: tuple[int, ...]
     seed: int
-    dims: tuple[int, ...] = DIMS
-    shuffles: int = 20
-    group_shuffles: int = 0
-    resamples: int = 0
+    dims: tuple[int, ...]
+    shuffles: int
+    group_shuffles: int
+    resamples: int
 
     @property
     def with_factors(self) -> tuple[Floats, Factors]:
         """Codes and their factors."""
         assert self.code_factors is not None, "a metric's needs are checked before it is called"
         return self.codes, as_table(self.code_factors)
+
+    @property
+    def with_variances(self) -> tuple[Floats, Floats]:
+        """Codes, which are posterior means, and posterior variances."""
+        assert self.variances is not None, "a metric's needs are checked before it is called"
+        return self.codes, self.variances
 
     def train_and_test(self) -> tuple[Floats, Factors, Floats, Factors]:
         """Codes and factors of two random halves."""
@@ -79,6 +84,8 @@ class Scored:
 
 
 _FACTORS: frozenset[Need] = frozenset({"factors"})
+_CLASSES: frozenset[Need] = _FACTORS | {"classes"}
+_BELIEFS: frozenset[Need] = frozenset({"variances"})
 
 
 @dataclass(frozen=True)
@@ -100,21 +107,33 @@ def _resampled(of_rows: Callable[..., Any], says: str, *, default: bool = True) 
     return Metric(_FACTORS, default, lambda s: of_rows(*s.with_factors), says, of_rows)
 
 
-def _information(scored: Scored, factors: Int64) -> metrics.hierarchy.GroupInformation:
-    return metrics.group_information(scored.units, factors, seed=scored.seed)
+def _seeded(score: Callable[..., Any], says: str, needs: frozenset[Need] = _FACTORS) -> Metric:
+    """A score of codes and factors that draws random numbers."""
+    return Metric(needs, False, lambda s: score(*s.with_factors, seed=s.seed), says)
+
+
+def _of_halves(score: Callable[..., Any], says: str, needs: frozenset[Need] = _CLASSES) -> Metric:
+    """A score that is fitted to one half of the rows and tested on the other."""
+    return Metric(needs, False, lambda s: score(*s.train_and_test(), seed=s.seed), says)
+
+
+def _of_grid(score: Callable[..., Any], says: str) -> Metric:
+    """A score that chooses combinations of the factors itself."""
+    return Metric(_CLASSES | {"grid"}, True, lambda s: score(s.code_of, s.grid_sizes, seed=s.seed), says)
 
 
 def _groups(scored: Scored) -> dict[str, Any]:
     """Group x factor information with its parts, MIC over the resolutions, and the level of chance."""
+    information = partial(metrics.group_information, scored.units, seed=scored.seed)
     assert scored.factors is not None
-    found = _information(scored, scored.factors)
+    found = information(scored.factors)
     plain = metrics.to_plain(found)
     assert isinstance(plain, dict)
     scales, mic = mic_over_scales(found, scored.resolution)
     result: dict[str, Any] = {**plain, "scales": list(scales), "mic_over_scales": mic.tolist(), "threshold": None}
     if scored.group_shuffles:
         chance = metrics.permutation_baseline(
-            lambda shuffled: _information(scored, shuffled).conditional_gain,
+            lambda shuffled: information(shuffled).conditional_gain,
             scored.factors,
             num_shuffles=scored.group_shuffles,
             seed=scored.seed,
@@ -140,30 +159,25 @@ def _reduced_row(row: ReducedScore) -> dict[str, Any]:
     }
 
 
+def headline_dim(dims: Sequence[int]) -> int:
+    """The dimension at which models are compared: 10 if codes are reduced to it, else the first."""
+    return 10 if 10 in dims else dims[0]
+
+
 def _reduced(scored: Scored) -> dict[str, Any]:
-    """MIG and MIG-sup at equal dimension; the score is MIG of ``moments`` at d = 10, or at the first dimension."""
+    """MIG and MIG-sup at equal dimension; the score is MIG of ``moments`` at the headline dimension."""
     assert scored.factors is not None
     rows = metrics.reduced_scores(
         scored.groups, scored.factors, seed=scored.seed, dims=scored.dims, num_shuffles=scored.shuffles
     )
-    plain = [_reduced_row(row) for row in rows]
-    headline = 10 if 10 in scored.dims else scored.dims[0]
-    score = next(r["mig"] for r in plain if r["kind"] == "moments" and r["dim"] == headline)
-    return {"score": score, "headline_dim": headline, "rows": plain, "notes": []}
+    plain, dim = [_reduced_row(row) for row in rows], headline_dim(scored.dims)
+    score = next(r["mig"] for r in plain if r["kind"] == "moments" and r["dim"] == dim)
+    return {"score": score, "headline_dim": dim, "rows": plain, "notes": []}
 
 
-def _variances(scored: Scored) -> Floats:
-    assert scored.variances is not None
-    return scored.variances
-
-
-_GROUPS: frozenset[Need] = _FACTORS | {"few units"}
-_CLASSES: frozenset[Need] = _FACTORS | {"classes"}
-_GRID: frozenset[Need] = _CLASSES | {"grid"}
-_BELIEFS: frozenset[Need] = frozenset({"variances"})
 METRICS: dict[str, Metric] = {
     "reduced": Metric(_FACTORS, True, _reduced, "MIG of moments at d = 10, for comparing models"),
-    "groups": Metric(_GROUPS, True, _groups, "group-MIG: gap between the two most informative groups"),
+    "groups": Metric(_FACTORS | {"few units"}, True, _groups, "group-MIG: gap between the two most informative groups"),
     "mig": _resampled(metrics.mig, "one latent per factor, 20 bins"),
     "mig_sup": _resampled(metrics.mig_sup, "one factor per active latent"),
     "jemmig": _resampled(metrics.jemmig, "MIG, penalised if the best latent encodes other factors"),
@@ -174,73 +188,24 @@ METRICS: dict[str, Metric] = {
     "weak_mcc": _resampled(partial(metrics.mcc, mapping="linear"), "the same after a linear map", default=False),
     "linear_r2": _resampled(metrics.linear_r2, "R2 of a linear map to the factors"),
     "cca": _resampled(metrics.cca, "canonical correlation with the factors"),
-    "irs": Metric(
-        _FACTORS,
-        False,
-        lambda s: metrics.irs(*s.with_factors, seed=s.seed),
-        "robustness to other factors; see its noise level",
-    ),
-    "infomec": Metric(
-        _FACTORS,
-        False,
-        lambda s: metrics.infomec(*s.with_factors, seed=s.seed),
-        "modularity, explicitness, compactness, no bins",
-    ),
-    "mlp_r2": Metric(
-        _FACTORS,
-        False,
-        lambda s: metrics.mlp_r2(*s.with_factors, seed=s.seed),
-        "R2 of a small network (test rows)",
-    ),
-    "dci_es": Metric(
-        _FACTORS,
-        False,
-        lambda s: metrics.dci_es(*s.with_factors, seed=s.seed),
-        "how simple a map to the factors can be",
-    ),
-    "sap": Metric(
-        _CLASSES, False, lambda s: metrics.sap(*s.train_and_test(), seed=s.seed), "separated predictability, SVMs"
-    ),
+    "irs": _seeded(metrics.irs, "robustness to other factors; see its noise level"),
+    "infomec": _seeded(metrics.infomec, "modularity, explicitness, compactness, no bins"),
+    "mlp_r2": _seeded(metrics.mlp_r2, "R2 of a small network (test rows)"),
+    "dci_es": _seeded(metrics.dci_es, "how simple a map to the factors can be"),
+    "sap": _of_halves(metrics.sap, "separated predictability, SVMs"),
     "sap_r2": _resampled(partial(metrics.sap, kind="r2"), "the same with squared correlations"),
-    "explicitness": Metric(
-        _CLASSES,
-        False,
-        lambda s: metrics.explicitness(*s.train_and_test(), seed=s.seed),
-        "linear classification (AUC on test rows)",
-    ),
-    "dci": Metric(
-        _FACTORS, False, lambda s: metrics.dci(*s.train_and_test(), seed=s.seed), "boosted trees; minutes to run"
-    ),
+    "explicitness": _of_halves(metrics.explicitness, "linear classification (AUC on test rows)"),
+    "dci": _of_halves(metrics.dci, "boosted trees; minutes to run", _FACTORS),
     "aggregate_mig": Metric(
         _FACTORS | _BELIEFS,
         False,
-        lambda s: metrics.aggregate_posterior_mig(s.codes, _variances(s), s.with_factors[1]),
+        lambda s: metrics.aggregate_posterior_mig(*s.with_variances, s.with_factors[1]),
         "MIG of the aggregate posterior, not of a histogram",
     ),
-    "beta_vae": Metric(
-        _GRID,
-        True,
-        lambda s: metrics.beta_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
-        "which factor do two images share? saturates",
-    ),
-    "factor_vae": Metric(
-        _GRID,
-        True,
-        lambda s: metrics.factor_vae_metric(s.code_of, s.grid_sizes, seed=s.seed),
-        "which factor was held fixed?",
-    ),
-    "beta_vae_rows": Metric(
-        _CLASSES,
-        False,
-        lambda s: metrics.beta_vae_of_rows(*s.with_factors, seed=s.seed),
-        "beta_vae on plain rows; needs no grid",
-    ),
-    "factor_vae_rows": Metric(
-        _CLASSES,
-        False,
-        lambda s: metrics.factor_vae_of_rows(*s.with_factors, seed=s.seed),
-        "factor_vae on plain rows; needs no grid",
-    ),
+    "beta_vae": _of_grid(metrics.beta_vae_metric, "which factor do two images share? saturates"),
+    "factor_vae": _of_grid(metrics.factor_vae_metric, "which factor was held fixed?"),
+    "beta_vae_rows": _seeded(metrics.beta_vae_of_rows, "beta_vae on plain rows; needs no grid", _CLASSES),
+    "factor_vae_rows": _seeded(metrics.factor_vae_of_rows, "factor_vae on plain rows; needs no grid", _CLASSES),
     "total_correlation": Metric(
         frozenset(), True, lambda s: metrics.total_correlation(s.codes), "of a Gaussian, nats; lower is better"
     ),
@@ -250,24 +215,24 @@ METRICS: dict[str, Metric] = {
     "covariance_distance": Metric(
         _BELIEFS,
         True,
-        lambda s: metrics.covariance_distance(s.codes, _variances(s)),
+        lambda s: metrics.covariance_distance(*s.with_variances),
         "the thesis' degree of disentanglement; lower is better, ideal about sqrt(D)",
     ),
     "decomposition": Metric(
         _BELIEFS,
         False,
-        lambda s: metrics.decompose_rate(s.codes, _variances(s), seed=s.seed),
+        lambda s: metrics.decompose_rate(*s.with_variances, seed=s.seed),
         "the rate in three parts, nats",
     ),
 }
 
 
-def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) -> tuple[list[str], dict[str, str]]:
+def choose(names: Sequence[str] | None, unmet: Mapping[Need, str]) -> tuple[list[str], dict[str, str]]:
     """Choose the metrics to run; also return why some defaults cannot run.
 
     Args:
         names: names as typed; None runs every default.
-        available: None for each need that is met, else a message about what is missing and what to do.
+        unmet: for each need that is not met, a message about what is missing and what to do.
 
     Raises:
         ValueError: a typed name is unknown (the message offers the nearest) or cannot run on these data.
@@ -279,15 +244,13 @@ def choose(names: Sequence[str] | None, available: Mapping[Need, str | None]) ->
             )
     chosen, skipped = [], {}
     for name in names if names is not None else [n for n, m in METRICS.items() if m.default]:
-        missing = next((reason for need in sorted(METRICS[name].needs) if (reason := available[need])), None)
-        if missing is None:
+        need = next((need for need in sorted(METRICS[name].needs) if need in unmet), None)
+        if need is None or (names is not None and need == "few units"):  # requested by name, however long it takes
             chosen.append(name)
-        elif names is not None and available["few units"] == missing:
-            chosen.append(name)  # it was requested by name
         elif names is not None:
-            raise ValueError(f"--metrics {name}: {missing}")
+            raise ValueError(f"--metrics {name}: {unmet[need]}")
         else:
-            skipped[name] = missing.partition("; ")[0]
+            skipped[name] = unmet[need].partition("; ")[0]
     if not chosen:
         raise ValueError("no metric is left to compute; see python launch/score.py --help for what each needs")
     return chosen, skipped

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from launch.console.figures import Picture, render
-from launch.report.data import Comparable, Configuration
-from launch.report.statistics import Float64
+from launch.report.statistics import Comparable, Configuration, Float64
 from launch.studies.scaling_figures import COLOURS
 from launch.training import records
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from launch.console.figures import Picture, save
 from launch.report import comparison, words
-from launch.report.data import Comparable, Configuration, ScoredRun, comparable_sets, read_runs
-from launch.report.statistics import spread
+from launch.report.runs import ScoredRun, read_runs
+from launch.report.statistics import Comparable, Configuration, comparable_sets, spread
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import hierarchy_curves
 from launch.studies.family import DataName

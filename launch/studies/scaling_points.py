@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.console.config import SharedConfig
-from launch.report.data import ScoredRun, read_run
+from launch.report.runs import ScoredRun, read_run
 from launch.training import memory
 
 WARM_UP = 0.3  # fraction of a run before which the KL lacks its full weight and running statistics lag

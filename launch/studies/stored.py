@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.machine import files
-from launch.results.export import without_places
 from launch.training import jobs, records
-from launch.training.folder import RunFolder
+from launch.training.folder import RunFolder, without_places
 from launch.training.jobs import LAUNCH, Devices, ScriptRun, fault
 
 DIGITS = 7  # more than any report shows

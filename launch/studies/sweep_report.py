@@ -20,7 +20,7 @@ from launch.report.tables import Table
 from launch.results import scores
 from launch.results.encoding import encode, is_one_vector
 from launch.results.run import open_run
-from launch.results.scoring import ScoreConfig, scored_from
+from launch.results.score_run import ScoreConfig, scored_from
 from launch.training.folder import RunFolder
 
 Scores = Mapping[str, float]
@@ -187,12 +187,11 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
         return {}
     rows, alone = how.protocol.rows(len(data)), Ranks(0, 1, device)
     encoded = encode(saved.model, data, rows, alone, batch_size=how.batch_size, max_gib=how.max_gib)
-    factors = data.factors(rows).numpy() if data.factor_names else None
     names = [
         *(["mig"] if data.factor_names else []),
         *(["covariance_distance"] if encoded.variance is not None else []),
     ]
-    results = scores.compute(names, scored_from(encoded, factors, (), how))
+    results = scores.compute(names, scored_from(encoded, data, how))
     return {name: value for name in names if (value := scores.headline(results[name])) is not None}
 
 

@@ -188,3 +188,10 @@ def record_of(config: SharedConfig, spec: datasets.ImageSpec, data: dict[str, An
         **more,
         **provenance(),
     }
+
+
+def without_places(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.json without its folders and without the command that named them, to be shared."""
+    places = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
+    config = record["config"] | {part: record["config"][part] | dict.fromkeys(names) for part, names in places.items()}
+    return {name: value for name, value in record.items() if name != "argv"} | {"config": config}

@@ -19,8 +19,8 @@ from datasets import ImageSpec, labels
 from flat_vae import FlatVAE, FlatVAEConfig
 from launch import compare
 from launch.machine import files
-from launch.report import data as report_data
-from launch.results import bits_back, codes_file, container, encoding, published
+from launch.report.runs import read_runs
+from launch.results import bits_back, container, encoding, published, score_codes
 from launch.training import jobs, memory, records
 from metrics import inception
 from nvae import official
@@ -80,7 +80,7 @@ def codes(home: Path) -> Target:
     """Codes of another framework."""
     drawn = np.random.default_rng(0)
     arrays = {"codes": drawn.normal(size=(20, 3)), "factors": np.arange(40).reshape(20, 2) % 4}
-    return _arrays_target(home / "codes.npz", arrays, lambda path: not refused(lambda: codes_file.read_codes(path)))
+    return _arrays_target(home / "codes.npz", arrays, lambda path: not refused(lambda: score_codes.read_codes(path)))
 
 
 def encoded(home: Path) -> Target:
@@ -311,7 +311,7 @@ def run_scores(home: Path) -> Target:
             damaged = mutate.damage(raws[name], chance)
         (run / name).write_bytes(damaged)
         try:
-            found, skipped = report_data.read_runs([run], None)
+            found, skipped = read_runs([run], None)
             assert len(found) + len(skipped) == 1
             assert all(line.isprintable() for line in skipped)
             comparison = compare._scoring(compare.CompareConfig(runs=(run,), out=home / "out"))
@@ -330,7 +330,7 @@ def codes_table(home: Path) -> Target:
 
     def one(chance: random.Random) -> bool:
         path.write_bytes(mutate.damage_text(text, chance))
-        return not refused(lambda: codes_file.read_codes(path))
+        return not refused(lambda: score_codes.read_codes(path))
 
     return one
 
@@ -378,7 +378,7 @@ def links_and_pipes(home: Path) -> Target:
         lambda: files.read_npz(path, remedy="x"),
         lambda: files.read_tensors(path, remedy="x"),
         lambda: files.sha256(path),
-        lambda: codes_file.read_codes(path),
+        lambda: score_codes.read_codes(path),
         lambda: published.read(path),
     ]
 

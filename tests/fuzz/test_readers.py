@@ -46,17 +46,17 @@ READERS = {  # function that opens a file: the target whose damage it meets
     "launch.machine.files:load_tensors": "checkpoint",
     "launch.machine.files:sha256": "checkpoint",
     "launch.machine.files:parse": "codes",
-    "launch.report.data:_per_image": "run-scores",
-    "launch.report.records:read": "run-scores",
-    "launch.report.data:read_run": "run-scores",
+    "launch.report.runs:_per_image": "run-scores",
+    "launch.report.runs:read_record": "run-scores",
+    "launch.report.runs:read_run": "run-scores",
     "launch.results.encoding:load": "encoded-codes",
     "launch.results.published:_load": "published-weights",
-    "launch.results.export:export": "json-records",
+    "launch.export:export": "json-records",
     "launch.results.run:open_run": "run-config",
-    "launch.results.codes_file:read_codes": "codes",
-    "launch.results.codes_file:_from_npz": "codes",
-    "launch.results.codes_file:_from_csv": "codes-table",
-    "launch.results.image_scores:score_folders": "inception-weights",
+    "launch.results.score_codes:read_codes": "codes",
+    "launch.results.score_codes:_from_npz": "codes",
+    "launch.results.score_codes:_from_csv": "codes-table",
+    "launch.results.score_run:score_folders": "inception-weights",
     "launch.studies.ablation:_gradient_norms": "metrics-lines",
     "launch.studies.ablation_report:_records": "json-records",
     "launch.studies.frey_figures:_codes": "codes",
@@ -100,7 +100,7 @@ def _opens(node: ast.AST) -> bool:
         return False
     function = node.func
     if isinstance(function, ast.Name):
-        return function.id in FILE_CALLS | {"read_npz", "read_tensors", "read_json"}
+        return function.id in FILE_CALLS | {"read_npz", "read_tensors", "read_json", "read_record"}
     if not isinstance(function, ast.Attribute):
         return False
     owner = getattr(function.value, "id", "") or getattr(function.value, "attr", "")

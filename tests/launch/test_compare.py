@@ -16,11 +16,11 @@ from scipy import stats
 
 from launch.report import comparison, words
 from launch.report.comparison import likelihood_table
-from launch.report.data import Configuration, ScoredRun, comparable_sets, read_runs
 from launch.report.figures import draw
-from launch.report.statistics import Estimate, correlation, over_images, over_seeds
+from launch.report.runs import ScoredRun, read_runs
+from launch.report.statistics import Configuration, Estimate, comparable_sets, correlation, over_images, over_seeds
 from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown, with_interval
-from launch.results.scoring import ScoreConfig
+from launch.results.score_run import ScoreConfig
 from tests.conftest import ROOT
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launch.report.data import LONGEST_NAME, read_runs
+from launch.report.runs import LONGEST_NAME, read_runs
 from tests.conftest import ROOT
 from tests.launch import toy
 from tests.launch.running import call

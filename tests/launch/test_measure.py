@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from datasets import to_float
 from launch.families import FAMILIES
-from launch.report.score_tables import evaluation as evaluation_table
+from launch.report.tables import evaluation as evaluation_table
 from launch.results.run import open_run
 from launch.training import evaluation
 from metrics.measure import Measure

@@ -20,7 +20,7 @@ from torchvision.models import inception_v3
 
 import metrics
 from launch.machine.distributed import Ranks
-from launch.results import codes_file, encoding, scores
+from launch.results import encoding, score_codes, scores
 from launch.results.encoding import Encoded, Protocol
 from launch.results.run import open_run
 from metrics.edits import residual_parameters
@@ -441,7 +441,7 @@ def test_what_spreadsheets_add_is_no_data(tmp_path: Path) -> None:
     names, *rows = plain.read_text(encoding="utf-8-sig").splitlines()
     lines = ["sep=;", names + ";;", *(row + ";;" for row in rows), ";" * 8, ""]
     (tmp_path / "sheet.csv").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
-    first, second = (codes_file.read_codes(path) for path in (plain, tmp_path / "sheet.csv"))
+    first, second = (score_codes.read_codes(path) for path in (plain, tmp_path / "sheet.csv"))
     np.testing.assert_array_equal(first.codes, second.codes)
     assert first.factors is not None
     assert second.factors is not None

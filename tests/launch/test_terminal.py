@@ -111,7 +111,7 @@ LAYS_OUT = {"text", "describe", "describe_folders", "evaluation", "write"}
 
 PRINT_NO_NAMES = {  # but those of the script, of scores, and of runs that it started
     *("launch/__init__.py", "launch/machine/distributed.py", "launch/training/jobs.py"),
-    *("launch/results/scoring.py", "launch/results/pictures.py"),
+    *("launch/results/score_run.py", "launch/results/pictures.py"),
     "launch/console/flags.py",  # the text of --help
 }
 

@@ -1,4 +1,4 @@
-"""Codes from other frameworks: npz, csv or parquet files."""
+"""Codes of other frameworks, from npz, csv or parquet files: reading and scoring."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 import metrics
 from launch.machine import files
+from launch.results import scores
+from launch.results.score_run import ScoreConfig, made_with, say
 from launch.results.scores import Floats
 from metrics.factors import Factors, as_table
 
@@ -24,6 +26,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.I)
 _MISSING = frozenset(
     {"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "None", "NULL", "null", "#DIV/0!", "#VALUE!", "#REF!"}
 )
+MOST_UNITS = 64  # latents up to which each is probed by default
 STRAY_SHARE = 0.1  # largest share of words that are taken for mistakes in a column of numbers
 _SAVE = "save it with np.savez(path, codes=..., factors=...)"
 _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, ..., and factors as you like"
@@ -31,21 +34,13 @@ _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, .
 
 @dataclass(frozen=True, eq=False)
 class CodesFile:
-    """Content of a file of codes.
+    """Content of a file of codes."""
 
-    Args:
-        codes: [N, D].
-        factors: [N, K] with their names, or None.
-        variances: [N, D] of the posteriors, or None.
-        sha256: digest of the file.
-        ignored: columns left out because they only number or name the rows, such as an index or file names.
-    """
-
-    codes: Floats
-    factors: Factors | None
-    variances: Floats | None
-    sha256: str
-    ignored: tuple[str, ...] = ()
+    codes: Floats  # [N, D]
+    factors: Factors | None  # [N, K] with their names
+    variances: Floats | None  # [N, D] of the posteriors
+    sha256: str  # digest of the file
+    ignored: tuple[str, ...] = ()  # columns that only number or name the rows, such as an index or file names
 
 
 def read_codes(path: Path) -> CodesFile:
@@ -58,13 +53,10 @@ def read_codes(path: Path) -> CodesFile:
         raise ValueError(f"there is no file {path}; {_SAVE}")
     readers = {".csv": _from_csv, ".tsv": _from_csv, ".parquet": _from_parquet}
     codes, factors, variances = readers.get(path.suffix.lower(), _from_npz)(path)
-    ignored = (
-        tuple(name for name, column in factors.items() if _names_rows(name, column))
-        if isinstance(factors, dict)
-        else ()
-    )
+    named = factors.items() if isinstance(factors, dict) else ()
+    ignored = tuple(name for name, column in named if _names_rows(name, column))
     if ignored:
-        factors = {name: column for name, column in factors.items() if name not in ignored} or None
+        factors = {name: column for name, column in named if name not in ignored} or None
     checked = metrics.arrays.as_codes(codes)
     table = None if factors is None else as_table(factors)
     for name, other in (("factors", table), ("variances", variances)):
@@ -134,13 +126,8 @@ def _from_csv(path: Path) -> tuple[Any, Any, Any]:
         if len(row) != len(names):
             raise ValueError(f"{path}: row {number} has {len(row)} cells under {len(names)} names; correct that row")
     numbers, columns = [number for number, _ in body], zip(*(row for _, row in body), strict=True)
-    return _by_name(
-        {
-            name: _column(cells, numbers, name, f"{path}, column {name}")
-            for name, cells in zip(names, columns, strict=True)
-        },
-        path,
-    )
+    cells_of = zip(names, columns, strict=True)
+    return _by_name({n: _column(cells, numbers, n, f"{path}, column {n}") for n, cells in cells_of}, path)
 
 
 def _column(cells: Sequence[str], numbers: list[int], name: str, where: str) -> npt.NDArray[Any]:
@@ -188,19 +175,16 @@ def _from_parquet(path: Path) -> tuple[Any, Any, Any]:
 
 def _by_name(columns: dict[str, Any], path: Path) -> tuple[Any, Any, Any]:
     """(codes, factors, variances) of a table, told apart by the names of the columns."""
-    groups: list[dict[str, Any]] = [{}, {}, {}]
-    for name, column in columns.items():
-        groups[0 if _CODE.fullmatch(name) else 2 if _VARIANCE.fullmatch(name) else 1][name] = column
-    if not groups[0]:
+    codes = {name: column for name, column in columns.items() if _CODE.fullmatch(name)}
+    variances = {name: column for name, column in columns.items() if _VARIANCE.fullmatch(name)}
+    factors = {name: column for name, column in columns.items() if name not in codes.keys() | variances.keys()}
+    if not codes:
         raise ValueError(f"{path} has the columns {list(columns)[:8]} and no codes among them; {_NAME}")
-    codes, variances = (_stacked(groups[i], path) for i in (0, 2))
-    return codes, groups[1] or None, variances
+    return _stacked(codes, path), factors or None, _stacked(variances, path) if variances else None
 
 
-def _stacked(columns: dict[str, Any], path: Path) -> Floats | None:
+def _stacked(columns: dict[str, Any], path: Path) -> Floats:
     """Stack numbered columns in the order of their numbers, [N, D]."""
-    if not columns:
-        return None
     ordered = sorted(columns, key=lambda name: int(re.sub(r"\D", "", name)))
     for name in ordered:
         try:
@@ -224,3 +208,68 @@ def grid_of(codes: Floats, factors: Factors | None) -> tuple[Floats | None, tupl
     ordered = np.empty_like(codes)
     ordered[index] = codes
     return ordered, sizes
+
+
+def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
+    """Score codes without a model and write <name>.scores.json beside them."""
+    read = read_codes(path)
+    scored = _scored(read, config)
+    names, skipped = scores.choose(config.metrics, _unmet(read, path, has_grid=scored.grid_codes is not None))
+    record = {
+        "format": 1,
+        "codes": path.name,
+        "codes_sha256": read.sha256,
+        "seed": config.seed,
+        **made_with(),
+        "protocol": {"dims": list(config.dims), "shuffles": config.shuffles, "resamples": config.resamples},
+        "num_images": len(read.codes),
+        "num_latents": read.codes.shape[1],
+        "code": scored.code_name,
+        "factor_names": [] if read.factors is None else list(read.factors.names),
+        "ignored_columns": list(read.ignored),
+        "scores": scores.compute(names, scored, say),
+        "skipped": skipped,
+        "untrained": None,
+    }
+    files.write_json(config.record_path, record)
+    return record
+
+
+def _scored(read: CodesFile, config: ScoreConfig) -> scores.Scored:
+    grid, sizes = grid_of(read.codes, read.factors)
+    num_latents = read.codes.shape[1]
+    return scores.Scored(
+        codes=read.codes,
+        code_name="as given",
+        code_factors=read.factors,
+        variances=read.variances,
+        groups=[read.codes],
+        units=[read.codes[:, d : d + 1] for d in range(num_latents)],
+        resolution=[1] * num_latents,
+        factors=None if read.factors is None else metrics.quantile_classes(read.factors),
+        grid_codes=grid,
+        grid_sizes=sizes,
+        **config.how,
+    )
+
+
+def _unmet(read: CodesFile, path: Path, *, has_grid: bool) -> dict[scores.Need, str]:
+    """The needs of scores that the file does not meet."""
+    unmet: dict[scores.Need, str] = {}
+    if read.factors is None:
+        unmet["factors"] = f"{path} holds no factors; add the key 'factors' to the npz, or columns to the table"
+    elif read.factors.continuous:
+        continuous = [read.factors.names[k] for k in read.factors.continuous[:8]]
+        unmet["classes"] = (
+            f"needs classes, and these factors are continuous: {', '.join(continuous)}; "
+            "choose mcc, linear_r2, cca, infomec or sap_r2"
+        )
+    if not has_grid:
+        unmet["grid"] = "needs a code of every combination of the factors; choose factor_vae_rows"
+    if read.variances is None:
+        unmet["variances"] = "the file has no posterior variances; add them"
+    if read.codes.shape[1] > MOST_UNITS:
+        unmet["few units"] = (
+            f"probes {read.codes.shape[1]} latents one by one and together; request it with --metrics groups"
+        )
+    return unmet
