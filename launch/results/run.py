@@ -125,10 +125,10 @@ class SavedRun:
         """
         recorded = self.files.recipe
         try:
-            train = self._open(split="train")
+            train = self._open("train")
         except datasets.NoSuchSplit:
             train = None
-        changed = list[str]()
+        changed: list[str] = []
         if recorded:  # imported weights have no record of their data
             missing = ["the training images are missing"]
             changed = missing if train is None else recipes.differences(recorded, train.recipe)

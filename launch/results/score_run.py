@@ -149,14 +149,15 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         batch_size=config.batch_size,
         max_gib=config.max_gib,
     )
-    encoded = encode(run.model, model_key=f"{checkpoint.recorded_sha256(run.checkpoint)} {config.weights}")
+    digest = checkpoint.recorded_sha256(run.checkpoint)  # now: a run in progress may delete the file
+    encoded = encode(run.model, model_key=f"{digest} {config.weights}")
     held_out = _held_out(run, data, config, ranks) if config.elbo_images else None
     fresh = _encode_untrained(run, ranks, encode) if config.untrained else None
     if encoded is None:
         return None
     scored = scored_from(encoded, data, config)
     record = {
-        **_about(run, data, config, encoded, scored.code_name),
+        **_about(run, digest, data, config, encoded, scored.code_name),
         "held_out": None if held_out is None else held_out[1].summary(),
         "samples": score_samples(run, data, num=config.samples, seed=config.seed) if config.samples else None,
         "scores": scores.compute(names, scored, say),
@@ -251,7 +252,9 @@ def _held_out(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks:
     return rows, evaluate(run.model, some, ranks, batch_size=config.batch_size, seed=config.seed, at_means=at_means)
 
 
-def _about(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, encoded: Encoded, code: str) -> dict[str, Any]:
+def _about(
+    run: SavedRun, digest: str, data: datasets.Dataset, config: ScoreConfig, encoded: Encoded, code: str
+) -> dict[str, Any]:
     """The part of a record that says what was scored, and how."""
     return {
         "format": 1,
@@ -259,7 +262,7 @@ def _about(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, encoded: 
         "seed": config.seed,
         **made_with(),
         "checkpoint": run.checkpoint.name,
-        "checkpoint_sha256": checkpoint.recorded_sha256(run.checkpoint),
+        "checkpoint_sha256": digest,
         "weights": config.weights,
         "step": run.step,
         "data": {"name": data.name, "recipe": data.recipe},
@@ -322,7 +325,7 @@ def _bank_of(data: datasets.Dataset) -> metrics.ImageBank:
 
 
 def score_folders(generated: Path, reference: Path, config: ScoreConfig) -> dict[str, Any]:
-    """Score all images below ``generated`` against all below ``reference``; write scores.json beside the former.
+    """Score all images below ``generated`` against all below ``reference``; write scores.json into the former.
 
     Raises:
         ValueError: no weights, a folder without images, or fewer than two images in one.
