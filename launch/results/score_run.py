@@ -304,12 +304,9 @@ def score_samples(run: SavedRun, held_out: datasets.Dataset, *, num: int, seed: 
         return None
     bank = _bank_of(data)
     real = held_out.images(datasets.choose_rows(len(held_out), min(num, len(held_out))))
+    pictures = {"samples": run.sample(num, seed=seed), "reconstructions": run.reconstruct(real), "held_out": real}
     found = {}
-    for name, images in {
-        "samples": run.sample(num, seed=seed),
-        "reconstructions": run.reconstruct(real),
-        "held_out": real,
-    }.items():
+    for name, images in pictures.items():
         nearest = bank.nearest(images.round())
         found[name] = metrics.to_plain(metrics.nearest_scores(nearest, data.factors(nearest.index), data.factor_sizes))
     return found
