@@ -158,7 +158,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 # --- Printed by score.py ----------------------------------------------------------------------------------------------
 
 
-def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
+def _scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
     """List each score with its 95 % interval, its chance level, its ceiling and its meaning."""
     rows = []
     for name, result in results.items():
@@ -177,7 +177,7 @@ def scores(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
     return Table(["score", "value", "95 % interval", "by chance", "", "meaning"], rows, wordy=frozenset({4, 5}))
 
 
-def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
+def _groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Sequence[str]) -> Table:
     """List the information of each group about each factor and, in brackets, its gain, as shares of H(v)."""
     names = [factor_names[k][:16] if factor_names else f"factor {k}" for k in result["kept"]]
     rows = []
@@ -190,7 +190,7 @@ def groups(result: Mapping[str, Any], factor_names: Sequence[str], labels: Seque
     return Table(["", *names], rows, caption)
 
 
-def reduced(result: Mapping[str, Any]) -> Table:
+def _reduced(result: Mapping[str, Any]) -> Table:
     """List the MIG of each reduction at each dimension; a star marks codes with fewer dimensions than requested."""
     found = result["rows"]
     every = sorted({row["dim"] for row in found})
@@ -204,7 +204,7 @@ def reduced(result: Mapping[str, Any]) -> Table:
     return Table(["reduction", *(f"d = {d}" for d in dims)], rows, caption)
 
 
-def precision(results: Mapping[str, Any]) -> Table:
+def _precision(results: Mapping[str, Any]) -> Table:
     """List the share of images within given distances in pixels of a real image, for samples and for baselines."""
     first = next(iter(results.values()))
     rows = [
@@ -215,7 +215,7 @@ def precision(results: Mapping[str, Any]) -> Table:
     return Table(head, rows, "Share of images that differ from a real image in at most so many pixels")
 
 
-def coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:
+def _coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:
     """List the share of each factor's values that images cover."""
     within = next(iter(results.values()))["within"]
     rows = [[name, *(f"{share:.3f}" for share in result["coverage"])] for name, result in results.items()]
@@ -239,17 +239,17 @@ def _parts(record: dict[str, Any], has_rate: bool) -> Iterator[str]:
         yield f"columns left out because they only number or name the rows: {names}"
     if any((result.get("uncertainty") or {}).get("interval") for result in found.values()):
         yield from few_rows_note(record["num_images"])
-    yield scores(found, record["skipped"]).text()
+    yield _scores(found, record["skipped"]).text()
     if record["untrained"]:
         fresh = {name: headline(result) for name, result in record["untrained"].items()}
         yield "untrained weights: " + "  ".join(f"{name} {v:.4f}" for name, v in fresh.items() if v is not None)
     if "reduced" in found:
-        yield reduced(found["reduced"]).text()
+        yield _reduced(found["reduced"]).text()
     if "groups" in found:
-        yield groups(found["groups"], record["factor_names"], _unit_labels(record)).text()
+        yield _groups(found["groups"], record["factor_names"], _unit_labels(record)).text()
     if record.get("samples"):
-        yield precision(record["samples"]).text()
-        yield coverage(record["samples"], record["factor_names"]).text()
+        yield _precision(record["samples"]).text()
+        yield _coverage(record["samples"], record["factor_names"]).text()
     if "kl_at_means" in record and has_rate:
         shown = " ".join(f"{value:.2f}" for value in record["kl_at_means"])
         yield (
@@ -261,6 +261,20 @@ def _parts(record: dict[str, Any], has_rate: bool) -> Iterator[str]:
 def describe(record: dict[str, Any], *, has_rate: bool = True) -> str:
     """Format a record of scores as tables; ``has_rate`` is False for an autoencoder, whose KL means nothing."""
     return "\n\n".join(_parts(record, has_rate))
+
+
+def describe_folders(record: Mapping[str, Any]) -> str:
+    """Format FID, KID, precision and recall of a folder of images as a table."""
+    found = record["scores"]["images"]
+    kernel, near = found["kernel"], found["neighbours"]
+    rows = [
+        ["FID", f"{found['score']:.4f}", "", "lower is better"],
+        ["KID", f"{kernel['score']:.5f}", f"+- {kernel['standard_deviation']:.5f}", "over subsets; lower is better"],
+    ]
+    rows += [[n, f"{near[n]:.4f}", "", ""] for n in ("precision", "recall", "density", "coverage")] if near else []
+    rows += [["", "", "", f"note: {note}"] for note in found["notes"]]
+    compared = f"{record['generated']['num_images']:,} images against {record['reference']['num_images']:,}"
+    return f"{compared}\n{Table(['score', 'value', '', 'meaning'], rows, wordy=frozenset({2, 3})).text()}"
 
 
 # --- Printed by evaluate.py -------------------------------------------------------------------------------------------
@@ -317,17 +331,3 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None, measu
     if measure.is_density:
         lines.append("A normal likelihood is a density: its numbers may have either sign and are not bits/dim.")
     return "\n".join(lines)
-
-
-def describe_folders(record: Mapping[str, Any]) -> str:
-    """Format FID, KID, precision and recall of a folder of images as a table."""
-    found = record["scores"]["images"]
-    kernel, near = found["kernel"], found["neighbours"]
-    rows = [
-        ["FID", f"{found['score']:.4f}", "", "lower is better"],
-        ["KID", f"{kernel['score']:.5f}", f"+- {kernel['standard_deviation']:.5f}", "over subsets; lower is better"],
-    ]
-    rows += [[n, f"{near[n]:.4f}", "", ""] for n in ("precision", "recall", "density", "coverage")] if near else []
-    rows += [["", "", "", f"note: {note}"] for note in found["notes"]]
-    compared = f"{record['generated']['num_images']:,} images against {record['reference']['num_images']:,}"
-    return f"{compared}\n{Table(['score', 'value', '', 'meaning'], rows, wordy=frozenset({2, 3})).text()}"
