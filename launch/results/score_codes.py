@@ -17,7 +17,7 @@ import numpy.typing as npt
 import metrics
 from launch.machine import files
 from launch.results import scores
-from launch.results.score_run import ScoreConfig, made_with, say
+from launch.results.score_run import ScoreConfig, announce, made_with
 from launch.results.scores import Floats
 from metrics.factors import Factors, as_table
 
@@ -227,7 +227,7 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
         "code": scored.code_name,
         "factor_names": [] if read.factors is None else list(read.factors.names),
         "ignored_columns": list(read.ignored),
-        "scores": scores.compute(names, scored, say),
+        "scores": scores.compute(names, scored, announce),
         "skipped": skipped,
         "untrained": None,
     }

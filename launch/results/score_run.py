@@ -160,13 +160,13 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         **_about(run, digest, data, config, encoded, scored.code_name),
         "held_out": None if held_out is None else held_out[1].summary(),
         "samples": score_samples(run, data, num=config.samples, seed=config.seed) if config.samples else None,
-        "scores": scores.compute(names, scored, say),
+        "scores": scores.compute(names, scored, announce),
         "skipped": skipped,
         "untrained": None,
     }
     if fresh is not None:
         of_fresh = scored_from(fresh, data, config)
-        record["untrained"] = scores.compute(names, of_fresh, lambda name: say(f"{name}, untrained"))
+        record["untrained"] = scores.compute(names, of_fresh, lambda name: announce(f"{name}, untrained"))
     record["seconds"] = time.monotonic() - started
     if held_out is not None:
         rows, terms = held_out
@@ -230,7 +230,7 @@ def scored_from(encoded: Encoded, data: datasets.Dataset, config: ScoreConfig) -
     )
 
 
-def say(what: str) -> None:
+def announce(what: str) -> None:
     """Tell a waiting user which score is computed."""
     print(f"scoring: {what}", file=sys.stderr, flush=True)
 
