@@ -1,1 +1,1 @@
-"""What is printed and reported: runs and their statistics, tables, figures, sentences, and the HTML page."""
+"""Reports and printed tables: runs and their statistics, tables, figures, sentences, and the HTML page."""
