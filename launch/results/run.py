@@ -254,7 +254,8 @@ def open_run(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no run folder {folder}; {_nearest(folder)}")
-    record, where = RunFolder(folder).read_json("config.json"), RunFolder(folder).config_path
+    files = RunFolder(folder)
+    record, where = files.read_json("config.json"), files.config_path
     if str(record.get("family")) not in FAMILIES:
         raise ValueError(f"{where} names no known model family; choose a run of {', '.join(FAMILIES)}")
     version = record.get("format", FORMAT)
