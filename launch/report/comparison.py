@@ -23,6 +23,7 @@ TITLE = "Hierarchical and flat VAEs compared"
 MOST_HEAT_MAPS = 4  # configurations that get their own figures
 LONGEST_REASON = 300  # characters
 LISTED_SCORES = ("groups", "mig_sup", "modularity", "sap_r2", "dci", "factor_vae", "beta_vae", "total_correlation")
+MakeTable: TypeAlias = Callable[[Comparable], Table]
 Cell: TypeAlias = Callable[[Configuration], str]
 Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
 
@@ -215,7 +216,7 @@ def _pictures(configurations: Sequence[Configuration], prefix: str, most: int, d
 # --- The report -----------------------------------------------------------------------------------------------------
 
 
-def _made(compared: Comparable, tables: Mapping[Callable[[Comparable], Table], object]) -> list[Table]:
+def _made(compared: Comparable, tables: Mapping[MakeTable, object]) -> list[Table]:
     """Make the tables that have content."""
     return [table(compared) for table, content in tables.items() if content]
 
@@ -223,7 +224,8 @@ def _made(compared: Comparable, tables: Mapping[Callable[[Comparable], Table], o
 def _set_blocks(compared: Comparable, prefix: str, most_pictures: int, draw: Draw) -> Iterator[Block]:
     """Yield the sections of a set: findings, pictures, numbers; a section without content is left out."""
     held_out, samples = (any(run.record.get(name) for run in compared.runs) for name in ("held_out", "samples"))
-    scores = {score_table: compared.dims, other_scores_table: True, uncertainty_table: compared.uncertain}
+    scores: dict[MakeTable, object] = {score_table: compared.dims, other_scores_table: True}
+    scores[uncertainty_table] = compared.uncertain
     sections: tuple[tuple[str, Iterable[Block]], ...] = (
         ("In short", [Bullets(words.summary(compared))]),
         ("Pictures", _pictures(compared.configurations, prefix, most_pictures, draw)),

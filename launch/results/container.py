@@ -28,7 +28,7 @@ DIGEST_CHARACTERS = 32
 LEAST_BITS = 1  # per image, which bounds the number of images in a file
 
 Count = Annotated[int, Field(ge=0)]
-Short = Digest = Annotated[str, Field(max_length=64)]
+Short = Annotated[str, Field(max_length=64)]  # a digest or a version
 Halving = Annotated[int, Field(ge=0, le=bits_back.MOST_HALVINGS)]
 
 
@@ -38,9 +38,9 @@ class Header:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    checkpoint: Digest  # of the checkpoint that compressed
+    checkpoint: Short  # of the checkpoint that compressed
     weights: Weights
-    arithmetic: Digest  # of the floats that the model computes for a fixed image
+    arithmetic: Short  # of the floats that the model computes for a fixed image
     torch: Short  # version that compressed
     processor: Short  # kind that compressed
     data: str  # name of the data set
@@ -49,8 +49,8 @@ class Header:
     seed: Annotated[int, Field(ge=0, lt=2**63)]  # of offsets and initial bits
     num_initial: Count  # initial words, at the bottom of the stack
     num_words: Count  # all words
-    words: Digest  # of the words
-    pixels: Digest  # of the images
+    words: Short  # of the words
+    pixels: Short  # of the images
 
 
 def _digest(content: bytes) -> str:
