@@ -28,7 +28,8 @@ DIGEST_CHARACTERS = 32
 LEAST_BITS = 1  # per image, which bounds the number of images in a file
 
 Count = Annotated[int, Field(ge=0)]
-Short = Annotated[str, Field(max_length=64)]  # a digest or a version
+Digest = Annotated[str, Field(max_length=64)]
+Version = Annotated[str, Field(max_length=64)]
 Halving = Annotated[int, Field(ge=0, le=bits_back.MOST_HALVINGS)]
 
 
@@ -38,19 +39,19 @@ class Header:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    checkpoint: Short  # of the checkpoint that compressed
+    checkpoint: Digest  # of the checkpoint that compressed
     weights: Weights
-    arithmetic: Short  # of the floats that the model computes for a fixed image
-    torch: Short  # version that compressed
-    processor: Short  # kind that compressed
+    arithmetic: Digest  # of the floats that the model computes for a fixed image
+    torch: Version  # of the PyTorch that compressed
+    processor: Version  # kind of processor that compressed
     data: str  # name of the data set
     count: Annotated[int, Field(ge=1)]  # images
     halvings: list[list[Halving]]  # for each group and channel, the h of its grid's step 2^-h
     seed: Annotated[int, Field(ge=0, lt=2**63)]  # of offsets and initial bits
     num_initial: Count  # initial words, at the bottom of the stack
     num_words: Count  # all words
-    words: Short  # of the words
-    pixels: Short  # of the images
+    words: Digest  # of the words
+    pixels: Digest  # of the images
 
 
 def _digest(content: bytes) -> str:
