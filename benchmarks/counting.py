@@ -65,7 +65,7 @@ class Work:
 def count_work(config: NVAETrainConfig, spec: datasets.ImageSpec, batch_size: int) -> Work:
     """Count on the meta device, fp32, without recomputation; FLOPs are three times those of the forward pass."""
     with torch.device("meta"):
-        model = NVAE(memory.without_checkpointing(config).model, spec).train()
+        model = NVAE(memory.with_checkpointing(config, on=False).model, spec).train()
         x = torch.rand(batch_size, spec.channels, spec.height, spec.width)
         noise = [torch.randn(batch_size, *shape) for shape in model.group_shapes]
         with OperationCounter() as counter:

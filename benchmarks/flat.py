@@ -109,7 +109,9 @@ class Ours:
         losses = []
         device = self.trainer.ranks.device
         start = self.trainer.state.step
-        with loop.load_batches(self.data, self.order, start, STEPS_PER_ROUND, device, self.kept) as batches:
+        with datasets.Loader(
+            self.data, self.order, start, STEPS_PER_ROUND, pin_memory=device.type == "cuda", resident=self.kept
+        ) as batches:
             for batch in batches:
                 losses.append(self.trainer.train_step(batch.on(device)).terms["loss"])
         self.losses.append(float(torch.stack(losses).mean()))
@@ -131,7 +133,9 @@ class Together:
     def epoch(self) -> None:
         """Train one epoch of each."""
         start = self.trainer.states[0].step
-        with loop.load_batches(self.data, self.order, start, STEPS_PER_ROUND, self.device, self.kept) as batches:
+        with datasets.Loader(
+            self.data, self.order, start, STEPS_PER_ROUND, pin_memory=self.device.type == "cuda", resident=self.kept
+        ) as batches:
             for batch in batches:
                 self.trainer.train_step(batch.on(self.device))
 

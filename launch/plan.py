@@ -64,7 +64,7 @@ def plan(options: PlanConfig) -> Iterator[str]:
 
 def _memory(options: PlanConfig, config: NVAETrainConfig, spec: datasets.ImageSpec) -> Iterator[str]:
     """Yield parameters, memory and the largest batch, without and with recomputation of the cells."""
-    needs = memory.count(memory.without_checkpointing(config), spec)
+    needs = memory.count(memory.with_checkpointing(config, on=False), spec)
     yield (
         f"model  {needs.num_parameters / 1e6:.2f} M parameters; weights, gradients, optimiser and average "
         f"{needs.state_bytes / GIB:.1f} GiB"

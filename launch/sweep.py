@@ -23,7 +23,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
 
 from launch.console import errors, flags
-from launch.console.config import SharedConfig
+from launch.console.config import at_least
 from launch.families import FAMILIES
 from launch.studies import sweep_report
 from launch.training import jobs
@@ -60,10 +60,8 @@ class SweepConfig:
     """Number of test images for MIG and covariance distance: the same images as score.py --images takes."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.images < 8:
-            raise ValueError(f"--seeds {self.seeds} --images {self.images}; give at least 1 seed and 8 images")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers {self.workers}; give 1 or more")
+        at_least(1, self, "seeds", "workers")
+        at_least(8, self, "images")
         count = self.share.partition("/")[2]
         if not (count.isdecimal() and self.share in [f"{i}/{count}" for i in range(1, int(count) + 1)]):
             raise ValueError(f"--share {self.share}; give the machines 1/N, 2/N, ... N/N")
@@ -99,12 +97,6 @@ def _run(sweep: SweepConfig, arguments: Sequence[str], setting: tuple[str, ...],
     return ScriptRun(sweep.script, (*arguments, *own, "--seed", str(seed)), sweep.out / f"{name}-seed{seed}")
 
 
-def _defaults(script: str, typed: list[str]) -> SharedConfig:
-    """The preset that the training script would choose for these arguments."""
-    defaults: SharedConfig = FAMILIES[script.removeprefix("train_")].recipe(typed)[1]
-    return defaults
-
-
 def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
     """Refuse, before anything is trained, arguments that the training script would refuse."""
     for name in (*OWN_FLAGS, *sweep.flags):
@@ -112,7 +104,7 @@ def _check(sweep: SweepConfig, arguments: Sequence[str]) -> None:
             raise ValueError(f"--{name} follows -- but is set by the sweep; leave it out there")
     for setting in sweep.settings:
         typed = list(_run(sweep, arguments, setting, 0).all_arguments)
-        default = _defaults(sweep.script, typed)
+        default = FAMILIES[sweep.script.removeprefix("train_")].recipe(typed)[1]
         flags.parse(type(default), default, typed, prog=f"{sweep.script}.py", description="")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch.console import errors, flags
+from launch.console import errors
 from launch.families import flat_vae
 from launch.results.encoding import cheap_scores
 from launch.training import start
@@ -21,22 +21,17 @@ from launch.training import start
 
 def main(arguments: list[str]) -> None:
     """Parse the flags and train."""
-    typed = flags.typed(arguments)
-    preset, defaults = flat_vae.FAMILY.recipe(typed.others)
-    described = flags.describe_presets(__doc__ or "", flat_vae.FLAT_PRESETS)
-    config = flags.parse(
-        flat_vae.ReplicatedTrainConfig,
-        flat_vae.ReplicatedTrainConfig(**vars(defaults)),
-        typed.others,
-        prog="train_flat_vae.py",
-        description=described,
-        common=(*flags.COMMON, "objective", "beta", "latent_dim", "replicas"),
+    config, preset, dry_run = flat_vae.FAMILY.parse(
+        arguments,
+        __doc__ or "",
+        kind=flat_vae.ReplicatedTrainConfig,
+        common=("objective", "beta", "latent_dim", "replicas"),
     )
     start.train(
         flat_vae.resolved(config.single),
         flat_vae.resolved(preset),
-        members=config.members(typed.others),
-        dry_run=typed.dry_run,
+        members=config.members(arguments),
+        dry_run=dry_run,
         score=cheap_scores,
     )
 

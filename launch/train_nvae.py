@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch.console import errors, flags
+from launch.console import errors
 from launch.families import nvae
 from launch.results.encoding import cheap_scores
 from launch.training import start
@@ -20,18 +20,8 @@ from launch.training import start
 
 def main(arguments: list[str]) -> None:
     """Parse the flags and train."""
-    typed = flags.typed(arguments)
-    preset, defaults = nvae.FAMILY.recipe(typed.others)
-    described = flags.describe_presets(__doc__ or "", nvae.NVAE_PRESETS)
-    config = flags.parse(
-        nvae.NVAETrainConfig,
-        defaults,
-        typed.others,
-        prog="train_nvae.py",
-        description=described,
-        common=flags.COMMON,
-    )
-    start.train(config, preset, dry_run=typed.dry_run, score=cheap_scores)
+    config, preset, dry_run = nvae.FAMILY.parse(arguments, __doc__ or "")
+    start.train(config, preset, dry_run=dry_run, score=cheap_scores)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_imports_flow_one_way(package: str) -> None:
 # From the top: a module imports only from its own layer and from those below it. Scripts are directly in launch/.
 LAYERS = ["scripts", "studies", "report", "results", "training", "families", "console", "machine"]
 MOST_MODULES = 44  # outside scripts and studies; lower it when modules go
-MOST_ARROWS = 90  # imports between the layers below scripts and studies; lower it when imports go
+MOST_ARROWS = 89  # imports between the layers below scripts and studies; lower it when imports go
 MODELS = {"nvae", "flat_vae", "NVAE", "FlatVAE"}
 
 

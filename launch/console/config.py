@@ -146,18 +146,23 @@ class OptimConfig:
     """Decay of the averaged weights, which are evaluated and sampled; shorter at the start of a run; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        if self.accumulation < 1:
-            raise ValueError(f"--accumulation {self.accumulation}; give 1 or more")
+        at_least(1, self, "accumulation")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"--ema-decay {self.ema_decay}; give a number in [0, 1)")
         if not 0.0 <= self.lr_warmup <= 1.0:
             raise ValueError(f"--lr-warmup {self.lr_warmup}; give a fraction of the run, in [0, 1]")
         for name in ("lr", "optimizer_eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0.0):
+            if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give a positive number")
-        for name in ("lr_min", "weight_decay", "grad_clip", "grad_skip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 or a positive number")
+        at_least(0, self, "lr_min", "weight_decay", "grad_clip", "grad_skip")
+
+
+def at_least(minimum: int, config: Any, *names: str) -> None:
+    """Refuse fields below ``minimum`` or not finite; None, for a default, passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not minimum <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; give {minimum} or more")
 
 
 def check_timeout(minutes: float) -> None:
@@ -206,13 +211,8 @@ class RunConfig:
     """Minutes that a rank waits for another before the run ends."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "keep_checkpoints", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}; give 1 or more")
-        for name in ("max_steps", "stop_at_step", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        at_least(1, self, "epochs", "batch_size", "keep_checkpoints", "max_bad_steps")
+        at_least(1, self, "max_steps", "stop_at_step", "checkpoint_every")
         check_timeout(self.timeout_minutes)
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"--seed {self.seed}; give a number in [0, 2^31)")
@@ -248,13 +248,8 @@ class LogConfig:
     """Images in each grid of samples and reconstructions."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples"),
-            *("score_every", "figure_images"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        at_least(1, self, "log_every", "eval_every", "eval_images", "eval_batch_size", "iw_samples")
+        at_least(1, self, "score_every", "figure_images")
 
 
 @dataclass(frozen=True, kw_only=True)

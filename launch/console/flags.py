@@ -8,8 +8,8 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -47,11 +47,6 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "--num-samples": ("--num", "--images"),
     "--num-images": ("--images", "--num"),
 }
-# Flags in the ``--help`` of a training script.
-COMMON = (
-    *("preset", "dataset", "data_root", "image_size", "run_dir", "resume", "seed"),
-    *("max_steps", "epochs", "batch_size", "lr", "device"),
-)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -92,32 +87,6 @@ def _before_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     typed = list(arguments)
     end = typed.index("--") if "--" in typed else len(typed)
     return typed[:end], typed[end:]
-
-
-@dataclass(frozen=True)
-class Typed:
-    """Flags of a training script that are read before the others, because they choose the defaults of the others."""
-
-    preset: str | None
-    dataset: str | None
-    dry_run: bool
-    others: list[str]
-    """All arguments except --dry-run, for :func:`parse`."""
-
-
-def typed(arguments: Sequence[str]) -> Typed:
-    """Read the flags that choose the defaults."""
-    dry_run, others = take_switch("dry-run", arguments)
-    return Typed(typed_value("preset", others), typed_value("dataset", others), dry_run, others)
-
-
-def describe_presets(description: str, presets: Mapping[str, Any]) -> str:
-    """A training script's ``--help`` text with a line for each preset."""
-    width = max(map(len, presets)) + 2
-    listed = "\n".join(f"  {name:{width}}{preset.summary}" for name, preset in presets.items())
-    return (
-        f"{description}\nPresets:\n{listed}\n\nAlso --dry-run (print what would happen) and --debug (show tracebacks)."
-    )
 
 
 def parse(

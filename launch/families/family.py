@@ -10,13 +10,18 @@ from torch import Tensor
 
 from launch.console.config import DataConfig, SharedConfig
 from launch.console.figures import Picture
-from launch.console.flags import nearest, typed_value
+from launch.console.flags import nearest, parse, take_switch, typed_value
 from metrics.likelihoods import ImageSpec
 from metrics.measure import Measure
 from metrics.model import VAE
 from metrics.objective import Objective
 
 C = TypeVar("C", bound=SharedConfig)
+# Flags in the ``--help`` of a training script.
+COMMON = (
+    *("preset", "dataset", "data_root", "image_size", "run_dir", "resume", "seed"),
+    *("max_steps", "epochs", "batch_size", "lr", "device"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,32 @@ class Family(Generic[C]):
         if typed_value("epochs", arguments) is not None:  # which the preset's number of steps would override
             defaults = replace(defaults, run=replace(defaults.run, max_steps=None))
         return config, defaults
+
+    def parse(
+        self, arguments: Sequence[str], description: str, *, kind: type[Any] | None = None, common: Sequence[str] = ()
+    ) -> tuple[Any, C, bool]:
+        """The configuration that a command line of the family's training script asks for, its preset, and --dry-run.
+
+        Args:
+            arguments: the command line.
+            description: text of ``--help``, above a line for each preset.
+            kind: class of the configuration; default that of a run.
+            common: fields that ``--help`` shows besides those of every family.
+
+        Raises:
+            ValueError: an unknown flag or preset, or an invalid value.
+        """
+        dry_run, typed = take_switch("dry-run", arguments)
+        preset, defaults = self.recipe(typed)
+        width = max(map(len, self.presets)) + 2
+        lines = [f"  {name:{width}}{preset.summary}" for name, preset in self.presets.items()]
+        more = "Also --dry-run (print what would happen) and --debug (show tracebacks)."
+        config = parse(
+            kind or self.config,
+            defaults if kind is None else kind(**vars(defaults)),
+            typed,
+            prog=f"train_{self.name}.py",
+            description="\n".join([description, "Presets:", *lines, "", more]),
+            common=(*COMMON, *common),
+        )
+        return config, preset, dry_run

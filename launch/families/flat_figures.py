@@ -25,11 +25,15 @@ SCATTERED = 5000  # points of the aggregate posterior
 
 @dataclass(frozen=True)
 class Codes:
-    """Posteriors of N images on the CPU: mean, std, and KL to the prior in nats, each [N, D]."""
+    """Posteriors of N images on the CPU: mean and std, each [N, D]."""
 
     mean: Tensor
     std: Tensor
-    kl: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """KL to the prior in nats, [N, D]."""
+        return 0.5 * (self.mean.square() + self.std.square() - 1.0) - self.std.log()
 
     @property
     def order(self) -> list[int]:
@@ -45,8 +49,7 @@ class Codes:
 def encode(model: VAE, x: Tensor) -> Codes:
     """Posteriors of images [N, C, H, W] in [0, 1]."""
     parts = [model.groups_at_means(batch)[0].posterior for batch in x.split(ENCODED_AT_ONCE)]
-    mean, std = (torch.cat([getattr(p, name) for p in parts]).cpu() for name in ("mean", "std"))
-    return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
+    return Codes(torch.cat([p.mean for p in parts]).cpu(), torch.cat([p.std for p in parts]).cpu())
 
 
 def _decode(model: VAE, z: Tensor) -> Tensor:
@@ -80,11 +83,7 @@ def prior_quantiles(side: int, lowest: float = 0.05) -> Tensor:
 def manifold(model: VAE, across: Tensor | None = None, down: Tensor | None = None, *, title: str = "") -> Picture:
     """Images decoded over the plane of a 2-D latent space, z0 to the right and z1 upwards (Kingma & Welling 2013, app.).
 
-    Args:
-        model: model with two latents.
-        across: values of z0, [columns]; default quantiles of the prior from .05 to .95.
-        down: values of z1, [rows], likewise.
-        title: start of the title.
+    The values of z0, ``across`` [columns], and of z1, ``down`` [rows], are by default quantiles of the prior.
 
     Raises:
         ValueError: the model does not have two latents.
@@ -146,12 +145,5 @@ def _pictures(model: VAE, x: Tensor, seed: int, title: str) -> Iterator[tuple[st
 
 @torch.no_grad()
 def draw(model: VAE, x: Tensor, seed: int, title: str = "") -> dict[str, Picture]:
-    """Every picture of the latents by name.
-
-    Args:
-        model: in eval mode.
-        x: held-out images [N, C, H, W] in [0, 1]; the first is traversed.
-        seed: seed of the scattered points.
-        title: start of the titles: model, data set and step.
-    """
+    """Every picture of the latents by name, from held-out images [N, C, H, W], of which the first is traversed."""
     return dict(_pictures(model, x, seed, title))

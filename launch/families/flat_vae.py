@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flat_vae import BETA_FORMS as BETA_FORMS
 from flat_vae import FlatVAE, FlatVAEConfig, ObjectiveConfig, Replicas, betas, build_objective, describe
 from flat_vae.config import Initialisation as Initialisation
-from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
+from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig, at_least
 from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset
@@ -53,21 +53,18 @@ class ReplicatedTrainConfig(FlatTrainConfig):
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be batched."""
-        if self.replicas < 1:
-            raise ValueError(f"--replicas {self.replicas}; give 1 or more")
+        at_least(1, self, "replicas")
         names = [f"{beta:g}" for beta in self.replica_betas]
         if len(set(names)) < len(names):
             raise ValueError(f"--replica-betas {' '.join(names)}; give each value once")
         if not self.is_batched:
             return
+        objective, optimizer, run = self.objective.objective, self.optim.optimizer, self.run
         cannot = {
-            "--objective factor, because its discriminator has an optimiser of its own": self.objective.objective
-            == "factor",
-            f"--optimizer {self.optim.optimizer}, whose step counter all replicas would share": "fused_"
-            in self.optim.optimizer,
-            "--precision fp16, whose loss scale all replicas would share": self.run.precision == "fp16",
-            "--keep-checkpoints 1, because a kill can leave the replicas at different steps": self.run.keep_checkpoints
-            == 1,
+            "--objective factor, because its discriminator has an optimiser of its own": objective == "factor",
+            f"--optimizer {optimizer}, whose step counter all replicas would share": "fused_" in optimizer,
+            "--precision fp16, whose loss scale all replicas would share": run.precision == "fp16",
+            "--keep-checkpoints 1, because a kill can leave the replicas at different steps": run.keep_checkpoints == 1,
         }
         for what, is_asked in cannot.items():
             if is_asked:

@@ -6,7 +6,6 @@ published with it; the tiny recipe is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,18 +75,6 @@ def _faces256(name: str, *, epochs: int, lr: float, spectral: float) -> NVAETrai
     model = {"num_scales": 5, "num_groups": 16, "min_groups": 4, "channels_enc": 30, "channels_dec": 30, "num_flows": 2}
     data = DataConfig(dataset="folder", image_size=(256,), num_bits=5, hflip=True)
     return _published(name, data, model, epochs=epochs, batch_size=4, lr=lr, spectral=spectral, spectral_initial=1.0)
-
-
-def _one_gpu(build: Callable[[], NVAETrainConfig], *, batch_size: int, accumulation: int) -> NVAETrainConfig:
-    """The same model and global batch on one GPU, by recomputing cells and accumulating gradients."""
-    config = build()
-    return replace(
-        config,
-        preset=config.preset + "-1gpu",
-        model=replace(config.model, checkpointing=True),
-        run=replace(config.run, batch_size=batch_size),
-        optim=replace(config.optim, accumulation=accumulation),
-    )
 
 
 TINY_MODEL = NVAEConfig(
@@ -172,7 +159,7 @@ def _small() -> NVAETrainConfig:
     )
 
 
-NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
+PUBLISHED: dict[str, Preset[NVAETrainConfig]] = {
     "celeba64": Preset("CelebA 64x64, published (8 GPUs x 16 images, 90 epochs)", _celeba64),
     "mnist": Preset("MNIST, dynamically binarised, published (2 GPUs x 200, 400 epochs)", _mnist),
     "cifar10": Preset("CIFAR-10, published (8 GPUs x 32, 400 epochs)", _cifar10),
@@ -185,27 +172,32 @@ NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
         "FFHQ 256x256, 5 bits, from a folder, published (24 GPUs x 4, 200 epochs)",
         lambda: _faces256("ffhq256", epochs=200, lr=8e-3, spectral=1e-1),
     ),
-    "celeba64-1gpu": Preset(
-        "celeba64 with its global batch of 128 on one GPU", lambda: _one_gpu(_celeba64, batch_size=32, accumulation=4)
-    ),
-    "mnist-1gpu": Preset(
-        "mnist with its global batch of 400 on one GPU", lambda: _one_gpu(_mnist, batch_size=200, accumulation=2)
-    ),
-    "cifar10-1gpu": Preset(
-        "cifar10 with its global batch of 256 on one GPU", lambda: _one_gpu(_cifar10, batch_size=64, accumulation=4)
-    ),
-    "imagenet32-1gpu": Preset(
-        "imagenet32 with its global batch of 576 on one GPU",
-        lambda: _one_gpu(_imagenet32, batch_size=64, accumulation=9),
-    ),
-    "celebahq256-1gpu": Preset(
-        "celebahq256 with its global batch of 96 on one GPU",
-        lambda: _one_gpu(NVAE_PRESETS["celebahq256"].build, batch_size=8, accumulation=12),
-    ),
-    "ffhq256-1gpu": Preset(
-        "ffhq256 with its global batch of 96 on one GPU",
-        lambda: _one_gpu(NVAE_PRESETS["ffhq256"].build, batch_size=8, accumulation=12),
-    ),
+}
+
+
+def _on_one_gpu(name: str, batch_size: int, accumulation: int) -> Preset[NVAETrainConfig]:
+    """A published recipe with the same global batch, by recomputing cells and accumulating gradients."""
+
+    def build() -> NVAETrainConfig:
+        config = PUBLISHED[name].build()
+        return replace(
+            config,
+            preset=f"{name}-1gpu",
+            model=replace(config.model, checkpointing=True),
+            run=replace(config.run, batch_size=batch_size),
+            optim=replace(config.optim, accumulation=accumulation),
+        )
+
+    return Preset(f"{name} with its global batch of {batch_size * accumulation} on one GPU", build)
+
+
+ONE_GPU = {  # images per step and number of steps that are accumulated
+    **{"celeba64": (32, 4), "mnist": (200, 2), "cifar10": (64, 4)},
+    **{"imagenet32": (64, 9), "celebahq256": (8, 12), "ffhq256": (8, 12)},
+}
+NVAE_PRESETS: dict[str, Preset[NVAETrainConfig]] = {
+    **PUBLISHED,
+    **{f"{name}-1gpu": _on_one_gpu(name, *sizes) for name, sizes in ONE_GPU.items()},
     "dsprites": Preset("dSprites: 4 groups at 4x4, 16 channels; one CPU core, an hour and a half", _dsprites),
     "celeba64-cpu": Preset("CelebA 64x64: the model of tiny; one CPU core, two hours", _celeba64_cpu),
     "small": Preset("any data: 3 scales, 14 groups, 32 channels; one GPU, hours", _small),

@@ -147,6 +147,30 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
     execution.full_float32()
     world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
+    chosen = _device(device, rank, local_rank, local_size)
+    if world_size == 1:
+        return Ranks(rank, world_size, chosen)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    try:
+        store = _store(rank, world_size, local_size, timeout)
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    except dist.DistError as error:
+        raise ValueError(
+            f"rank {rank}: the {world_size} processes did not all arrive within {timeout_minutes:g} minutes "
+            f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
+        ) from error
+    return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
+
+
+def _device(device: Literal["auto", "cpu", "cuda"], rank: int, local_rank: int, local_size: int) -> torch.device:
+    """The device of this process: its own GPU if there are any, or the CPU."""
     num_gpus = torch.cuda.device_count() if device != "cpu" else 0
     if device == "cuda" and num_gpus == 0:
         raise ValueError("--device cuda, but torch sees no GPU; use --device cpu or check the driver with nvidia-smi")
@@ -160,28 +184,10 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
             f"torchrun --standalone --nproc-per-node=gpu {os.path.relpath(sys.argv[0])} ...",
             file=sys.stderr,
         )
-    chosen = torch.device("cuda", local_rank) if num_gpus else torch.device("cpu")
-    if num_gpus:
-        torch.cuda.set_device(chosen)
-    if world_size == 1:
-        return Ranks(rank, world_size, chosen)
-    timeout = datetime.timedelta(minutes=timeout_minutes)
-    try:
-        store = _store(rank, world_size, local_size, timeout)
-        dist.init_process_group(
-            "nccl" if num_gpus else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            device_id=chosen if num_gpus else None,
-        )
-    except dist.DistError as error:
-        raise ValueError(
-            f"rank {rank}: the {world_size} processes did not all arrive within {timeout_minutes:g} minutes "
-            f"({str(error).splitlines()[0][:120].replace('; ', ', ')}); start the others, or all of them again"
-        ) from error
-    return Ranks(rank, world_size, chosen, store, min(ROLL_CALL_SECONDS, 60.0 * timeout_minutes))
+    if not num_gpus:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def _number(variable: str, otherwise: int) -> int:

@@ -16,7 +16,7 @@ from launch.console.terminal import one_line
 from launch.machine import files
 from launch.results.run import SavedRun, Weights, open_run
 from launch.training import checkpoint
-from launch.training.resume import may_change
+from launch.training.folder import may_change
 from metrics.measure import Measure
 
 SCORES_FORMAT = 1  # newest format of scores.json that this version reads

@@ -1,4 +1,4 @@
-"""The models that the studies of hierarchies train: small NVAEs of some depth, width and number of scales, and flat VAEs.
+"""The studies of hierarchies: the models that they train, small NVAEs and flat VAEs, and how they train and score them.
 
 NVAEs of one scale share ``CELLS`` cells and ``CHANNELS`` latent channels among their groups, so that depth changes neither
 the number of parameters (by more than a tenth) nor the work of a step nor the number of latents: only how these are
@@ -7,35 +7,22 @@ factorised. All are small enough for two CPU cores. Their sizes are given by the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from launch.console.config import at_least
+from launch.console.terminal import say
+from launch.studies import study
+from launch.studies.study import StudyConfig
+from launch.training import jobs
 from launch.training.jobs import Script, ScriptRun
 
 DataName = Literal["dsprites", "celeba"]
 CELLS = 8  # encoder cells of the towers, shared by the groups
 CHANNELS = 16  # latent channels, shared by the groups
 MIXTURES = ("--num-mixtures", "3")
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set as flags of the training scripts."""
-
-    name: DataName
-    root: Path | None
-    cache_dir: Path | None
-
-    def arguments(self) -> tuple[str, ...]:
-        """The flags of the data set. dSprites is always rendered, so that every reader has the same images."""
-        found = ["--dataset", self.name]
-        if self.name == "dsprites":
-            found += ["--dsprites-source", "rendered"]
-        for flag, value in (("--data-root", self.root), ("--cache-dir", self.cache_dir)):
-            found += [] if value is None else [flag, str(value)]
-        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -51,9 +38,9 @@ class Length:
     eval_images: int = 256
     """Number of held-out images of each; the last takes twice as many."""
 
-    def arguments(self, script: Script, pace: float) -> tuple[str, ...]:
-        """The flags of a training script for a model of a given pace."""
-        steps = max(1, round(pace * (self.nvae_steps if script == "train_nvae" else self.flat_steps)))
+    def arguments(self, member: Member) -> tuple[str, ...]:
+        """The flags of the training script for a member."""
+        steps = max(1, round(member.pace * (self.nvae_steps if member.script == "train_nvae" else self.flat_steps)))
         images = self.eval_images
         return (
             *("--max-steps", str(steps), "--eval-every", str(max(1, steps // self.points))),
@@ -71,10 +58,77 @@ class Member:
     flags: tuple[str, ...]
     pace: float = 1.0
 
-    def run(self, data: Data, length: Length, seed: int, out: Path) -> ScriptRun:
-        """The run that trains it on ``data`` with ``seed``, in ``out / data / name-seed``."""
-        arguments = (*data.arguments(), *self.flags, *length.arguments(self.script, self.pace), "--seed", str(seed))
-        return ScriptRun(self.script, arguments, out / data.name / f"{self.name}-seed{seed}")
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyConfig(StudyConfig):
+    """Settings of a study that compares members of the family over seeds."""
+
+    datasets: tuple[DataName, ...] = ("dsprites", "celeba")
+    """Data sets; dsprites is rendered, celeba needs its files."""
+    celeba_root: Path | None = None
+    """Folder of CelebA, whole or a part of it; default data/celeba."""
+    cache_dir: Path | None = None
+    """Folder for decoded images; default beside the data."""
+    images: int = 3000
+    """Number of test images for the scores."""
+    out: Path = Path("studies/family")
+    """Folder of the runs."""
+    store: Path = Path("docs/studies/family")
+    """Folder of their scores, from which the reports are made."""
+
+    one_length: ClassVar[tuple[str, ...]]
+    """The settings of the length, which all runs in one folder share."""
+    scores_untrained: ClassVar[bool] = True
+    """True if untrained weights are scored too, as a control."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "images")
+        if not self.datasets:
+            raise ValueError("--datasets is empty; give dsprites, celeba or both")
+
+    def length(self, data: DataName) -> Length:
+        """Training length of each kind of model on a data set."""
+        raise NotImplementedError
+
+    def members(self, data: DataName) -> list[Member]:
+        """The models of the study, the reference first."""
+        raise NotImplementedError
+
+    def runs(self, data: DataName) -> list[ScriptRun]:
+        """Every member with every seed, one seed after another, so that a stopped study has all members."""
+        typed = ["--dataset", data]  # dSprites is always rendered, so that every reader has the same images
+        typed += ["--dsprites-source", "rendered"] if data == "dsprites" else []
+        typed += ["--data-root", str(self.celeba_root)] if data == "celeba" and self.celeba_root else []
+        typed += ["--cache-dir", str(self.cache_dir)] if self.cache_dir else []
+        length, every = self.length(data), [(seed, m) for seed in range(self.seeds) for m in self.members(data)]
+        return [
+            ScriptRun(
+                member.script,
+                (*typed, *member.flags, *length.arguments(member), "--seed", str(seed)),
+                self.out / data / f"{member.name}-seed{seed}",
+            )
+            for seed, member in every
+        ]
+
+    def carry_out(self, write: Callable[[Mapping[DataName, list[Path]]], Path]) -> None:
+        """Train, score and store the missing runs, then ``write`` the report from the folders of the stored runs.
+
+        Raises:
+            ValueError: no run has stored scores, or some runs failed.
+        """
+        wanted, faults = {name: self.runs(name) for name in self.datasets}, list[str]()
+        if not self.report_only:
+            jobs.claim(self.out, "family.json", {name: getattr(self, name) for name in self.one_length})
+            scoring = ["--images", str(self.images), "--elbo-images", "500"]
+            scoring += ["--untrained"] if self.scores_untrained else []
+            for name, runs in wanted.items():
+                faults += study.complete(runs, scoring, self.store / name, self.workers, self.dask)
+        found = {name: paths for name, runs in wanted.items() if (paths := study.stored(runs, self.store / name))}
+        if not found:
+            raise ValueError(f"no scores are stored in {self.store}; start the study without --report-only")
+        say(f"report {write(found)}")
+        study.refuse(faults)
 
 
 def _nvae(name: str, groups: Sequence[int], width: int, cells: tuple[int, int], latent_channels: int) -> Member:

@@ -20,14 +20,16 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import datasets
 from launch.console import errors, flags
+from launch.console.config import at_least
 from launch.console.terminal import say
 from launch.families.flat_vae import Initialisation
 from launch.studies import frey_report, frey_runs
+from launch.studies.study import StudyConfig
 from launch.training import jobs
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreyConfig:
+class FreyConfig(StudyConfig):
     """Runs of the study and the folder of its report."""
 
     data_root: Path | None = None
@@ -42,23 +44,18 @@ class FreyConfig:
     """Pixel-mean weights of the KL: decades, and two more around the first critical beta."""
     latent_dims: tuple[int, ...] = (2, 3, 5)
     """Numbers of latents."""
-    seeds: int = 3
-    """Seeds 0, 1, ... of each."""
     held_out_seeds: int = 1
     """Number of seeds for the split train, which the thesis did not have."""
     epochs: int = 10
     """Length of each run in epochs."""
     init: Initialisation = "glorot"
     """Initial weights: glorot (Keras' default, the thesis' library) or torch (smaller; can stick at the mean face)."""
-    workers: int = 2
+    workers: int | None = 2
     """Processes of one thread each."""
-    report_only: bool = False
-    """Only write the report, from the finished runs."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "held_out_seeds", "epochs", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}; give 1 or more")
+        super().__post_init__()
+        at_least(1, self, "held_out_seeds", "epochs")
         for name in ("splits", "betas", "latent_dims"):
             if not getattr(self, name):
                 raise ValueError(f"--{name.replace('_', '-')} is empty; give at least one")
@@ -86,7 +83,7 @@ def main(arguments: list[str]) -> None:
     frames = datasets.open_dataset("frey", chosen.data_root, "all")  # first, because everything needs them
     wanted = chosen.jobs()
     if not chosen.report_only:
-        jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers)
+        jobs.run_all(wanted, frey_runs.work, frey_runs.Job.is_done, chosen.workers or 2, cluster=chosen.dask)
     say(f"report {frey_report.write(chosen.report, wanted, frames)}, samples {chosen.out / 'samples'}")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib import pyplot
 from matplotlib.patches import Circle
@@ -16,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from launch.console.figures import Picture, render
 from launch.families.flat_figures import Codes
 from launch.machine import files, noise
-from launch.studies.frey_results import Results, value_of
-from launch.studies.frey_runs import CPU, Job
+from launch.report.statistics import Float64
+from launch.studies.frey_runs import CPU, Job, Results, value_of
 from launch.studies.frey_theory import predicted_rate
 
 NUM_PIXELS = 560
@@ -28,44 +27,41 @@ FRAMES = {"all": "trained on all frames", "train": "trained without the held-out
 MARKED = 5  # critical betas drawn as lines
 
 Draw = Callable[[Any, int], None]
+Value = Callable[[dict[str, Any]], float]
 
 
 def _colour(latent_dim: int) -> str:
     return COLOURS.get(latent_dim, "#555555")
 
 
-def _mark(axes: Any, critical: npt.NDArray[np.float64]) -> None:
-    """Vertical lines at the first critical betas and at the beta of the ELBO."""
+def _line(
+    axes: Any, results: Results, split: str, latent_dim: int, value: Value, label: str, style: str = "-", size: int = 3
+) -> None:
+    """Plot a number against beta: a point for each seed, and a line through the means."""
+    betas, colour = results.betas(split, latent_dim), _colour(latent_dim)
+    values = [[value(record) for record in results.cell(split, latent_dim, beta)] for beta in betas]
+    axes.plot(betas, [np.mean(v) for v in values], style, color=colour, label=label)
+    for beta, seeds in zip(betas, values, strict=True):
+        axes.plot([beta] * len(seeds), seeds, "o", color=colour, markersize=size)
+
+
+def _axes(critical: Float64, label: str) -> tuple[Any, Any]:
+    """A plot against beta with the critical betas and the beta of the ELBO as vertical lines."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
     for i, beta in enumerate(critical[:MARKED]):
         axes.axvline(beta, color="#999999", linewidth=0.8, label="critical betas" if i == 0 else None)
     axes.axvline(ELBO_BETA, color="#333333", linewidth=0.8, linestyle=":", label="beta = 1/560 (ELBO)")
-
-
-def _against_beta(
-    results: Results,
-    split: str,
-    critical: npt.NDArray[np.float64],
-    value: Callable[[dict[str, Any]], float],
-    label: str,
-) -> tuple[Any, Any]:
-    """Plot a point per seed and a line through the means, with a colour for each number of latents."""
-    figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
-    _mark(axes, critical)
-    for latent_dim in results.latent_dims(split):
-        betas, colour = results.betas(split, latent_dim), _colour(latent_dim)
-        values = [[value(record) for record in results.cell(split, latent_dim, beta)] for beta in betas]
-        axes.plot(betas, [np.mean(v) for v in values], color=colour, label=f"z = {latent_dim}")
-        for beta, seeds in zip(betas, values, strict=True):
-            axes.plot([beta] * len(seeds), seeds, "o", color=colour, markersize=3)
     axes.set_xscale("log")
     axes.set_xlabel("beta (pixel-mean)")
     axes.set_ylabel(label)
     return figure, axes
 
 
-def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
+def rate(results: Results, split: str, critical: Float64) -> Picture:
     """KL against beta, with the prediction of linear theory."""
-    figure, axes = _against_beta(results, split, critical, lambda record: record["final"]["rate"], "KL, nats per image")
+    figure, axes = _axes(critical, "KL, nats per image")
+    for latent_dim in results.latent_dims(split):
+        _line(axes, results, split, latent_dim, lambda record: float(record["final"]["rate"]), f"z = {latent_dim}")
     for latent_dim in results.latent_dims(split):
         betas = np.geomspace(1e-6, 2e-2, 200)
         foreseen = predicted_rate(betas, critical, latent_dim)
@@ -75,11 +71,11 @@ def rate(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Pic
     return render(figure, f"Frey Faces, {FRAMES[split]}: KL of flat VAEs with z latents")
 
 
-def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.float64]) -> Picture:
+def covariance_distance(results: Results, split: str, critical: Float64) -> Picture:
     """Covariance distance against beta; level lines at sqrt(z), the value of a collapsed posterior."""
-    figure, axes = _against_beta(
-        results, split, critical, lambda record: record["covariance_distance"]["score"], "covariance distance"
-    )
+    figure, axes = _axes(critical, "covariance distance")
+    for latent_dim in results.latent_dims(split):
+        _line(axes, results, split, latent_dim, lambda r: float(r["covariance_distance"]["score"]), f"z = {latent_dim}")
     for latent_dim in results.latent_dims(split):
         axes.axhline(math.sqrt(latent_dim), color=_colour(latent_dim), linewidth=0.6, linestyle=":")
     axes.set_yscale("log")
@@ -87,21 +83,17 @@ def covariance_distance(results: Results, split: str, critical: npt.NDArray[np.f
     return render(figure, f"Frey Faces, {FRAMES[split]}: covariance distance of flat VAEs with z latents")
 
 
-def held_out(results: Results, critical: npt.NDArray[np.float64]) -> Picture:
+def held_out(results: Results, critical: Float64) -> Picture:
     """Final negative ELBO of held-out and of training frames against beta."""
-    figure, axes = pyplot.subplots(figsize=(7.0, 4.0))
-    _mark(axes, critical)
+    figure, axes = _axes(critical, "negative ELBO, nats per image")
+    styles = {"final": ("trained on", "--"), "final_held_out": ("held out", "-")}
     for latent_dim in results.latent_dims("train"):
-        betas = results.betas("train", latent_dim)
-        for part, style in (("final", "--"), ("final_held_out", "-")):
-            cells = [[value_of(r[part], "negative_elbo") for r in results.cell("train", latent_dim, b)] for b in betas]
-            label = f"z = {latent_dim}, {'held out' if part == 'final_held_out' else 'trained on'}"
-            axes.plot(betas, [np.mean(v) for v in cells], style, color=_colour(latent_dim), label=label)
-            for beta, seeds in zip(betas, cells, strict=True):
-                axes.plot([beta] * len(seeds), seeds, "o", color=_colour(latent_dim), markersize=2)
-    axes.set_xscale("log")
-    axes.set_xlabel("beta (pixel-mean)")
-    axes.set_ylabel("negative ELBO, nats per image")
+        for part, (said, style) in styles.items():
+
+            def value(record: dict[str, Any], part: str = part) -> float:
+                return value_of(record[part], "negative_elbo")
+
+            _line(axes, results, "train", latent_dim, value, f"z = {latent_dim}, {said}", style, size=2)
     axes.legend(fontsize=8)
     return render(figure, "Frey Faces: negative ELBO of flat VAEs with z latents on frames trained on and held out")
 
@@ -156,8 +148,7 @@ def _loss(point: dict[str, Any], beta: float) -> float:
 
 def _codes(job: Job) -> Codes:
     arrays = files.read_npz(job.posteriors, remedy="delete it and run the same command again")
-    mean, std = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"])
-    return Codes(mean, std, 0.5 * (mean.square() + std.square() - 1.0) - std.log())
+    return Codes(torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"]))
 
 
 def scatter(chosen: Sequence[Job]) -> Picture:

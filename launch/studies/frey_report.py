@@ -2,75 +2,36 @@
 
 from __future__ import annotations
 
-import math
+import csv
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from datasets import Dataset
 from launch.console import figures
-from launch.report.statistics import Spread
+from launch.machine import files
+from launch.report.statistics import Float64
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import frey_figures
-from launch.studies.frey_results import COLLAPSED, Results, write_csv
-from launch.studies.frey_runs import Job
-from launch.studies.frey_theory import critical_betas, mean_image_nats, predicted_rate
+from launch.studies.frey_runs import Job, Results
+from launch.studies.frey_theory import (
+    COLLAPSED,
+    critical_betas,
+    foreseen_stop,
+    mean_image_nats,
+    predicted_rate,
+    theory_agrees,
+    where_learning_stops,
+)
 
-Float64 = npt.NDArray[np.float64]
 EXPECTED_RATE = (2.0, 3.0)  # nats, mean over seeds at beta 1e-3 and two latents
 EXPECTED_COLLAPSE = (5e-3, 2e-2)  # betas between which the KL drops to 0
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Point at which learning stops: the largest beta that still learns and the next one, which does not; None if there is none."""
-
-    learns: float | None
-    collapsed: float | None
-
-    @property
-    def words(self) -> str:
-        """Predicate of a sentence in the report."""
-        if self.learns is None:
-            return "learns at no beta"
-        if self.collapsed is None:
-            return f"learns up to beta {self.learns:g}, the largest that was run"
-        return f"learns at beta {self.learns:g} but not at {self.collapsed:g}"
-
-
-def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop:
-    """From the mean KL at ascending betas, the last beta with at least .05 nats and the next beta."""
-    learning = [i for i, rate in enumerate(rates) if rate >= COLLAPSED]
-    if not learning:
-        return Stop(None, betas[0] if betas else None)
-    last = learning[-1]
-    return Stop(betas[last], betas[last + 1] if last + 1 < len(betas) else None)
-
-
-def foreseen_stop(critical: Float64, latent_dim: int) -> float:
-    """The beta at which the KL predicted by linear theory falls to .05 nats."""
-    betas = np.geomspace(critical[0] * math.exp(-2.0), critical[0], 4001)
-    rates = predicted_rate(betas, critical, latent_dim)
-    return float(betas[np.flatnonzero(rates >= COLLAPSED)[-1]])
-
-
-def theory_agrees(stop: Stop, foreseen: float) -> bool:
-    """True if the predicted beta lies between the last that learns and the first that does not."""
-    return stop.learns is not None and stop.learns <= foreseen <= (stop.collapsed or math.inf)
-
-
 def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
-    """Write ``index.md``, ``runs.csv`` and the plots; return the path of ``index.md``.
-
-    Args:
-        folder: folder of the report.
-        wanted: all runs of the study, done or not.
-        frames: all frames, for the prediction of linear theory.
+    """Write ``index.md``, ``runs.csv`` and the plots from those ``wanted`` runs that are done; return its path.
 
     Raises:
         ValueError: no run is done.
@@ -80,7 +41,8 @@ def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
         raise ValueError("no run of the study is done; start it without --report-only")
     pixels = frames.images(range(len(frames))).numpy().reshape(len(frames), -1) / float(frames.spec.max_value)
     critical = critical_betas(pixels)
-    write_csv(results, folder / "runs.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / "runs.csv", _csv(results))
     pictures = dict(_pictures(results, critical))
     for name, picture in pictures.items():
         figures.save(picture, folder / f"{name}.png")
@@ -92,6 +54,24 @@ def write(folder: Path, wanted: Sequence[Job], frames: Dataset) -> Path:
         *_plots(pictures),
     ]
     return write_paragraphs(folder / "index.md", parts)
+
+
+def _csv(results: Results) -> str:
+    """Every run's final numbers, a line each."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    measured = ("distortion", "rate", "psnr")
+    header = ["split", "latent_dim", "beta_pixel_mean", "seed", "init", *measured]
+    rows.writerow([*header, *(f"held_out_{name}" for name in measured), "covariance_distance", "steps"])
+    for job, record in sorted(results.records.items(), key=lambda item: str(item[0])):
+        held_out = record["final_held_out"] or {}
+        rows.writerow(
+            [job.split, job.latent_dim, f"{job.beta:g}", job.seed, job.init]
+            + [f"{record['final'][name]:.4f}" for name in measured]
+            + [f"{held_out[name]:.4f}" if held_out else "" for name in measured]
+            + [f"{record['covariance_distance']['score']:.5f}", record["steps"]]
+        )
+    return text.getvalue()
 
 
 def _opening(results: Results, wanted: Sequence[Job], mean_face: float) -> Iterator[str]:
@@ -128,8 +108,7 @@ def _coverage(results: Results, wanted: Sequence[Job]) -> str:
 
 def _mean_rates(results: Results, split: str, latent_dim: int) -> tuple[list[float], list[float]]:
     betas = results.betas(split, latent_dim)
-    spreads = [results.spread(split, latent_dim, beta, "final", "rate") for beta in betas]
-    return betas, [spread.mean for spread in spreads if spread is not None]
+    return betas, [results.spread(split, latent_dim, beta, "final", "rate").mean for beta in betas]
 
 
 def _stopping(results: Results, critical: Float64) -> Iterator[str]:
@@ -162,9 +141,11 @@ def _stopping(results: Results, critical: Float64) -> Iterator[str]:
 
 def _stuck(results: Results) -> str:
     limit = EXPECTED_COLLAPSE[0]
-    stuck, count = results.stuck(below=limit), sum(job.beta < limit for job in results.records)
-    names = f": {', '.join(sorted(map(str, stuck)))}" if stuck else ""
-    return f"Stuck at the mean face (KL below {COLLAPSED} nats at a beta below {limit:g}): {len(stuck)} of {count} runs{names}."
+    small = {str(job): record["final"]["rate"] for job, record in results.records.items() if job.beta < limit}
+    stuck = sorted(name for name, rate in small.items() if rate < COLLAPSED)
+    names = f": {', '.join(stuck)}" if stuck else ""
+    where = f"KL below {COLLAPSED} nats at a beta below {limit:g}"
+    return f"Stuck at the mean face ({where}): {len(stuck)} of {len(small)} runs{names}."
 
 
 def _rates_beside_theory(results: Results, critical: Float64) -> Iterator[str]:
@@ -172,7 +153,7 @@ def _rates_beside_theory(results: Results, critical: Float64) -> Iterator[str]:
     for latent_dim in results.latent_dims("all"):
         for beta in results.betas("all", latent_dim):
             measured = results.spread("all", latent_dim, beta, "final", "rate")
-            if measured is not None and 1e-4 <= beta <= 1e-1:
+            if 1e-4 <= beta <= 1e-1:
                 foreseen = float(predicted_rate(beta, critical, latent_dim))
                 rows.append([str(latent_dim), f"{beta:g}", measured.text(3), str(measured.num), f"{foreseen:.3f}"])
     if rows:
@@ -182,8 +163,8 @@ def _rates_beside_theory(results: Results, critical: Float64) -> Iterator[str]:
 def _expectations(results: Results) -> Iterator[str]:
     """The two numbers that the study was built to reproduce: reproduced, not reproduced, or not yet run."""
     low, high = EXPECTED_RATE
-    found = results.spread("all", 2, 1e-3, "final", "rate")
-    if found is not None:
+    if 1e-3 in results.betas("all", 2):
+        found = results.spread("all", 2, 1e-3, "final", "rate")
         verdict = "inside" if low <= found.mean <= high else "**outside**"
         yield (
             f"KL at beta 1e-3 and z = 2, all frames: {found.text()} nats over {found.num} seed(s), {verdict} the range of "
@@ -191,10 +172,9 @@ def _expectations(results: Results) -> Iterator[str]:
         )
     before, after = EXPECTED_COLLAPSE
     for latent_dim in results.latent_dims("all"):
-        ends = [results.spread("all", latent_dim, beta, "final", "rate") for beta in (before, after)]
-        left, right = ends
-        if left is None or right is None:
+        if not {before, after} <= set(results.betas("all", latent_dim)):
             continue
+        left, right = (results.spread("all", latent_dim, beta, "final", "rate") for beta in (before, after))
         collapses = left.mean >= COLLAPSED > right.mean
         yield (
             f"* z = {latent_dim}: KL {left.text(3)} nats at beta {before:g} and {right.text(4)} at {after:g} "
@@ -223,7 +203,8 @@ def _held_out(results: Results) -> Iterator[str]:
     columns = [("final", "negative_elbo", 1), ("final_held_out", "negative_elbo", 1), ("final_held_out", "rate", 2)]
     yield _table(results, "train", columns)
     for latent_dim in results.latent_dims("train"):
-        spreads = {b: _negative_elbo(results, latent_dim, b) for b in results.betas("train", latent_dim)}
+        betas = results.betas("train", latent_dim)
+        spreads = {b: results.spread("train", latent_dim, b, "final_held_out", "negative_elbo") for b in betas}
         best = min(spreads, key=lambda beta: spreads[beta].mean)
         yield (
             f"* z = {latent_dim}: the held-out negative ELBO is lowest at beta {best:g} ({spreads[best].text(1)} nats, "
@@ -231,18 +212,12 @@ def _held_out(results: Results) -> Iterator[str]:
         )
 
 
-def _negative_elbo(results: Results, latent_dim: int, beta: float) -> Spread:
-    spread = results.spread("train", latent_dim, beta, "final_held_out", "negative_elbo")
-    assert spread is not None
-    return spread
-
-
 def _table(results: Results, split: str, columns: Sequence[tuple[str, str, int]]) -> str:
     names = {"distortion": "distortion", "rate": "KL", "negative_elbo": "-ELBO", "score": "covariance distance"}
     rows = []
     for latent_dim in results.latent_dims(split):
         for beta in results.betas(split, latent_dim):
-            cells: list[Any] = [results.spread(split, latent_dim, beta, part, name) for part, name, _ in columns]
+            cells = [results.spread(split, latent_dim, beta, part, name) for part, name, _ in columns]
             texts = [cell.text(digits) for cell, (_, _, digits) in zip(cells, columns, strict=True)]
             rows.append([str(latent_dim), f"{beta:g}", str(cells[0].num), *texts])
     headings = [names[name] + (", held out" if part == "final_held_out" else "") for part, name, _ in columns]
@@ -258,9 +233,7 @@ def _pictures(results: Results, critical: Float64) -> Iterator[tuple[str, figure
             yield f"loss_{split}_z{latent_dim}", frey_figures.loss_curves(results, split, latent_dim)
     for latent_dim in results.latent_dims("all"):
         jobs = [j for j in results.records if (j.split, j.latent_dim) == ("all", latent_dim)]
-        first = {
-            job.beta: job for job in sorted(jobs, key=lambda job: -job.seed)
-        }  # the lowest seed comes last and stays
+        first = {job.beta: job for job in sorted(jobs, key=lambda job: -job.seed)}  # the lowest seed stays
         yield f"posterior_z{latent_dim}", frey_figures.scatter([first[beta] for beta in sorted(first)])
     if results.latent_dims("all"):
         yield "covariance_distance", frey_figures.covariance_distance(results, "all", critical)

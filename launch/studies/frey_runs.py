@@ -1,8 +1,9 @@
-"""One run of the Frey study: a beta-VAE trained in this process; it writes numbers, posteriors and one picture."""
+"""Runs of the Frey study, each a beta-VAE that writes numbers, posteriors and one picture; and the records of all."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,10 @@ from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS, Initialisation
 from launch.machine import files, noise
 from launch.machine.distributed import Ranks
+from launch.report.statistics import Spread
+from launch.studies import study
+from launch.studies.study import RecordedRun
 from launch.training import evaluation
-from launch.training.start import trainer_for
-from launch.training.step import Trainer
 from metrics import covariance_distance
 from metrics.model import VAE
 
@@ -31,7 +33,7 @@ CPU = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RecordedRun):
     """A run: ``split`` "all" trains on the thesis' 1,965 frames, "train" on 1,415 with 200 held out (valid)."""
 
     out: Path
@@ -49,9 +51,9 @@ class Job:
         return plain if self.init == "glorot" else f"{plain}-{self.init}"
 
     @property
-    def record(self) -> Path:
-        """The run's numbers; written last."""
-        return self.out / "records" / f"{self}.json"
+    def protocol(self) -> dict[str, Any]:
+        """Length that a record must have to count."""
+        return {"epochs": self.epochs}
 
     @property
     def posteriors(self) -> Path:
@@ -70,23 +72,23 @@ class Job:
         )
         return config
 
-    def is_done(self) -> bool:
-        """True if there is a record of a run of this length."""
-        return self.record.exists() and files.read_json(self.record).get("epochs") == self.epochs
-
 
 def work(job: Job) -> None:
     """Train, measure and write; the record comes last, so the files beside it are complete."""
     started = time.monotonic()
-    torch.manual_seed(job.seed)
     config = job.config()
     data = config.data.open(job.split)
     held_out = config.data.open("valid") if job.split == "train" else None
-    order = datasets.Batches(len(data), config.run.batch_size, job.seed)
-    total_steps = job.epochs * order.steps_per_epoch
-    trainer = trainer_for(config, data, CPU, total_steps)
-    curve = [_epoch(trainer, data, order, held_out) for _ in range(job.epochs)]
-    model = trainer.state.averaged
+    steps = datasets.Batches(len(data), config.run.batch_size, job.seed).steps_per_epoch
+    curve, sums = list[dict[str, Any]](), torch.zeros(2, dtype=torch.float64)
+    for trainer, report in study.train(config, data, CPU, job.epochs * steps):
+        state = trainer.state
+        sums += torch.stack([report.terms["distortion"], report.terms["rate"]]).double()
+        if state.step % steps == 0:  # means over the epoch's steps
+            curve.append(dict(zip(("distortion", "rate"), (sums / steps).tolist(), strict=True)))
+            curve[-1] |= {"held_out": _measure(state.averaged, held_out)} if held_out is not None else {}
+            sums.zero_()
+    model = state.averaged
     codes = _codes(model, data)
     _write_posteriors(job, codes)
     figures.save(samples(model, codes, job), job.out / "samples" / f"{job}.png")
@@ -96,8 +98,8 @@ def work(job: Job) -> None:
         {
             **{name: getattr(job, name) for name in ("split", "latent_dim", "beta", "seed", "epochs", "init")},
             "num_images": len(data),
-            "steps": trainer.state.step,
-            "skipped_steps": trainer.state.num_skipped,
+            "steps": state.step,
+            "skipped_steps": state.num_skipped,
             "curve": curve,
             "final": _measure(model, data),
             "final_held_out": None if held_out is None else _measure(model, held_out),
@@ -106,24 +108,6 @@ def work(job: Job) -> None:
             "seconds": time.monotonic() - started,
         },
     )
-
-
-def _epoch(
-    trainer: Trainer, data: datasets.Dataset, order: datasets.Batches, held_out: datasets.Dataset | None
-) -> dict[str, Any]:
-    """Train for an epoch; distortion and rate in nats: means over its steps, and afterwards held out."""
-    steps = order.steps_per_epoch
-    sums = torch.zeros(2, dtype=torch.float64)
-    for _ in range(steps):
-        _, rows = order.indices(trainer.state.step)
-        terms = trainer.train_step(data.images(rows)).terms
-        sums += torch.stack([terms["distortion"], terms["rate"]]).double()
-    distortion, rate = (sums / steps).tolist()
-    point: dict[str, Any] = {"distortion": distortion, "rate": rate}
-    if held_out is not None:
-        averaged = trainer.state.averaged
-        point["held_out"] = _measure(averaged, held_out)
-    return point
 
 
 def _measure(model: VAE, data: datasets.Dataset) -> dict[str, float]:
@@ -165,3 +149,42 @@ def samples(model: VAE, codes: flat_figures.Codes, job: Job) -> figures.Picture:
 
 def _quantiles(values: Tensor) -> Tensor:
     return values.quantile(torch.linspace(0.05, 0.95, SIDE))
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs and the record of each."""
+
+    records: dict[Job, dict[str, Any]]
+
+    @classmethod
+    def read(cls, wanted: Iterable[Job]) -> Results:
+        """Read the records of those ``wanted`` jobs that are done."""
+        return cls({job: files.read_json(job.record) for job in wanted if job.is_done()})
+
+    def cell(self, split: str, latent_dim: int, beta: float) -> list[dict[str, Any]]:
+        """The records of all seeds of one setting."""
+        key = (split, latent_dim, beta)
+        return [record for job, record in self.records.items() if (job.split, job.latent_dim, job.beta) == key]
+
+    def betas(self, split: str, latent_dim: int) -> list[float]:
+        """Betas, ascending, of which there is a run."""
+        return sorted({job.beta for job in self.records if (job.split, job.latent_dim) == (split, latent_dim)})
+
+    def latent_dims(self, split: str) -> list[int]:
+        """Numbers of latents of which there is a run."""
+        return sorted({job.latent_dim for job in self.records if job.split == split})
+
+    def spread(self, split: str, latent_dim: int, beta: float, part: str, name: str) -> Spread:
+        """Mean and spread over the seeds of a setting of ``record[part][name]``."""
+        return Spread.of([value_of(record[part], name) for record in self.cell(split, latent_dim, beta)])
+
+
+def value_of(numbers: dict[str, Any], name: str) -> float:
+    """One number of a record's part; "negative_elbo" is distortion + rate."""
+    if name == "negative_elbo":
+        return float(numbers["distortion"]) + float(numbers["rate"])
+    return float(numbers[name])

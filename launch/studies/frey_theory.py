@@ -1,4 +1,4 @@
-"""Beta at which linear theory predicts that a beta-VAE on Bernoulli pixels stops learning.
+"""Beta at which a beta-VAE on Bernoulli pixels stops learning, as found and as linear theory predicts.
 
 To second order around the mean image p, the Bernoulli log-likelihood of pixel values is that of a unit normal about
 (x - p) / sqrt(p (1 - p)). A linear VAE on those is probabilistic PCA whose noise variance is beta (Tipping & Bishop 1999;
@@ -8,12 +8,18 @@ log(eigenvalue / beta) / 2 nats.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
+from launch.report.statistics import Float64
+
+# nats of mean KL below which the latents carry almost no information; the trainer warns at the same value
+COLLAPSED = 0.05
 
 
 def critical_betas(images: npt.NDArray[Any]) -> Float64:
@@ -50,3 +56,41 @@ def mean_image_nats(images: npt.NDArray[Any]) -> float:
     """Distortion in nats of decoding every image of [N, P] to the mean image, as a collapsed VAE does."""
     mean = np.clip(np.asarray(images, dtype=np.float64).mean(0), 1e-12, 1.0 - 1e-12)
     return float(-(mean * np.log(mean) + (1.0 - mean) * np.log1p(-mean)).sum())
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Point at which learning stops: the largest beta that still learns and the next one, which does not; None if there is none."""
+
+    learns: float | None
+    collapsed: float | None
+
+    @property
+    def words(self) -> str:
+        """Predicate of a sentence in the report."""
+        if self.learns is None:
+            return "learns at no beta"
+        if self.collapsed is None:
+            return f"learns up to beta {self.learns:g}, the largest that was run"
+        return f"learns at beta {self.learns:g} but not at {self.collapsed:g}"
+
+
+def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop:
+    """From the mean KL at ascending betas, the last beta with at least .05 nats and the next beta."""
+    learning = [i for i, rate in enumerate(rates) if rate >= COLLAPSED]
+    if not learning:
+        return Stop(None, betas[0] if betas else None)
+    last = learning[-1]
+    return Stop(betas[last], betas[last + 1] if last + 1 < len(betas) else None)
+
+
+def foreseen_stop(critical: Float64, latent_dim: int) -> float:
+    """The beta at which the KL predicted by linear theory falls to .05 nats."""
+    betas = np.geomspace(critical[0] * math.exp(-2.0), critical[0], 4001)
+    rates = predicted_rate(betas, critical, latent_dim)
+    return float(betas[np.flatnonzero(rates >= COLLAPSED)[-1]])
+
+
+def theory_agrees(stop: Stop, foreseen: float) -> bool:
+    """True if the predicted beta lies between the last that learns and the first that does not."""
+    return stop.learns is not None and stop.learns <= foreseen <= (stop.collapsed or math.inf)

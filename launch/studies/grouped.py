@@ -20,18 +20,20 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 import torch
 
 from launch.console import errors, flags
-from launch.console.config import DataConfig
+from launch.console.config import DataConfig, at_least
 from launch.console.terminal import say
 from launch.studies import grouped_report, grouped_runs
+from launch.studies.grouped_runs import VARIANTS, Job
+from launch.studies.study import StudyConfig
 from launch.training import jobs
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedConfig:
+class GroupedConfig(StudyConfig):
     """Protocol of the study and the folder of its report."""
 
     protocol: Literal["full", "reduced"] = "full"
-    """full: the report's, for GPUs; reduced: for two CPU cores. It sets the defaults of the next four."""
+    """full: the report's, for GPUs; reduced: for two CPU cores. It sets the length, the seeds and the folders."""
     seeds: int = 10
     """Seeds 0, 1, ... of each model."""
     points: int = 30
@@ -46,64 +48,54 @@ class GroupedConfig:
     """Source of the images: the official npz, or rendered."""
     cache_dir: Path | None = None
     """Folder for rendered images; default beside the data."""
-    out: Path | None = None
-    """Folder of the records; default studies/grouped-<protocol>."""
-    report: Path | None = None
-    """Folder of the report; default docs/studies/grouped-<protocol>."""
+    out: Path = Path("studies/grouped-full")
+    """Folder of the records."""
+    report: Path = Path("docs/studies/grouped-full")
+    """Folder of the report."""
     workers: int | None = None
     """Runs at once; default two for each GPU, or two processes of one thread without a GPU."""
-    report_only: bool = False
-    """Only write the report, from the finished runs."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "points", "steps_per_point", "test_images", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}; give 1 or more")
+        super().__post_init__()
+        at_least(1, self, "points", "steps_per_point", "test_images")
         if self.seeds > grouped_report.MOST_EXACT:
             raise ValueError(f"--seeds {self.seeds}; the paired test counts up to {grouped_report.MOST_EXACT}")
 
-    def jobs(self) -> list[grouped_runs.Job]:
+    def jobs(self) -> list[Job]:
         """Every run, assigned to the GPUs in turn, one seed after another, so that a stopped study has all models."""
-        out = self.out or Path("studies") / f"grouped-{self.protocol}"
         data = DataConfig(
             dataset="dsprites", data_root=self.data_root, dsprites_source=self.dsprites_source, cache_dir=self.cache_dir
         )
-        gpus = torch.cuda.device_count()
-        pairs = [(seed, variant) for seed in range(self.seeds) for variant in grouped_runs.VARIANTS]
+        gpus = 0 if self.dask else torch.cuda.device_count()
+        length = (self.points, self.steps_per_point, self.test_images)
+        pairs = [(seed, variant) for seed in range(self.seeds) for variant in VARIANTS]
         return [
-            grouped_runs.Job(
-                out,
-                data,
-                variant,
-                seed,
-                self.points,
-                self.steps_per_point,
-                self.test_images,
-                f"cuda:{i % gpus}" if gpus else "cpu",
-            )
+            Job(self.out, data, variant, seed, *length, f"cuda:{i % gpus}" if gpus else None)
             for i, (seed, variant) in enumerate(pairs)
         ]
 
 
-PROTOCOLS = {
-    "full": GroupedConfig(),
-    "reduced": GroupedConfig(protocol="reduced", seeds=3, points=2, steps_per_point=500, test_images=5_000),
-}
+REDUCED = GroupedConfig(
+    protocol="reduced",
+    seeds=3,
+    points=2,
+    steps_per_point=500,
+    test_images=5_000,
+    out=Path("studies/grouped-reduced"),
+    report=Path("docs/studies/grouped-reduced"),
+)
 
 
 def main(arguments: list[str]) -> None:
     """Train what is missing, then report."""
-    protocol = flags.typed_value("protocol", arguments) or "full"
-    default = PROTOCOLS.get(protocol, PROTOCOLS["full"])
+    default = REDUCED if flags.typed_value("protocol", arguments) == "reduced" else GroupedConfig()
     chosen = flags.parse(GroupedConfig, default, arguments, prog="studies/grouped.py", description=__doc__ or "")
     wanted = chosen.jobs()
     if not chosen.report_only:
         wanted[0].data.open("train")  # renders the images once, before all runs need them at the same time
         workers = chosen.workers or 2 * max(1, torch.cuda.device_count())
-        jobs.run_all(wanted, grouped_runs.work, grouped_runs.Job.is_done, workers)
-    report = chosen.report or Path("docs/studies") / f"grouped-{chosen.protocol}"
-    say(f"report {grouped_report.write(report, wanted, reduced=chosen.protocol == 'reduced')}")
+        jobs.run_all(wanted, grouped_runs.work, Job.is_done, workers, cluster=chosen.dask)
+    say(f"report {grouped_report.write(chosen.report, wanted, reduced=chosen.protocol == 'reduced')}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +29,11 @@ MOST_EXACT = 16  # most seeds for which all sign flips are counted
 Records = Mapping[str, Mapping[int, dict[str, Any]]]  # variant -> seed -> record
 
 
-@dataclass(frozen=True)
-class Paired:
-    """A difference between two variants over common seeds.
-
-    Args:
-        difference: mean difference with Student's 95 % interval.
-        p_value: two-sided p-value of the exact sign-flip test.
-    """
-
-    difference: Estimate
-    p_value: float
-
-
-def paired_test(first: Sequence[float], second: Sequence[float]) -> Paired:
+def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[Estimate, float]:
     """Test whether ``first - second`` over the same seeds is 0 on average.
+
+    Returns:
+        The mean difference with Student's 95 % interval, and the two-sided p-value of the exact sign-flip test.
 
     Raises:
         ValueError: fewer than two pairs, unequal lengths, or more pairs than can be counted exactly.
@@ -52,7 +41,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> Paired:
     if len(first) != len(second) or not 2 <= len(first) <= MOST_EXACT:
         raise ValueError(f"{len(first)} and {len(second)} values; give 2 to {MOST_EXACT} pairs")
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    return Paired(mean_of(differences), sign_flip_test(differences))
+    return mean_of(differences), sign_flip_test(differences)
 
 
 def read(wanted: Sequence[Job]) -> Records:
@@ -74,12 +63,7 @@ def values(records: Records, variant: str, point: int, name: str, factor: str | 
 
 
 def write(folder: Path, wanted: Sequence[Job], *, reduced: bool) -> Path:
-    """Write ``index.md``, ``results.json`` and plots; return the path of ``index.md``.
-
-    Args:
-        folder: folder of the report.
-        wanted: all runs, done or not.
-        reduced: True if the protocol was reduced for a CPU; the report then says so.
+    """Write ``index.md``, ``results.json`` and plots from those ``wanted`` runs that are done; return its path.
 
     Raises:
         ValueError: no run of the anchor (beta 1) is done.
@@ -157,7 +141,7 @@ def _results(records: Records, point: int) -> Iterator[str]:
 def _tests(records: Records, point: int) -> Iterator[str]:
     yield "## Paired test"
     mine = values(records, "grouped", point, "mig")
-    results: dict[str, Paired] = {}
+    results: dict[str, tuple[Estimate, float]] = {}
     for variant in VARIANTS[1:]:
         theirs = values(records, variant, point, "mig")
         seeds = sorted(mine.keys() & theirs.keys())
@@ -166,23 +150,23 @@ def _tests(records: Records, point: int) -> Iterator[str]:
     if not results:
         yield "Fewer than two seeds are common to two models: there is nothing to test yet."
         return
-    adjusted = holm([result.p_value for result in results.values()])
+    adjusted = holm([p for _, p in results.values()])
     rows = [
         [
             f"grouped - {name}",
-            str(r.difference.counts[0]),
-            f"{r.difference.mean:+.4f}",
-            f"± {r.difference.half_width or 0.0:.4f}",
-            f"{r.p_value:.3f}",
+            str(found.counts[0]),
+            f"{found.mean:+.4f}",
+            f"± {found.half_width or 0.0:.4f}",
             f"{p:.3f}",
+            f"{p_holm:.3f}",
         ]
-        for (name, r), p in zip(results.items(), adjusted, strict=True)
+        for (name, (found, p)), p_holm in zip(results.items(), adjusted, strict=True)
     ]
     yield Table(
         ["difference of MIG", "seeds", "mean", "95 % interval (t)", "p (sign flips)", "p (Holm)"], rows
     ).markdown()
     clear = [name for name, p in zip(results, adjusted, strict=True) if p < 0.05]
-    least = min(2.0 ** (1 - result.difference.counts[0]) for result in results.values())
+    least = min(2.0 ** (1 - found.counts[0]) for found, _ in results.values())
     yield (
         f"Differs from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
         + (

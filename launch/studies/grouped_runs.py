@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from launch.families import flat_figures
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.training import evaluation, loop
-from launch.training.start import trainer_for
+from launch.studies import study
+from launch.studies.study import RecordedRun
+from launch.training import evaluation
 from metrics import mic, mig
 from metrics.model import VAE
 
@@ -27,7 +28,7 @@ AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(RecordedRun):
     """A run: a preset trained for ``points`` x ``steps_per_point`` steps and measured after each part."""
 
     out: Path
@@ -37,62 +38,47 @@ class Job:
     points: int
     steps_per_point: int | None  # None: an epoch
     test_images: int
-    device: str
+    device: str | None  # None: a GPU of the process if it has one
 
     def __str__(self) -> str:
         return f"{self.variant}-seed{self.seed}"
 
     @property
-    def record(self) -> Path:
-        """The run's numbers; written last."""
-        return self.out / "records" / f"{self}.json"
-
-    @property
     def protocol(self) -> dict[str, Any]:
         """Protocol that a record must match to count."""
-        return {name: getattr(self, name) for name in ("points", "steps_per_point", "test_images")}
+        return {"protocol": {name: getattr(self, name) for name in ("points", "steps_per_point", "test_images")}}
 
     def config(self) -> SharedConfig:
         """The variant's preset with this run's values."""
         preset = FLAT_PRESETS[self.variant].build()
-        kind: Literal["cpu", "cuda"] = "cpu" if self.device == "cpu" else "cuda"
         config: SharedConfig = replace(
-            preset, data=self.data, run=replace(preset.run, seed=self.seed, epochs=self.points, device=kind)
+            preset, data=self.data, run=replace(preset.run, seed=self.seed, epochs=self.points)
         )
         return config
-
-    def is_done(self) -> bool:
-        """True if there is a record made by the same protocol."""
-        return self.record.exists() and files.read_json(self.record).get("protocol") == self.protocol
 
 
 def work(job: Job) -> None:
     """Train, measure, write the record."""
     started = time.monotonic()
-    torch.manual_seed(job.seed)
-    config, ranks = job.config(), Ranks(0, 1, torch.device(job.device))
+    config, device = job.config(), job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = Ranks(0, 1, torch.device(device))
     data, test = config.data.open("train"), config.data.open("test")
-    order = datasets.Batches(len(data), config.run.batch_size, job.seed)
-    every = job.steps_per_point or order.steps_per_epoch
-    total = job.points * every
-    trainer = trainer_for(config, data, ranks, total)
-    points = []
-    kept = loop.keep_on_device(config.run, data, ranks.device)
-    with loop.load_batches(data, order, 0, total, ranks.device, kept) as batches:
-        for batch in batches:
-            trainer.train_step(batch.on(ranks.device))
-            if trainer.state.step % every == 0:
-                model = trainer.state.averaged
-                points.append({"step": trainer.state.step, **measure(model, test, ranks, job.test_images)})
+    steps_per_epoch = datasets.Batches(len(data), config.run.batch_size, job.seed).steps_per_epoch
+    every, points, num_skipped = job.steps_per_point or steps_per_epoch, [], 0
+    for trainer, _ in study.train(config, data, ranks, job.points * every):
+        state = trainer.state
+        if state.step % every == 0:
+            points.append({"step": state.step, **measure(state.averaged, test, ranks, job.test_images)})
+            num_skipped = state.num_skipped
     files.write_json(
         job.record,
         {
             "variant": job.variant,
             "seed": job.seed,
-            "protocol": job.protocol,
+            **job.protocol,
             "train_images": len(data),
-            "steps_per_epoch": order.steps_per_epoch,
-            "skipped_steps": trainer.state.num_skipped,
+            "steps_per_epoch": steps_per_epoch,
+            "skipped_steps": num_skipped,
             "points": points,
             "seconds": time.monotonic() - started,
         },

@@ -11,19 +11,29 @@ Examples:
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
+import numpy as np
+from matplotlib import pyplot
+
 from launch.console import errors, flags
-from launch.console.terminal import say
-from launch.studies import family, hierarchy_report
-from launch.studies.family import DataName, Length, Member
-from launch.studies.family_runs import FamilyConfig, refuse
+from launch.console.figures import Picture, render, save
+from launch.report import comparison, words
+from launch.report.runs import ScoredRun, read_runs
+from launch.report.statistics import Comparable, Configuration, Float64, comparable_sets, spread
+from launch.report.tables import Table, write_paragraphs
+from launch.studies import family
+from launch.studies.family import DataName, FamilyConfig, Length, Member
+from launch.studies.scaling_figures import COLOURS
+from launch.training import records
 
 SCALES = {1: (4,), 2: (2, 2), 3: (2, 1, 1)}  # groups on each scale, the finest first
 RECIPES = {
@@ -50,6 +60,7 @@ class HierarchyConfig(FamilyConfig):
     """Folder of their scores, from which the report is made."""
     report: Path = Path("docs/studies/hierarchy")
     """Folder of the report."""
+    one_length: ClassVar[tuple[str, ...]] = ("minutes",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,23 +72,13 @@ class HierarchyConfig(FamilyConfig):
         nvae, flat = (max(1, round(self.minutes * rate)) for rate in STEPS_PER_MINUTE[data])
         return Length(nvae, flat, schedule="cosine", points=10, eval_images=1024)
 
-    @property
-    def lengths(self) -> dict[str, Any]:
-        """The minutes of training."""
-        return {"minutes": self.minutes}
+    def members(self, data: DataName) -> list[Member]:
+        """The models of the study; the first, the plain flat VAE, is the reference."""
+        hierarchies = [_nvae(data, num_scales) for num_scales in SCALES]
+        return [_flat(data, "vae"), *hierarchies, _flat(data, "beta", 4.0), _flat(data, "tc", 4.0)]
 
 
-def members(data: DataName) -> list[Member]:
-    """The models of the study; the first, the plain flat VAE, is the reference."""
-    return [
-        _flat(data, "vae"),
-        *(nvae(data, num_scales) for num_scales in SCALES),
-        _flat(data, "beta", 4.0),
-        _flat(data, "tc", 4.0),
-    ]
-
-
-def nvae(data: DataName, num_scales: int) -> Member:
+def _nvae(data: DataName, num_scales: int) -> Member:
     """The recipe of a data set (docs/studies/recipes.md), its four groups on 1, 2 or 3 scales of which the finest is the same."""
     groups = SCALES[num_scales]
     typed = ("--num-scales", str(num_scales), "--groups-per-scale", *map(str, groups))
@@ -91,15 +92,176 @@ def _flat(data: DataName, objective: Literal["vae", "beta", "tc"], beta: float |
     return replace(member, flags=(*member.flags, *recipe, *COMMON))
 
 
+# --- The report, made only from stored scores ---------------------------------------------------------------------------
+
+ORDER = ("flat-vae", "nvae-", "flat-")  # the first is the reference
+TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64, its 40 attributes as factors"}
+
+FLOOR = {"dsprites": math.log(737_280)}  # nats: its images are equally likely, so no model has a smaller -ELBO
+OPENING = (
+    "NVAEs with four latent groups on one, two or three scales against flat VAEs: plain, beta 4, and beta-TCVAE with beta 4. "
+    "All were trained for about the same CPU time, in which a flat VAE sees more images, by the [recipes](../recipes.md): a cosine "
+    "schedule and averaged weights. A shorter run would lower its learning rate sooner, so intermediate points of a curve "
+    "understate what shorter training reaches. Codes of every model are reduced to equal dimension in the same way, without "
+    "labels ([how](../../metrics/hierarchy.md)).\n\n"
+    "`python launch/studies/hierarchy.py` (`make study`) trains, scores and reports; with `--report-only` it writes this page "
+    "and its figures again from the stored scores in [runs](runs)."
+)
+
+
+def write(folder: Path, stored: Mapping[DataName, Sequence[Path]]) -> Path:
+    """Write ``index.md`` and a comparison with its figures for each data set; return the path of ``index.md``."""
+    parts = ["# Does a hierarchy disentangle?", OPENING]
+    for name, paths in stored.items():
+        parts += _of_data(folder, name, sorted(paths, key=_rank))
+    return write_paragraphs(folder / "index.md", parts)
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    return next(i for i, start in enumerate(ORDER) if path.name.startswith(start)), path.name
+
+
+def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
+    """Heading, sentences and table of one data set; write its full comparison beside the page."""
+    runs, skipped = read_runs(paths, None)
+    sets = comparable_sets(runs)
+    comparison.prepare(folder / name)
+    blocks = comparison.build(sets, skipped, most_pictures=0, draw=_no_pictures)
+    comparison.write_markdown(folder / name, blocks, sets, skipped)
+    (compared,) = sets
+    title = f"{TITLES[name]}: negative ELBO while hierarchies and flat VAEs train, every line a run"
+    save(_draw(compared, title, FLOOR.get(name)), folder / name / "curves.png")
+    return [
+        f"## {TITLES[name]}",
+        _cost(compared),
+        f"![learning curves]({name}/curves.png)",
+        leaders(compared),
+        "\n".join(f"* {item}" for item in words.summary(compared)),
+        _table(compared, FLOOR.get(name)),
+        *_where(compared),
+        f"All tables and figures: [{name}/report.md]({name}/report.md).",
+    ]
+
+
+def _no_pictures(run: ScoredRun) -> Mapping[str, Picture]:
+    raise ValueError("stored runs have no weights")
+
+
+def _cost(compared: Comparable) -> str:
+    minutes = [found for run in compared.runs if (found := _cpu_minutes(run)) is not None]
+    return f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}, {sum(minutes) / 60:.1f} hours of one CPU core in total."
+
+
+def _cpu_minutes(run: ScoredRun) -> float | None:
+    minutes = curve(run.path)[0]
+    return float(minutes[-1]) if minutes.size else None
+
+
+def _table(compared: Comparable, floor: float | None) -> str:
+    """The numbers on which the sentences and the README rest."""
+    dim = compared.headline_dim
+    columns: dict[str, Callable[[Configuration], str]] = {
+        "model": lambda c: c.label,
+        "seeds": lambda c: str(len(c.runs)),
+        "parameters": lambda c: f"{c.first.record['num_parameters'] / 1e6:.2f} M",
+        "images seen": lambda c: spread(c.values(lambda run: run.summary.get("images_seen")), 0),
+        "CPU minutes": lambda c: spread(c.values(_cpu_minutes), 1),
+        "ELBO, nats": lambda c: spread(c.held_out("elbo"), 1),
+        "rate": lambda c: spread(c.held_out("rate"), 1),
+        "distortion": lambda c: spread(c.held_out("distortion"), 1),
+        "bits/dim": lambda c: spread(c.held_out("bits_per_dim"), 4),
+        f"MIG, d = {dim}": lambda c: spread(c.reduced("moments", dim)),
+        "untrained": lambda c: spread(c.reduced("moments", dim, untrained=True)),
+        "group-MIG": lambda c: spread(c.score("groups")),
+    }
+    if floor is not None:
+        columns[f"-ELBO above {floor:.1f}"] = lambda c: spread(-c.held_out("elbo") - floor, 1)
+    if all(run.record["samples"] for run in compared.runs):
+        within = compared.runs[0].record["samples"]["samples"]["within"]
+        columns[f"samples within {within} px"] = lambda c: spread(c.values(_precision))
+    rows = [[cell(c) for cell in columns.values()] for c in compared.configurations]
+    return Table(list(columns), rows).markdown()
+
+
+def _precision(run: ScoredRun) -> float:
+    """Share of samples near a real image."""
+    return float(run.record["samples"]["samples"]["score"])
+
+
+def _where(compared: Comparable) -> list[str]:
+    """Groups of the deepest hierarchy in which the factors are found."""
+    deepest: Configuration = max(compared.configurations, key=lambda c: len(c.first.record["group_shapes"]))
+    scales = [c for c in compared.configurations if len({s[-1] for s in c.first.record["group_shapes"]}) > 1]
+    chosen = scales[-1] if scales else deepest
+    if not all("groups" in run.record["scores"] for run in chosen.runs):
+        return []
+    shapes = ", ".join("x".join(map(str, shape)) for shape in chosen.first.record["group_shapes"])
+    return [
+        f"**Where {chosen.label} encodes the factors** (groups from the top: {shapes}). {words.heat_map(chosen)}",
+        words.gains(chosen),
+    ]
+
+
+# --- Learning curves against CPU time -----------------------------------------------------------------------------------
+
+
+def curve(folder: Path) -> Float64:
+    """Read a stored run's evaluations: CPU minutes and held-out negative ELBO in nats, [2, n]."""
+    evaluations = records.with_number(folder, "val/elbo").values()
+    points = [
+        (r["cpu_seconds"] / 60, -r["val/elbo"]) for r in evaluations if records.number(r, "cpu_seconds") is not None
+    ]
+    return np.array(points, dtype=np.float64).reshape(-1, 2).T
+
+
+def _curves(configuration: Configuration) -> list[Float64]:
+    return [found for run in configuration.runs if (found := curve(run.path)).size]
+
+
+def _draw(compared: Comparable, title: str, floor: float | None) -> Picture:
+    """Draw every run's held-out negative ELBO against its CPU time; no model can be below ``floor`` nats, if it is known."""
+    figure, axes = pyplot.subplots(figsize=(7.0, 4.2))
+    for configuration, colour in zip(compared.configurations, itertools.cycle(COLOURS), strict=False):
+        for i, (minutes, loss) in enumerate(_curves(configuration)):
+            label = configuration.label if i == 0 else None
+            axes.plot(minutes, loss, "o-", color=colour, markersize=3, linewidth=0.9, alpha=0.8, label=label)
+    if floor is not None:
+        axes.axhline(floor, color="black", linewidth=0.8, linestyle=":", label=f"no model can be below {floor:.1f}")
+    axes.set_yscale("log")
+    axes.set_xlabel("CPU minutes, compilation and evaluations included")
+    axes.set_ylabel("held-out negative ELBO, nats")
+    axes.legend(fontsize=8)
+    return render(figure, title)
+
+
+def _at(configuration: Configuration, minutes: float) -> Float64:
+    """Interpolate the negative ELBO of each run that was evaluated before and after ``minutes``, [n]."""
+    values = [np.interp(minutes, x, y) for x, y in _curves(configuration) if x[0] <= minutes <= x[-1]]
+    return np.array(values, dtype=np.float64)
+
+
+def leaders(compared: Comparable) -> str:
+    """Say which configuration has the smallest mean loss at some portions of the time that all runs reached."""
+    every = [_curves(configuration) for configuration in compared.configurations]
+    if not all(every):
+        return "The stored runs have no CPU times."
+    last = min(found[0, -1] for runs in every for found in runs)
+    said = []
+    for portion in (0.25, 0.5, 1.0):
+        means = {c.label: values.mean() for c in compared.configurations if len(values := _at(c, portion * last))}
+        if means:
+            order = sorted(means, key=lambda label: float(means[label]))
+            rest = f", then {order[1]} ({means[order[1]]:.1f})" if len(order) > 1 else ""
+            said.append(f"after {portion * last:.1f} CPU minutes {order[0]} ({means[order[0]]:.1f} nats){rest}")
+    return f"Smallest negative ELBO at equal CPU time, mean over seeds: {'; '.join(said)}."
+
+
 def main(arguments: list[str]) -> None:
     """Train and score the missing runs, then report."""
     chosen = flags.parse(
         HierarchyConfig, HierarchyConfig(), arguments, prog="studies/hierarchy.py", description=__doc__ or ""
     )
-    wanted = {name: chosen.runs(name, members(name)) for name in chosen.datasets}
-    faults = chosen.train_and_score(wanted)
-    say(f"report {hierarchy_report.write(chosen.report, chosen.stored(wanted))}")
-    refuse(faults)
+    chosen.carry_out(lambda stored: write(chosen.report, stored))
 
 
 if __name__ == "__main__":

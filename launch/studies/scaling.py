@@ -13,17 +13,16 @@ Examples:
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 from launch.console import errors, flags
-from launch.console.terminal import say
-from launch.studies import family, scaling_report, stored
-from launch.studies.family import DataName, Length, Member
-from launch.studies.family_runs import FamilyConfig, at_least_one, refuse
+from launch.console.config import at_least
+from launch.studies import family, scaling_report
+from launch.studies.family import DataName, FamilyConfig, Length, Member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,12 @@ class ScalingConfig(FamilyConfig):
     """Folder of the report."""
     longer: Path = Path("docs/studies/hierarchy/runs")
     """Folder with the scores of the hierarchy study, whose runs are longer."""
+    one_length: ClassVar[tuple[str, ...]] = ("nvae_steps", "flat_steps")
+    scores_untrained: ClassVar[bool] = False  # sizes are compared only with each other
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("nvae_steps", self.nvae_steps)
-        at_least_one("flat_steps", self.flat_steps)
+        at_least(1, self, *self.one_length)
         if not self.depths or not self.widths:
             raise ValueError("--depths or --widths is empty; give at least one of each")
         self.members("dsprites")  # refuses models that it can't build
@@ -56,16 +56,6 @@ class ScalingConfig(FamilyConfig):
     def length(self, data: DataName) -> Length:
         """The same number of steps on every data set."""
         return Length(self.nvae_steps, self.flat_steps)
-
-    @property
-    def lengths(self) -> dict[str, Any]:
-        """The typed numbers of steps."""
-        return {"nvae_steps": self.nvae_steps, "flat_steps": self.flat_steps}
-
-    @property
-    def scoring(self) -> stored.Scoring:
-        """Settings of the scores, without untrained weights: sizes are compared only with each other."""
-        return replace(super().scoring, untrained=False)
 
     def members(self, data: DataName) -> list[Member]:
         """The flat VAE as the end of depth 1, all depths with all widths, and the scales; none twice."""
@@ -82,10 +72,7 @@ def main(arguments: list[str]) -> None:
     chosen = flags.parse(
         ScalingConfig, ScalingConfig(), arguments, prog="studies/scaling.py", description=__doc__ or ""
     )
-    wanted = {name: chosen.runs(name, chosen.members(name)) for name in chosen.datasets}
-    faults = chosen.train_and_score(wanted)
-    say(f"report {scaling_report.write(chosen.report, chosen.stored(wanted), chosen.longer)}")
-    refuse(faults)
+    chosen.carry_out(lambda stored: scaling_report.write(chosen.report, stored, chosen.longer))
 
 
 if __name__ == "__main__":

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot
 
 from launch.console.figures import Picture, render
-from launch.studies.scaling_fit import PowerLaw
-from launch.studies.scaling_points import Measured
+from launch.studies.scaling_fit import Measured, PowerLaw
 
 COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8", "#a84453", "#777777")
-Label = Callable[[Measured], str]
+SIZE = (5.2, 3.8)  # inches
+Value = Callable[[Measured], float | None]
 
 
-def _families(runs: Sequence[Measured], label: Label) -> dict[str, tuple[str, list[Measured]]]:
+def _families(runs: Sequence[Measured], label: Callable[[Measured], str]) -> dict[str, tuple[str, list[Measured]]]:
     """Runs by label, each with a colour."""
     found: dict[str, list[Measured]] = {}
     for run in runs:
         found.setdefault(label(run), []).append(run)
     return {name: (COLOURS[i % len(COLOURS)], of) for i, (name, of) in enumerate(found.items())}
-
-
-def _axes(width: float = 5.2, height: float = 3.8) -> tuple[Any, Any]:
-    return pyplot.subplots(figsize=(width, height))
 
 
 def kind(run: Measured) -> str:
@@ -47,7 +43,7 @@ def against(
 
     ``data`` names the data set in the title, here and below.
     """
-    figure, axes = _axes()
+    figure, axes = pyplot.subplots(figsize=SIZE)
     for name, (colour, of) in _families(runs, kind).items():
         for i, run in enumerate(of):
             x, y = zip(*coordinates(run), strict=True)
@@ -71,7 +67,7 @@ def against(
 
 def depth(runs: Sequence[Measured], data: str) -> Picture:
     """ELBO against the number of groups at equal parameters; a line for each width, joining the means."""
-    figure, axes = _axes()
+    figure, axes = pyplot.subplots(figsize=SIZE)
     one_scale = [run for run in runs if run.num_scales == 1]
     for name, (colour, of) in _families(
         one_scale, lambda run: "flat VAE" if run.is_flat else f"width {run.width}"
@@ -89,42 +85,37 @@ def depth(runs: Sequence[Measured], data: str) -> Picture:
 
 def scores(runs: Sequence[Measured], data: str) -> Picture:
     """MIG of codes of ten dimensions, and group-MIG, against the number of groups."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
-    for axes, name, title in zip(panels, ("mig", "group_mig"), ("MIG, d = 10", "group-MIG"), strict=True):
-        for label, (colour, of) in _families(runs, kind).items():
-            points = [(run.depth, getattr(run, name)) for run in of if getattr(run, name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.6, markersize=4, label=label)
+    against_depth = {"MIG, d = 10": lambda run: run.mig, "group-MIG": lambda run: run.group_mig}
+    figure, panels = _panels(runs, "groups of latents", lambda run: run.depth, against_depth)
+    for axes in panels:
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("groups of latents")
-        axes.set_ylabel(title)
-    panels[0].legend(fontsize=7)
     figure.tight_layout()
     return render(figure, f"{data}: scores of codes against depth; every point a run")
 
 
-def _ms_per_image(run: Measured) -> float:
-    return 1e3 / run.images_per_s
-
-
-def _memory(run: Measured) -> float:
-    return run.memory_mib
-
-
 def cost(runs: Sequence[Measured], data: str) -> Picture:
     """Training time and memory of an image against work."""
-    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4))
-    for axes, y, label in (
-        (panels[0], _ms_per_image, "ms of training per image, all included"),
-        (panels[1], _memory, "activations, MiB per image (counted)"),
-    ):
-        for name, (colour, of) in _families(runs, kind).items():
-            points = [(run.gflop_per_image, y(run)) for run in of]
-            axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.6, markersize=4, label=name)
+    against_work = {
+        "ms of training per image, all included": lambda run: 1e3 / run.images_per_s,
+        "activations, MiB per image (counted)": lambda run: run.memory_mib,
+    }
+    figure, panels = _panels(runs, "GFLOP of training per image", lambda run: run.gflop_per_image, against_work)
+    for axes in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("GFLOP of training per image")
-        axes.set_ylabel(label)
-    panels[0].legend(fontsize=7)
     figure.tight_layout()
     return render(figure, f"{data}: time and memory of training; every point a run")
+
+
+def _panels(runs: Sequence[Measured], xlabel: str, x: Value, panels: Mapping[str, Value]) -> tuple[Any, Any]:
+    """Two panels with a point for each run that has the number, a colour for each kind."""
+    figure, grid = pyplot.subplots(1, len(panels), figsize=(8.4, 3.4))
+    for axes, (ylabel, y) in zip(grid, panels.items(), strict=True):
+        for name, (colour, of) in _families(runs, kind).items():
+            points = [(x(run), y(run)) for run in of if y(run) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.6, markersize=4, label=name)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+    grid[0].legend(fontsize=7)
+    return figure, grid

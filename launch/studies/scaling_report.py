@@ -14,8 +14,7 @@ from launch.report.statistics import Estimate, mean_of, over_seeds, spread
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
-from launch.studies.scaling_fit import PowerLaw
-from launch.studies.scaling_points import Measured, all_measured
+from launch.studies.scaling_fit import Measured, PowerLaw, measured
 from launch.training import memory
 
 TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64"}
@@ -40,18 +39,12 @@ PROTOCOL = (
 
 
 def write(folder: Path, stored: Mapping[DataName, Sequence[Path]], longer: Path) -> Path:
-    """Write ``index.md`` and its plots; return the path of ``index.md``.
-
-    Args:
-        folder: folder of the report.
-        stored: folders of the scored runs of each data set.
-        longer: folder with the scored runs of the hierarchy study, in a folder for each data set.
-    """
+    """Write ``index.md`` and its plots from the stored runs and the ``longer`` ones of the hierarchy study; return its path."""
     parts = ["# What depth, width, scales and data buy", OPENING, PROTOCOL]
     for name, paths in stored.items():
-        runs = all_measured(paths)
+        runs = [measured(path) for path in paths]
         parts += [f"## {TITLES[name]}", *_axes(runs), _table(runs), *_laws(runs, folder, name)]
-        parts += _longer(runs, all_measured(sorted((longer / name).glob("*-seed*"))))
+        parts += _longer(runs, [measured(path) for path in sorted((longer / name).glob("*-seed*"))])
         if name == "celeba":
             parts += _extrapolation(runs)
     return write_paragraphs(folder / "index.md", parts)
@@ -142,27 +135,21 @@ def _width(one_scale: Sequence[Measured]) -> Iterator[str]:
 
 
 def _table(runs: Sequence[Measured]) -> str:
-    rows = []
-    for name in dict.fromkeys(run.name for run in runs):
-        of = [run for run in runs if run.name == name]
-        first = of[0]
-        rows.append(
-            [
-                name,
-                str(len(of)),
-                f"{first.num_parameters:,}",
-                f"{first.gflop_per_image:.3f}",
-                f"{first.memory_mib:.1f}",
-                f"{first.points[-1].images:,}",
-                _spread(of, lambda run: 1e3 / run.images_per_s, 1),
-                _spread(of, lambda run: run.elbo, 1),
-                _spread(of, lambda run: run.bits_per_dim, 4),
-                _spread(of, lambda run: run.mig, 3),
-                _spread(of, lambda run: run.group_mig, 3),
-            ]
-        )
-    head = ["model", "seeds", "parameters", "GFLOP per image", "MiB per image", "images seen", "ms per image"]
-    return Table([*head, "ELBO, nats", "bits/dim", "MIG, d = 10", "group-MIG"], rows).markdown()
+    columns: dict[str, Callable[[list[Measured]], str]] = {
+        "model": lambda of: of[0].name,
+        "seeds": lambda of: str(len(of)),
+        "parameters": lambda of: f"{of[0].num_parameters:,}",
+        "GFLOP per image": lambda of: f"{of[0].gflop_per_image:.3f}",
+        "MiB per image": lambda of: f"{of[0].memory_mib:.1f}",
+        "images seen": lambda of: f"{of[0].points[-1].images:,}",
+        "ms per image": lambda of: _spread(of, lambda run: 1e3 / run.images_per_s, 1),
+        "ELBO, nats": lambda of: _spread(of, lambda run: run.elbo, 1),
+        "bits/dim": lambda of: _spread(of, lambda run: run.bits_per_dim, 4),
+        "MIG, d = 10": lambda of: _spread(of, lambda run: run.mig, 3),
+        "group-MIG": lambda of: _spread(of, lambda run: run.group_mig, 3),
+    }
+    members = [[run for run in runs if run.name == name] for name in dict.fromkeys(run.name for run in runs)]
+    return Table(list(columns), [[cell(of) for cell in columns.values()] for of in members]).markdown()
 
 
 def _spread(runs: Sequence[Measured], value: Callable[[Measured], float | None], digits: int) -> str:

@@ -108,13 +108,7 @@ def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
 
 
 def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
-    """Plot each number against the flag: a point per seed, a line through the means, a colour for each series.
-
-    Args:
-        flag: flag that varied.
-        series: as in :func:`write`.
-        title: line above the panels.
-    """
+    """Plot each number against the flag: a point per seed, a line through the means, a colour for each series."""
     every = flat(series)
     names = [name for name in _common(every) if name in PLOTTED]
     figure, panels = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
@@ -198,12 +192,8 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
 def write(out: Path, flag: str, series: Series, title: str = "") -> str:
     """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; return the table's text.
 
-    Args:
-        out: the sweep's folder.
-        flag: flag that varied.
-        series: for each value of a second flag (an empty name if there is none) and each value of the first the
-            numbers of its runs, one mapping for each seed.
-        title: line above the plot, see :func:`title`.
+    ``series`` holds, for each value of a second flag (an empty name if there is none) and each value of the first, the
+    numbers of its runs, one mapping for each seed.
     """
     results = flat(series)
     chosen = recommend(results)

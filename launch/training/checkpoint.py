@@ -201,14 +201,13 @@ def check_weights(own: dict[str, Any], state: Any, where: str) -> None:
     other_kind = [key for key in common if not _is_like(state[key], own[key])]
     tensors = [key for key in common if key not in other_kind and isinstance(own[key], torch.Tensor)]
     shapes = [key for key in tensors if own[key].shape != state[key].shape]
-    named = [
-        f"{len(keys)} {what} (e.g. {keys[0]})"
-        for what, keys in (
-            *(("missing", missing), ("unexpected", unexpected)),
-            *(("of another shape", shapes), ("of another kind of number", other_kind)),
-        )
-        if keys
-    ]
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": shapes,
+        "of another kind of number": other_kind,
+    }
+    named = [f"{len(keys)} {what} (e.g. {keys[0]})" for what, keys in faults.items() if keys]
     if named:
         raise ValueError(
             f"{where} does not fit the model: {', '.join(named)}; give the configuration that it was trained with"

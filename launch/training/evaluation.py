@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
@@ -46,15 +46,6 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class OtherEdges:
-    """Log-likelihoods of the same draws under the other rule for a mixture's edge bins, in nats."""
-
-    edges: Edges
-    log_likelihood: Tensor  # [N]
-    bound: Tensor | None  # [N]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Per-image results in nats, in the order of the data set."""
 
@@ -66,7 +57,8 @@ class Evaluation:
     active_units: int
     num_units: int
     num_dims: int
-    other: OtherEdges | None = None
+    other_edges: Mapping[str, Tensor]
+    """``<edges>_log_likelihood`` and ``<edges>_bound`` of the same draws, [N], under the other rule for a mixture's edge bins."""
 
     @property
     def elbo(self) -> Tensor:
@@ -74,17 +66,17 @@ class Evaluation:
         return self.log_likelihood - self.kl.sum(1)
 
     def summary(self) -> dict[str, Any]:
-        """Means over images, with 95 % intervals over images (not over seeds)."""
+        """Means over images, with 95 % intervals over images (not over seeds); legacy edges are those of the published NVAE."""
         count = len(self.elbo)
-        negative = -self.elbo.double()
-        half_width = 1.96 * float(negative.std()) / math.sqrt(count) if count > 1 else float("nan")
+        half_width = 1.96 * float(self.elbo.double().std()) / math.sqrt(count) if count > 1 else float("nan")
+        nats, bits = self._mean(self.elbo)
         values: dict[str, Any] = {
             "num_images": count,
-            "elbo": -float(negative.mean()),
+            "elbo": nats,
             "elbo_95": half_width,
             "rate": float(self.kl.sum(1).double().mean()),
             "distortion": -float(self.log_likelihood.double().mean()),
-            "bits_per_dim": float(elbo.bits_per_dim(float(negative.mean()), self.num_dims)),
+            "bits_per_dim": bits,
             "bits_per_dim_95": float(elbo.bits_per_dim(half_width, self.num_dims)),
             "psnr": float(self.psnr.double().mean()),
             "active_units": self.active_units,
@@ -92,31 +84,20 @@ class Evaluation:
             "kl_group": [float(v) for v in self.kl.double().mean(0)],
         }
         if self.bound is not None:
-            nats = -float(self.bound.double().mean())
-            values |= {
-                "importance_bound": -nats,
-                "importance_draws": self.bound_draws,
-                "importance_bits_per_dim": float(elbo.bits_per_dim(nats, self.num_dims)),
-            }
-        return values | self._other_summary()
-
-    def _other_summary(self) -> dict[str, Any]:
-        """Results under the other edge rule, as ``<edges>_elbo`` etc.; legacy edges are those of the published NVAE."""
-        if self.other is None:
-            return {}
-        edges, bound = self.other.edges, self.other.bound
-        nats = float((self.other.log_likelihood - self.kl.sum(1)).double().mean())
-        values = {
-            f"{edges}_elbo": nats,
-            f"{edges}_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
-        }
-        if bound is not None:
-            nats = float(bound.double().mean())
-            values |= {
-                f"{edges}_importance_bound": nats,
-                f"{edges}_importance_bits_per_dim": float(elbo.bits_per_dim(-nats, self.num_dims)),
-            }
+            values["importance_draws"] = self.bound_draws
+            values["importance_bound"], values["importance_bits_per_dim"] = self._mean(self.bound)
+        for name, value in self.other_edges.items():
+            edges, _, kind = name.partition("_")
+            if kind == "bound":
+                values[f"{edges}_importance_bound"], values[f"{edges}_importance_bits_per_dim"] = self._mean(value)
+            else:
+                values[f"{edges}_elbo"], values[f"{edges}_bits_per_dim"] = self._mean(value - self.kl.sum(1))
         return values
+
+    def _mean(self, nats: Tensor) -> tuple[float, float]:
+        """Mean over images in nats, and its negative in bits per dimension."""
+        mean = float(nats.double().mean())
+        return mean, float(elbo.bits_per_dim(-mean, self.num_dims))
 
 
 def _with_other_edges(likelihood: Likelihood) -> DiscretizedLogisticMixture | None:
@@ -159,40 +140,34 @@ def _log_weights(
 Part = tuple[int, dict[str, Tensor]]  # number of a block, and its per-image results by name
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """Measurements to take on every block of images."""
+def _measure(
+    model: VAE, x: Tensor, key: tuple[int, int], *, importance_draws: int, both_edges: bool, at_means: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Per-image results of a block by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU.
 
-    model: VAE
-    seed: int
-    importance_draws: int
-    both_edges: bool
-    at_means: bool
-
-    def block(self, x: Tensor, number: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Per-image results by name, [B] or [B, L], and the summed KL of each latent channel; on the CPU."""
-        source = noise.generator(x.device, noise.EVALUATE, self.seed, number)
-        drawn = noise.standard_normal(self.model.group_shapes, source, local=len(x))
-        output = self.model(x, [torch.zeros_like(one) for one in drawn] if self.at_means else drawn)
-        terms = elbo.terms(output, x)
-        error = (self.model.reconstruct(x) - x).square().flatten(1).mean(1)
-        part = {
-            "log_likelihood": terms.log_likelihood,
-            "kl": terms.kl,
-            "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
-        }
-        other = _with_other_edges(output.likelihood) if self.both_edges else None
-        if other is not None:
-            part[f"{other.edges}_log_likelihood"] = other.log_prob(x)
-        if self.importance_draws:
-            source = noise.generator(x.device, noise.IMPORTANCE, self.seed, number)
-            draws, both = self.importance_draws, self.both_edges
-            weights, others = _log_weights(self.model, x, draws, source, both_edges=both)
-            part["bound"] = elbo.importance_bound(weights)
-            if other is not None and others is not None:
-                part[f"{other.edges}_bound"] = elbo.importance_bound(others)
-        channels = torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x)
-        return {name: value.cpu() for name, value in part.items()}, channels
+    The noise is a function of ``key``: the seed and the number of the block.
+    """
+    source = noise.generator(x.device, noise.EVALUATE, *key)
+    drawn = noise.standard_normal(model.group_shapes, source, local=len(x))
+    output = model(x, [torch.zeros_like(one) for one in drawn] if at_means else drawn)
+    terms = elbo.terms(output, x)
+    error = (model.reconstruct(x) - x).square().flatten(1).mean(1)
+    part = {
+        "log_likelihood": terms.log_likelihood,
+        "kl": terms.kl,
+        "psnr": -10.0 * torch.log10(error.clamp_min(1e-10)),
+    }
+    other = _with_other_edges(output.likelihood) if both_edges else None
+    if other is not None:
+        part[f"{other.edges}_log_likelihood"] = other.log_prob(x)
+    if importance_draws:
+        source = noise.generator(x.device, noise.IMPORTANCE, *key)
+        weights, others = _log_weights(model, x, importance_draws, source, both_edges=both_edges)
+        part["bound"] = elbo.importance_bound(weights)
+        if other is not None and others is not None:
+            part[f"{other.edges}_bound"] = elbo.importance_bound(others)
+    channels = torch.cat([g.kl_per_channel() for g in output.groups]).double().cpu() * len(x)
+    return {name: value.cpu() for name, value in part.items()}, channels
 
 
 @torch.no_grad()
@@ -228,29 +203,23 @@ def evaluate(
         Stopped: ``should_stop`` returned True on some rank; raised on all ranks.
     """
     chosen = datasets.choose_rows(len(dataset), num_images)
-    measured = _Measurement(model, seed, importance_draws, both_edges, at_means)
     parts: list[Part] = []
     channels: list[Tensor] = []
+    how: Any = {"importance_draws": importance_draws, "both_edges": both_edges, "at_means": at_means}
     shown = ranks.rank == 0 and sys.stderr.isatty()
     with tqdm(total=len(chosen), unit="img", desc="evaluating", disable=not shown, leave=False) as bar:
         for number, positions in blocks(len(chosen), ranks, batch_size):
             if should_stop():
                 break
             x = datasets.to_float(dataset.images(chosen[positions]), dataset.spec, ranks.device)
-            part, kl_sums = measured.block(x, number)
+            part, kl_sums = _measure(model, x, (seed, number), **how)
             parts.append((number, part))
             channels.append(kl_sums)
             bar.update(min(len(positions) * ranks.world_size, len(chosen) - bar.n))
     if any(ranks.maximum(should_stop())):
         raise Stopped
-    gathered = ranks.gather((parts, torch.stack(channels).sum(0) if channels else None))
-    kl_per_channel = torch.stack([c for _, c in gathered if c is not None]).sum(0) / len(chosen)
-    whole = _in_order([part for parts, _ in gathered for part in parts])
-    others = [
-        OtherEdges(edges, whole[f"{edges}_log_likelihood"], whole.get(f"{edges}_bound"))
-        for edges in get_args(Edges)
-        if f"{edges}_log_likelihood" in whole
-    ]
+    kl_per_channel, whole = _gathered(parts, channels, ranks)
+    kl_per_channel /= len(chosen)
     return Evaluation(
         log_likelihood=whole["log_likelihood"],
         kl=whole["kl"],
@@ -260,14 +229,16 @@ def evaluate(
         active_units=elbo.active_units(kl_per_channel),
         num_units=len(kl_per_channel),
         num_dims=dataset.spec.num_dims,
-        other=others[0] if others else None,
+        other_edges={name: value for name, value in whole.items() if name.startswith(get_args(Edges))},
     )
 
 
-def _in_order(parts: list[Part]) -> dict[str, Tensor]:
-    """Join the results of all blocks in the order of the data set."""
-    blocks_in_order = [part for _, part in sorted(parts, key=lambda p: p[0])]
-    return {name: torch.cat([part[name] for part in blocks_in_order]) for name in blocks_in_order[0]}
+def _gathered(parts: Sequence[Part], channels: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum the KL of the latent channels over all ranks, and join the results of all blocks in the order of the data set."""
+    gathered = ranks.gather((parts, torch.stack(list(channels)).sum(0) if channels else None))
+    in_order = [part for _, part in sorted((part for parts, _ in gathered for part in parts), key=lambda p: p[0])]
+    whole = {name: torch.cat([part[name] for part in in_order]) for name in in_order[0]}
+    return torch.stack([sums for _, sums in gathered if sums is not None]).sum(0), whole
 
 
 def require_finite(result: Mapping[str, Any]) -> None:

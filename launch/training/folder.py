@@ -1,4 +1,7 @@
-"""A run's folder: config.json, metrics.jsonl, TensorBoard's events, checkpoints/, figures/, summary.json."""
+"""A run's folder: config.json, metrics.jsonl, TensorBoard's events, checkpoints/, figures/, summary.json.
+
+A run may continue with other settings only where these do not affect results (``MAY_CHANGE``).
+"""
 
 from __future__ import annotations
 
@@ -125,6 +128,14 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def changes(self, config: SharedConfig) -> list[str]:
+        """Settings that matter and differ from those in config.json; the file itself if it can't be read."""
+        try:
+            saved = self.read_json("config.json")["config"]
+            return changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return [f"config.json is damaged ({files.reason(error)})"]
+
     @property
     def diverged(self) -> bool:
         """True if the run stopped because too many steps in a row were not finite."""
@@ -195,3 +206,58 @@ def without_places(record: dict[str, Any]) -> dict[str, Any]:
     places = {"data": ("data_root", "cache_dir"), "run": ("run_dir",)}
     config = record["config"] | {part: record["config"][part] | dict.fromkeys(names) for part, names in places.items()}
     return {name: value for name, value in record.items() if name != "argv"} | {"config": config}
+
+
+# --- Settings of a record -----------------------------------------------------------------------------------------------
+
+# Settings that may change when a run is resumed: where and how things are stored and shown, not what is computed.
+MAY_CHANGE = (
+    "preset",
+    "run.run_dir",
+    "run.resume",
+    "run.init_from",
+    "run.stop_at_step",
+    "run.device",
+    "run.data_on_device",
+    "run.compile",
+    "run.cuda_graph",
+    "run.batch_size",  # with accumulation and the number of processes: only their product matters
+    "optim.accumulation",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.max_bad_steps",
+    "run.timeout_minutes",
+    "log.",
+    "data.data_root",
+    "data.cache_dir",
+    "data.download",
+    "data.labels",
+)
+
+
+def may_change(name: str) -> bool:
+    """True if the setting with this dotted name does not affect results."""
+    return any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE)
+
+
+def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the settings that an older record lacks: a newer setting's default reproduces the earlier behaviour."""
+    filled = {**defaults, **saved}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(saved.get(key), dict):
+            filled[key] = with_defaults(saved[key], default)
+    return filled
+
+
+def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that matter and differ between a run's record and the present configuration, as 'key: old -> new'."""
+    rows: list[str] = []
+    for key in sorted(saved.keys() | now.keys()):
+        name, old, new = prefix + key, saved.get(key), now.get(key)
+        if may_change(name):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            rows += changed_keys(old, new, name + ".")
+        elif old != new:
+            rows.append(f"{name}: {old} -> {new}")
+    return rows

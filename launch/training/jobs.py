@@ -59,12 +59,11 @@ def run_all(
         raise ValueError(f"--workers {workers}; give 1 or more")
     missing = [job for job in jobs if not done(job)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are done; {len(missing)} to go", flush=True)
-    call = _reported if threads else _alone
     faults, started = [], time.monotonic()
     with _backend(cluster, threads=threads) as most:
         workers = most or workers
         finished = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(
-            joblib.delayed(call)(work, job) for job in missing
+            joblib.delayed(_reported)(work, job, threads) for job in missing
         )
         for count, (name, fault) in enumerate(finished, start=1):
             seconds = time.monotonic() - started
@@ -102,25 +101,16 @@ def _backend(cluster: str | None, *, threads: bool) -> Iterator[int | None]:
         yield num_threads
 
 
-def _reported(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
+def _reported(work: Callable[[J], str | None], job: J, threads: bool) -> tuple[str, str | None]:
+    """Do a job, in a process of its own with one thread; return its name and the error, if any."""
+    if not threads:
+        torch.set_num_threads(1)
     return str(job), work(job)
-
-
-def _alone(work: Callable[[J], str | None], job: J) -> tuple[str, str | None]:
-    """Do a job in a separate process, with one thread."""
-    torch.set_num_threads(1)
-    return _reported(work, job)
 
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """A run of a training script, named after its folder.
-
-    Args:
-        script: training script.
-        arguments: its flags, without the run folder and --resume.
-        folder: run folder.
-    """
+    """A run of a training script, named after its folder; the arguments lack the folder and --resume."""
 
     script: Script
     arguments: tuple[str, ...]
@@ -147,46 +137,31 @@ class ScriptRun:
 class Devices:
     """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core.
 
-    On a worker of a cluster it has no pool: the worker's environment determines its device.
+    On a worker of a cluster it is no pool: the worker's environment determines its device.
     """
 
     def __init__(self, workers: int | None) -> None:
         typed = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = torch.cuda.device_count()
-        names = typed.split(",")[:count] if typed else [str(i) for i in range(count)]
-        self.workers = workers or len(names) or os.cpu_count() or 1
-        self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
-        for i in range(self.workers if names else 0):
-            self._free.put(names[i % len(names)])
-        self._has_gpus = bool(names)
+        gpus = typed.split(",")[:count] if typed else [str(i) for i in range(count)]
+        self.workers = workers or len(gpus) or os.cpu_count() or 1
+        self._free: queue.SimpleQueue[dict[str, str]] | None = queue.SimpleQueue()
+        for i in range(self.workers):
+            self._free.put({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {"OMP_NUM_THREADS": "1"})
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _OfWorker, ()
+    def __getstate__(self) -> dict[str, Any]:
+        return {"workers": self.workers, "_free": None}
 
     def run(self, command: Sequence[str], log: Path) -> int:
         """Run a command on the next free device, with its output in ``log``; return the exit code."""
-        gpu = self._free.get() if self._has_gpus else None
-        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        own = {} if self._free is None else self._free.get()
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log.open("w") as said:
-                return process.run(command, env=environment, output=said)
+                return process.run(command, env=os.environ | own, output=said)
         finally:
-            if gpu is not None:
-                self._free.put(gpu)
-
-
-class _OfWorker(Devices):
-    """Stand-in for a pool of devices on a worker of a cluster."""
-
-    def __init__(self) -> None:
-        self._has_gpus = False
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """Run a command on the worker's device, with its output in ``log``; return the exit code."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as said:
-            return process.run(command, env=dict(os.environ), output=said)
+            if self._free is not None:
+                self._free.put(own)
 
 
 def train_all(runs: Sequence[ScriptRun], workers: int | None, cluster: str | None = None) -> list[str]:
@@ -212,7 +187,7 @@ def fault(code: int, log: Path) -> str | None:
     """The error that ended a process, in one line; None if its exit code is 0."""
     if code == 0:
         return None
-    said = files.read(log, lambda file: file.read(), remedy="see the log").decode(errors="replace")
+    said = files.read(log, lambda file: file.read().decode(errors="replace"), remedy="see the log")
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     return f"exit code {code}, {errors[-1][7:] if errors else 'no message'} (full output: {log})"
 
@@ -228,9 +203,9 @@ def claim(folder: Path, name: str, record: dict[str, Any]) -> None:
         files.write_json(path, record)
     elif (there := files.read_json(path)) != record:
         different = [key for key in there.keys() | record.keys() if there.get(key) != record.get(key)]
-        said = ", ".join(f"{key} {_words(there.get(key))}" for key in sorted(different))
+        values = {key: there.get(key) for key in sorted(different)}
+        said = ", ".join(
+            f"{key} {shlex.join(map(str, value)) if isinstance(value, list) else value}"
+            for key, value in values.items()
+        )
         raise ValueError(f"{folder} was made with {said}; use the same to continue it, or choose another --out")
-
-
-def _words(value: Any) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 import datasets
 from datasets import resident
-from datasets.loader import Order
 from datasets.views import Int64
 from launch.console import errors
 from launch.console.config import RunConfig
@@ -38,13 +36,6 @@ class Orders:
         return parts[0][0], np.concatenate([indices for _, indices in parts])
 
 
-class _Taken(NamedTuple):
-    """A step that may not be settled yet."""
-
-    batch: datasets.Batch
-    reports: Sequence[StepReport]
-
-
 class Loop:
     """The loop that trains runs in step with each other until they end, diverge, or are asked to stop.
 
@@ -56,7 +47,7 @@ class Loop:
     def __init__(self, runs: Sequence[Run], take_step: TakeStep) -> None:
         self.runs, self.take_step = runs, take_step
         self.first = runs[0]
-        self._unread: deque[_Taken] = deque()
+        self._unsettled: deque[tuple[datasets.Batch, Sequence[StepReport]]] = deque()
 
     def train(self) -> None:
         """Train to the end, and finish the runs that reach it.
@@ -87,7 +78,8 @@ class Loop:
             return
         order = Orders([run.order for run in self.runs])
         kept = keep_on_device(first.config.run, first.train_data, device)
-        with load_batches(first.train_data, order, step, end - step, device, kept) as batches:
+        pin = device.type == "cuda"
+        with datasets.Loader(first.train_data, order, step, end - step, pin_memory=pin, resident=kept) as batches:
             since, last_logged = time.monotonic(), step
             for batch in batches:
                 reports = self._take(batch)
@@ -155,14 +147,14 @@ class Loop:
                     run.mark_preempted()
                 raise errors.Preempted(first.says_stopped()) from error
             raise ValueError(execution.compiler_fault(error)) from error
-        self._unread.append(_Taken(batch, reports))
+        self._unsettled.append((batch, reports))
         return reports
 
     def _note_settled(self) -> bool:
         """Process the settled steps; True if the ranks agreed in one of them to stop."""
         stop = False
-        while self._unread and all(report.settled for report in self._unread[0].reports):
-            batch, reports = self._unread.popleft()
+        while self._unsettled and all(report.settled for report in self._unsettled[0][1]):
+            batch, reports = self._unsettled.popleft()
             size = len(batch.indices) // len(reports)
             for i, (run, report) in enumerate(zip(self.runs, reports, strict=True)):
                 was_lost = run.is_lost
@@ -189,7 +181,7 @@ class Loop:
         )
 
 
-# --- Batches, read ahead on the host or gathered from images kept on the device ----------------------------------------
+# --- Images kept on the device -----------------------------------------------------------------------------------------
 
 LARGEST_SHARE = 0.1  # of a GPU's memory, for images that --data-on-device auto keeps there
 
@@ -213,15 +205,3 @@ def keeps_on_device(config: RunConfig, data: datasets.Dataset, device: torch.dev
 def keep_on_device(config: RunConfig, data: datasets.Dataset, device: torch.device) -> resident.Resident | None:
     """Move the images to ``device`` if :func:`keeps_on_device` is true."""
     return resident.to_device(data, device) if keeps_on_device(config, data, device) else None
-
-
-def load_batches(
-    data: datasets.Dataset,
-    order: Order,
-    start: int,
-    num_steps: int,
-    device: torch.device,
-    kept: resident.Resident | None,
-) -> datasets.Loader:
-    """Load the batches of the steps from ``start`` on, from the images that :func:`keep_on_device` moved if there are any."""
-    return datasets.Loader(data, order, start, num_steps, pin_memory=device.type == "cuda", resident=kept)

@@ -106,16 +106,11 @@ def check_batch_norm(config: Any, spec: datasets.ImageSpec) -> None:
         ) from error
 
 
-def with_checkpointing(config: Any) -> Any:
-    """The same configuration, with cells recomputed in the backward pass."""
-    return replace(config, model=replace(config.model, checkpointing=True))
-
-
-def without_checkpointing(config: Any) -> Any:
-    """The same configuration without activation checkpointing, which flat models never use."""
+def with_checkpointing(config: Any, on: bool = True) -> Any:
+    """The same configuration, with or without recomputing cells in the backward pass, which flat models never do."""
     if not hasattr(config.model, "checkpointing"):
         return config
-    return replace(config, model=replace(config.model, checkpointing=False))
+    return replace(config, model=replace(config.model, checkpointing=on))
 
 
 HEADROOM = 0.9  # usable share of a GPU's memory; work space of the convolutions and fragmentation take the rest
@@ -151,16 +146,14 @@ def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
     The result is three times that of the forward pass, because PyTorch's counter treats the weight gradient of a depthwise
     convolution as that of a dense one.
     """
-    return _gflop_per_image(_model_alone(without_checkpointing(config)), spec)
+    return _gflop_per_image(_model_alone(with_checkpointing(config, on=False)), spec)
 
 
 @functools.cache
 def _gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
-    with torch.device("meta"):
-        model = family_of(config).build_model(config, spec).train()
-        with FlopCounterMode(display=False) as counter:
-            x = torch.rand(2, spec.channels, spec.height, spec.width)
-            model(x)
+    model = _model(config, spec)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model(torch.rand(2, spec.channels, spec.height, spec.width))
     return 3.0 * float(counter.get_total_flops()) / 2 / 1e9
 
 

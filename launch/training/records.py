@@ -63,6 +63,12 @@ def held_out(folder: Path) -> list[str]:
     ]
 
 
+def with_number(folder: Path, name: str) -> dict[int, dict[str, Any]]:
+    """Read the records of a run folder that hold a finite number ``name``, by step; the last of a step counts."""
+    found = [record for _, record in read(folder / NAME) if record is not None and number(record, name) is not None]
+    return {record["step"]: record for record in sorted(found, key=lambda record: record["step"])}
+
+
 def number(record: Mapping[str, Any], name: str) -> float | None:
     """A record's finite number ``name``; None if it has no such number."""
     value = record.get(name)

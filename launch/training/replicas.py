@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets import to_float
 from launch.training import optim
 from launch.training.optim import Verdict
-from launch.training.step import StepReport, Trainer, TrainState
+from launch.training.step import StepReport, Trainer, TrainState, mean_loss
 from metrics.objective import Loss
 
 Batch = Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -66,11 +66,7 @@ class ReplicaTrainer:
                 loss = self.batched(x[:, rows], self.states[0].step, [n[:, rows] for n in all_noise])
             (loss.total.sum() / count).backward()
             losses.append(loss)
-        return Loss(
-            torch.stack([loss.total.detach() for loss in losses]).mean(0),
-            {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms},
-            torch.stack([loss.kl_per_group for loss in losses]).mean(0),
-        )
+        return mean_loss(losses)
 
     def train_step(self, images: Tensor, stop: bool = False) -> list[StepReport]:
         """Take one step of every run on uint8 images [N * A * B, C, H, W]: A batches of B for each run in turn."""
@@ -92,24 +88,10 @@ class ReplicaTrainer:
         ]
         for each, report in zip(self.states, reports, strict=True):
             report.stop = stop
-            self._settle(each, report)
+            # on its own, a run that diverged would have ended
+            each.settle(report, is_lost=each.num_bad_in_a_row >= self.config.run.max_bad_steps)
         self._move(lr, norms, [report.skipped for report in reports])
         return reports
-
-    def is_lost(self, state: TrainState) -> bool:
-        """True if a run has diverged. Its weights no longer move; on its own, the run would have ended."""
-        return state.num_bad_in_a_row >= self.config.run.max_bad_steps
-
-    def _settle(self, state: TrainState, report: StepReport) -> None:
-        """Decide whether a run's weights move, and update its counters."""
-        found = report.verdict.read()
-        report.settled, report.skipped = True, found.skips or self.is_lost(state)
-        state.num_skipped += report.skipped
-        if not report.skipped:
-            state.num_bad_in_a_row = 0
-        elif (found.bad_loss or found.bad_gradient) and not self.is_lost(state):
-            state.num_bad_in_a_row += 1
-            report.notes.append(f"step {report.step}: loss or gradient not finite, step skipped")
 
     def _move(self, lr: float, norms: Tensor, skipped: list[bool]) -> None:
         """Clip each run's gradient, then step the weights of all runs that do not skip."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,108 @@ from launch.machine import files
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
 from launch.training.checkpoint import load_state
-from launch.training.folder import RunFolder
+from launch.training.folder import RunFolder, changed_keys, with_defaults
 from launch.training.records import NAME
 from launch.training.records import read as read_records
-from launch.training.step import TrainState
+from launch.training.step import Trainer, TrainState
+
+LENGTH = ("run.epochs", "run.max_steps")
+AFTER_DIVERGENCE = (
+    *("optim.lr", "optim.lr_min", "optim.lr_warmup", "optim.grad_clip", "optim.grad_skip"),
+    "run.precision",
+)
+
+
+def resume_all(
+    trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], *, global_batch: int, data: datasets.Dataset
+) -> int:
+    """Continue runs that are trained together from the newest step of which each has a valid checkpoint.
+
+    Returns:
+        That step; 0 if there is none.
+
+    Raises:
+        ValueError: as for :func:`resume`, or only some of the runs have checkpoints.
+    """
+    until = _common_step(folders) if len(folders) > 1 else None
+    steps = [resume(trainers[name], folders[name], global_batch, data, until=until) for name in folders]
+    return steps[0]
+
+
+def _common_step(folders: Mapping[str, RunFolder]) -> int:
+    """Newest step of which every replica has a valid checkpoint; a kill may have hit between two saves.
+
+    Raises:
+        ValueError: only some replicas have checkpoints, and training all from the start would overwrite these.
+    """
+    steps = {
+        name: {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
+        for name, folder in folders.items()
+    }
+    common = max(set[int].intersection(*steps.values()), default=0)
+    have = [name for name, found in steps.items() if found]
+    lack = [name for name, found in steps.items() if not found]
+    was_killed_at_first = all(len(steps[name]) == 1 for name in have) and all(
+        folders[name].config_path.exists() for name in lack
+    )
+    if common or not have or was_killed_at_first:
+        return common
+    raise ValueError(
+        f"{', '.join(have[:3])} have checkpoints but {', '.join(lack[:3]) or 'the others'} none of the same step, and "
+        "replicas train in step with each other; choose another --run-dir for the new ones"
+    )
+
+
+def resume(
+    trainer: Trainer, folder: RunFolder, global_batch: int, data: datasets.Dataset, *, until: int | None = None
+) -> int:
+    """Load the newest valid checkpoint (up to step ``until``) into the trainer; return its step, or 0 if there is none.
+
+    A checkpoint that does not fit is refused before anything is written. A diverged run continues from its last
+    checkpoint with finite losses, and may change learning rate, clipping and precision. Any run may be extended.
+
+    Raises:
+        ValueError: the data or settings that matter differ from those of the run (the message names them), the ranks
+            see different checkpoints, or a checkpoint lacks a part.
+    """
+    state, ranks = trainer.state, trainer.ranks
+    found = next(_usable(folder, ranks, until), None)
+    if found is None:
+        _refuse_to_start_over(folder, trainer.config, len(data) // global_batch, is_common=until is not None)
+    else:
+        path, content = found
+        _refuse_half(content, path)
+        changed = _refuse_another_run(content, folder, trainer, global_batch, data)
+        _load(state, content, path)
+        here = ranks.device_name
+        if (before := content.get("noise_drawn_by", here)) != here:
+            _warn(
+                ranks,
+                f"noise was drawn by {before} and is now drawn by {here}; the run will differ from one that stays there",
+            )
+        if ranks.is_main:
+            _announce(state.step, path, changed)
+    steps = ranks.gather(state.step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path} (steps {', '.join(map(str, steps))}); "
+            "put --run-dir on storage that all machines share"
+        )
+    return state.step
+
+
+def _usable(folder: RunFolder, ranks: Ranks, until: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Valid checkpoints to continue from, newest first: up to step ``until``, or with finite losses after a divergence."""
+    for path, content in checkpoint.newest_valid(folder.checkpoints, functools.partial(_warn, ranks)):
+        if until is None and folder.diverged and content.get("num_bad_in_a_row"):
+            _warn(ranks, f"skipped: {path} was saved between steps that were not finite")
+        elif until is None or content["step"] <= until:
+            yield path, content
+
+
+def _warn(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        say(f"warning: {text}", file=sys.stderr)
 
 
 def _refuse_half(content: dict[str, Any], path: Path) -> None:
@@ -31,13 +131,7 @@ def _refuse_half(content: dict[str, Any], path: Path) -> None:
 
 
 def _refuse_another_run(
-    content: dict[str, Any],
-    folder: RunFolder,
-    config: SharedConfig,
-    ranks: Ranks,
-    *,
-    global_batch: int,
-    data: datasets.Dataset,
+    content: dict[str, Any], folder: RunFolder, trainer: Trainer, global_batch: int, data: datasets.Dataset
 ) -> list[str]:
     """Refuse a checkpoint with other settings or data; return the permitted differences as 'key: old -> new'."""
     if content["global_batch"] == 0:  # an imported checkpoint, or an exported copy
@@ -45,10 +139,11 @@ def _refuse_another_run(
             f"{folder.path} holds weights without an optimiser's state, so training cannot continue from them; "
             "choose another --run-dir to train (--init-from starts from these weights); other scripts can read them here"
         )
+    config = trainer.config
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
     # config.json already has the new values if a diverged run was resumed before and has saved nothing since
-    allowed = AFTER_DIVERGENCE if folder.diverged or records(folder, config) else ()
+    allowed = AFTER_DIVERGENCE if folder.diverged or not folder.changes(config) else ()
     if _is_longer(saved, config, len(data) // global_batch):
         allowed = (*allowed, *LENGTH)
     if any(row.partition(":")[0] not in allowed for row in changed):
@@ -59,7 +154,8 @@ def _refuse_another_run(
     if content["global_batch"] != global_batch:
         raise ValueError(
             f"the run has a global batch of {content['global_batch']} images, these flags make {global_batch}; choose "
-            f"--batch-size and --accumulation whose product with {ranks.world_size} process(es) is {content['global_batch']}"
+            f"--batch-size and --accumulation whose product with {trainer.ranks.world_size} process(es) is "
+            f"{content['global_batch']}"
         )
     if content["num_images"] != len(data):
         raise ValueError(
@@ -83,58 +179,6 @@ def _is_longer(saved: dict[str, Any], config: SharedConfig, steps_per_epoch: int
         return bool(config.run.max_steps >= (steps or epochs * steps_per_epoch))
     except (LookupError, TypeError):
         return False
-
-
-def resume(
-    state: TrainState,
-    folder: RunFolder,
-    config: SharedConfig,
-    ranks: Ranks,
-    *,
-    global_batch: int,
-    data: datasets.Dataset,
-    until: int | None = None,
-) -> int:
-    """Load the newest valid checkpoint (up to step ``until``) into ``state``; return its step, or 0 if there is none.
-
-    A checkpoint that does not fit is refused before anything is written. A diverged run continues from its last
-    checkpoint with finite losses, and may change learning rate, clipping and precision. Any run may be extended.
-
-    Raises:
-        ValueError: the data or settings that matter differ from those of the run (the message names them), the ranks
-            see different checkpoints, or a checkpoint lacks a part.
-    """
-
-    def warn(text: str) -> None:
-        if ranks.is_main:
-            say(f"warning: {text}", file=sys.stderr)
-
-    for path, content in checkpoint.newest_valid(folder.checkpoints, warn):
-        if until is not None and content["step"] > until:
-            continue
-        if until is None and folder.diverged and content.get("num_bad_in_a_row"):
-            warn(f"skipped: {path} was saved between steps that were not finite")
-            continue
-        _refuse_half(content, path)
-        changed = _refuse_another_run(content, folder, config, ranks, global_batch=global_batch, data=data)
-        _load(state, content, path)
-        here = ranks.device_name
-        if (before := content.get("noise_drawn_by", here)) != here:
-            warn(
-                f"noise was drawn by {before} and is now drawn by {here}; the run will differ from one that stays there"
-            )
-        if ranks.is_main:
-            _announce(state.step, path, changed)
-        break
-    else:
-        _refuse_to_start_over(folder, config, len(data) // global_batch, is_common=until is not None)
-    steps = ranks.gather(state.step)
-    if len(set(steps)) > 1:
-        raise ValueError(
-            f"the processes see different checkpoints in {folder.path} (steps {', '.join(map(str, steps))}); "
-            "put --run-dir on storage that all machines share"
-        )
-    return state.step
 
 
 def _announce(step: int, path: Path, changed: list[str]) -> None:
@@ -178,13 +222,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epoch: int, *, is_common: bool) -> None:
-    """Refuse to overwrite a run, unless it was stopped before its first checkpoint was complete.
+    """Refuse to overwrite a run without a usable checkpoint, unless it was stopped before the first one was complete.
 
-    Args:
-        folder: folder of the run, which has no usable checkpoint.
-        config: configuration as typed now.
-        steps_per_epoch: steps per epoch of the present data.
-        is_common: the search was for a step that several runs share, so this run may have a valid first checkpoint.
+    If ``is_common``, several runs need one of the same step, and this run may have a valid first checkpoint.
 
     Raises:
         ValueError: the folder holds records of a run; the message names them.
@@ -194,7 +234,7 @@ def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epo
     steps = [record["step"] for _, record in read_records(folder.path / NAME) if record is not None]
     if found is None and steps and max(steps) > first:
         found = f"{NAME} reaches step {max(steps):,}"
-    if found is None and steps and (changed := _changed_since(folder, config)):
+    if found is None and steps and (changed := folder.changes(config)):
         found = f"it was trained with other settings: {', '.join(changed[:6])}"
     if found is not None:
         several = "all runs that are trained together need one of the same step; " if is_common else ""
@@ -204,32 +244,13 @@ def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epo
         )
 
 
-def records(folder: RunFolder, config: SharedConfig) -> bool:
-    """True if config.json has the present values of all settings that matter."""
-    return not _changed_since(folder, config)
-
-
-def _changed_since(folder: RunFolder, config: SharedConfig) -> list[str]:
-    """Settings that differ from those in config.json; the file itself if it can't be read."""
-    try:
-        saved = folder.read_json("config.json")["config"]
-        return changed_keys(with_defaults(saved, to_json(type(config)())), to_json(config))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return [f"config.json is damaged ({files.reason(error)})"]
-
-
 def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
     """Copy the weights of another run (its averages, if it has them) to the weights and to their averages.
 
     Raises:
         ValueError: it has no valid checkpoint, or only one of another model (the message names the keys).
     """
-
-    def warn(text: str) -> None:
-        if ranks.is_main:
-            say(f"warning: {text}", file=sys.stderr)
-
-    found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, warn), None)
+    found = next(checkpoint.newest_valid(RunFolder(run).checkpoints, functools.partial(_warn, ranks)), None)
     if found is None:
         raise ValueError(f"--init-from {run}: the folder has no valid checkpoint; give the folder of a trained run")
     path, content = found
@@ -239,62 +260,3 @@ def init_from(state: TrainState, run: Path, ranks: Ranks) -> None:
         load_state(state.ema.model, weights, str(path))
     if ranks.is_main:
         say(f"weights from {path}, of step {content.get('step')}", file=sys.stderr)
-
-
-LENGTH = ("run.epochs", "run.max_steps")
-AFTER_DIVERGENCE = (
-    *("optim.lr", "optim.lr_min", "optim.lr_warmup", "optim.grad_clip", "optim.grad_skip"),
-    "run.precision",
-)
-
-# Settings that may change when a run is resumed: where and how things are stored and shown, not what is computed.
-MAY_CHANGE = (
-    "preset",
-    "run.run_dir",
-    "run.resume",
-    "run.init_from",
-    "run.stop_at_step",
-    "run.device",
-    "run.data_on_device",
-    "run.compile",
-    "run.cuda_graph",
-    "run.batch_size",  # with accumulation and the number of processes: only their product matters
-    "optim.accumulation",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.max_bad_steps",
-    "run.timeout_minutes",
-    "log.",
-    "data.data_root",
-    "data.cache_dir",
-    "data.download",
-    "data.labels",
-)
-
-
-def may_change(name: str) -> bool:
-    """True if the setting with this dotted name does not affect results."""
-    return any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE)
-
-
-def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the settings that an older record lacks: a newer setting's default reproduces the earlier behaviour."""
-    filled = {**defaults, **saved}
-    for key, default in defaults.items():
-        if isinstance(default, dict) and isinstance(saved.get(key), dict):
-            filled[key] = with_defaults(saved[key], default)
-    return filled
-
-
-def changed_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that matter and differ between a run's record and the present configuration, as 'key: old -> new'."""
-    rows: list[str] = []
-    for key in sorted(saved.keys() | now.keys()):
-        name, old, new = prefix + key, saved.get(key), now.get(key)
-        if may_change(name):
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            rows += changed_keys(old, new, name + ".")
-        elif old != new:
-            rows.append(f"{name}: {old} -> {new}")
-    return rows

@@ -18,13 +18,11 @@ from launch.console import errors, figures
 from launch.console.config import SharedConfig, differences, to_json
 from launch.families import family_of
 from launch.machine import files, noise
-from launch.machine.distributed import Ranks
 from launch.training import checkpoint, evaluation, memory
 from launch.training.folder import RunFolder
 from launch.training.records import Monitor
 from launch.training.step import StepReport, Trainer, TrainState
 from metrics import elbo
-from metrics.measure import Measure
 from metrics.model import VAE
 
 SAMPLE_TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
@@ -49,19 +47,15 @@ class Run:
 
     Args:
         name: distinguishes the runs of one process; empty for a single run.
-        total_steps: length of the run in optimiser steps.
         score: cheap scores of a model's codes by tag, for ``--score-every``.
         saved_step: step of the newest checkpoint known to be on disk.
     """
 
     name: str
-    config: SharedConfig
-    ranks: Ranks
     folder: RunFolder
     train_data: datasets.Dataset
     valid_data: datasets.Dataset
     order: datasets.Batches
-    total_steps: int
     trainer: Trainer
     monitor: Monitor
     stop: errors.StopRequest
@@ -70,15 +64,14 @@ class Run:
     lost_at: int | None = field(default=None, init=False)
     """Step at which the run diverged."""
 
+    def __post_init__(self) -> None:
+        self.config, self.ranks, self.total_steps = self.trainer.config, self.trainer.ranks, self.trainer.total_steps
+        self.measure = family_of(self.config).measure(self.config)
+
     @property
     def state(self) -> TrainState:
         """The training state."""
         return self.trainer.state
-
-    @property
-    def measure(self) -> Measure:
-        """The kind of numbers that its evaluations give."""
-        return family_of(self.config).measure(self.config)
 
     @property
     def is_lost(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
-from launch.training import checkpoint, loop, memory
+from launch.training import loop, memory
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
 from launch.training.records import Monitor
 from launch.training.replicas import ReplicaTrainer
-from launch.training.resume import init_from, records, resume
+from launch.training.resume import init_from, resume_all
 from launch.training.run import Run, Score
 from launch.training.step import Trainer, new_state, resolve_precision
 
@@ -78,11 +79,6 @@ def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Rank
         f"({needs.activation_bytes_per_image / 2**20:.0f} MiB per image), {resolve_precision(run.precision, ranks.device)} "
         f"on {ranks.device.type}"
     )
-
-
-def claim(folder: RunFolder, config: SharedConfig, ranks: Ranks) -> None:
-    """Claim the folder on rank 0; raise its error on all ranks."""
-    _on_main(ranks, lambda: folder.claim(resume=config.run.resume == "auto"))
 
 
 def _on_main(ranks: Ranks, act: Callable[[], None]) -> None:
@@ -140,6 +136,7 @@ class Plan:
     """Plan of the training: one run, or the members of a batched model, by name."""
 
     configs: Mapping[str, SharedConfig]
+    folders: Mapping[str, RunFolder]
     train_data: datasets.Dataset
     valid_data: datasets.Dataset
     orders: Mapping[str, datasets.Batches]
@@ -153,12 +150,19 @@ class Plan:
 
 def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, ranks: Ranks, *, is_new: bool) -> Plan:
     """Open the data and refuse a training that cannot work; with ``is_new`` also one whose folder holds a run."""
-    configs = members or {"": _with_folder(config)}
+    run_dir = config.run.run_dir or default_run_dir(config)
+    configs = members or {"": replace(config, run=replace(config.run, run_dir=run_dir))}
+    folders = {name: RunFolder(each.run.run_dir or run_dir) for name, each in configs.items()}
     if members:
-        _refuse_members(members, ranks)
+        _refuse_members(folders, ranks)
     if is_new:  # before the data are decoded, which can take minutes
-        _on_main(ranks, lambda: _refuse_runs(configs.values()))
-    recorded = next((found for each in configs.values() if (found := RunFolder(_folder_of(each)).recipe)), None)
+
+        def refuse() -> None:
+            for folder in folders.values():
+                folder.refuse_a_run(config.run.resume == "auto")
+
+        _on_main(ranks, refuse)
+    recorded = next((found for folder in folders.values() if (found := folder.recipe)), None)
     train_data, valid_data = open_data(config, ranks, recorded=recorded)
     if config.run.batch_size == ranks.world_size == 1:
         memory.check_batch_norm(config, train_data.spec)
@@ -170,6 +174,7 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
     steps_per_epoch = next(iter(orders.values())).steps_per_epoch
     return Plan(
         configs=configs,
+        folders=folders,
         train_data=train_data,
         valid_data=valid_data,
         orders=orders,
@@ -177,18 +182,13 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
     )
 
 
-def _refuse_runs(configs: Iterable[SharedConfig]) -> None:
-    for config in configs:
-        RunFolder(_folder_of(config)).refuse_a_run(resume=config.run.resume == "auto")
-
-
-def _refuse_members(members: Mapping[str, SharedConfig], ranks: Ranks) -> None:
+def _refuse_members(folders: Mapping[str, RunFolder], ranks: Ranks) -> None:
     if ranks.world_size > 1:
         raise ValueError(
             f"replicas train in one process, but torchrun started {ranks.world_size}; start plain python, once for each GPU, "
             "with its own --seed and CUDA_VISIBLE_DEVICES"
         )
-    parent = _folder_of(next(iter(members.values()))).parent
+    parent = next(iter(folders.values())).path.parent
     if RunFolder(parent).config_path.exists():
         raise ValueError(f"{parent} already holds a run; choose another --run-dir for the folders of the replicas")
 
@@ -214,41 +214,26 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
     # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
     with contextlib.ExitStack() as stack:
-        folders = {name: stack.enter_context(RunFolder(_folder_of(each))) for name, each in plan.configs.items()}
-        for name, folder in folders.items():
-            claim(folder, plan.configs[name], ranks)
-        start = _resume(trainers, folders, plan)
-        if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in folders.values())):
+        for name, folder in plan.folders.items():
+            stack.enter_context(folder)
+            _on_main(ranks, functools.partial(folder.claim, resume=plan.configs[name].run.resume == "auto"))
+        start = resume_all(trainers, plan.folders, global_batch=plan.order.batch_size, data=plan.train_data)
+        if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in plan.folders.values())):
             if ranks.is_main:
-                say(_says_complete(list(folders.values())))
+                say(_says_complete([folder.path for folder in plan.folders.values()]))
             return
         stop.deferred = True  # from here on there may be something to save
         runs: list[Run] = []
-        for name, folder in folders.items():
-            config = plan.configs[name]
-            if ranks.is_main:
-                folder.begin(config, plan.train_data, is_new=not start or not records(folder, config))
-                folder.reopen(start)
-            monitor = Monitor(
-                folder.path,
-                active=ranks.is_main,
-                resume_step=start,
-                total_steps=plan.total_steps,
-                name=name,
-                shows_progress=not runs,
-                shows=family_of(config).measure(config).shows,
-            )
+        for name, trainer in trainers.items():
+            monitor = stack.enter_context(_begin(plan, name, trainer, start, shows_progress=not runs))
             run = Run(
                 name=name,
-                config=config,
-                ranks=ranks,
-                folder=folder,
+                folder=plan.folders[name],
                 train_data=plan.train_data,
                 valid_data=plan.valid_data,
                 order=plan.orders[name],
-                total_steps=plan.total_steps,
-                trainer=trainers[name],
-                monitor=stack.enter_context(monitor),
+                trainer=trainer,
+                monitor=monitor,
                 stop=stop,
                 score=score,
                 saved_step=start,
@@ -257,14 +242,21 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
         Loop(runs, _take_step(list(trainers.values()))).train()
 
 
-def _with_folder(config: SharedConfig) -> SharedConfig:
-    run_dir = config.run.run_dir or default_run_dir(config)
-    return replace(config, run=replace(config.run, run_dir=run_dir))
-
-
-def _folder_of(config: SharedConfig) -> Path:
-    assert config.run.run_dir is not None
-    return config.run.run_dir
+def _begin(plan: Plan, name: str, trainer: Trainer, start: int, *, shows_progress: bool) -> Monitor:
+    """Write the record of a run that begins or continues at step ``start``; return the monitor of its progress."""
+    folder, config = plan.folders[name], plan.configs[name]
+    if trainer.ranks.is_main:
+        folder.begin(config, plan.train_data, is_new=not start or bool(folder.changes(config)))
+        folder.reopen(start)
+    return Monitor(
+        folder.path,
+        active=trainer.ranks.is_main,
+        resume_step=start,
+        total_steps=plan.total_steps,
+        name=name,
+        shows_progress=shows_progress,
+        shows=family_of(config).measure(config).shows,
+    )
 
 
 def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
@@ -286,53 +278,11 @@ def _take_step(trainers: Sequence[Trainer]) -> TakeStep:
     return lambda images, stop: [only.train_step(images, stop=stop)]
 
 
-def _resume(trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], plan: Plan) -> int:
-    """Continue from the newest step of which every run has a valid checkpoint; return that step, or 0."""
-    until = _common_step(folders) if len(folders) > 1 else None
-    found = 0
-    for name, folder in folders.items():
-        trainer = trainers[name]
-        found = resume(
-            trainer.state,
-            folder,
-            trainer.config,
-            trainer.ranks,
-            global_batch=plan.order.batch_size,
-            data=plan.train_data,
-            until=until,
-        )
-    return found
-
-
-def _common_step(folders: Mapping[str, RunFolder]) -> int:
-    """Newest step of which every replica has a valid checkpoint; a kill may have hit between two saves.
-
-    Raises:
-        ValueError: only some replicas have checkpoints, and training all from the start would overwrite these.
-    """
-    steps = {
-        name: {int(content["step"]) for _, content in checkpoint.newest_valid(folder.checkpoints, lambda text: None)}
-        for name, folder in folders.items()
-    }
-    common = max(set[int].intersection(*steps.values()), default=0)
-    have = [name for name, found in steps.items() if found]
-    lack = [name for name, found in steps.items() if not found]
-    was_killed_at_first = all(len(steps[name]) == 1 for name in have) and all(
-        folders[name].config_path.exists() for name in lack
-    )
-    if common or not have or was_killed_at_first:
-        return common
-    raise ValueError(
-        f"{', '.join(have[:3])} have checkpoints but {', '.join(lack[:3]) or 'the others'} none of the same step, and "
-        "replicas train in step with each other; choose another --run-dir for the new ones"
-    )
-
-
-def _says_complete(folders: Sequence[RunFolder]) -> str:
-    path = folders[0].path
-    if len(folders) == 1:
-        return f"{path} is complete; next: python launch/evaluate.py --run {path}"
-    return f"{path.parent} is complete; next: python launch/compare.py --runs {path.parent}/*"
+def _says_complete(paths: Sequence[Path]) -> str:
+    if len(paths) == 1:
+        return f"{paths[0]} is complete; next: python launch/evaluate.py --run {paths[0]}"
+    parent = paths[0].parent
+    return f"{parent} is complete; next: python launch/compare.py --runs {parent}/*"
 
 
 def open_data(

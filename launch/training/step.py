@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -80,6 +81,19 @@ class TrainState:
         self.step, self.num_skipped = int(content["step"]), int(content["num_skipped"])
         self.num_bad_in_a_row = int(content["num_bad_in_a_row"])
 
+    def settle(self, report: StepReport, *, is_lost: bool = False) -> None:
+        """Count the findings of a step; a run that ``is_lost`` skips every step, and no longer counts why."""
+        found = report.verdict.read()
+        report.settled, report.skipped = True, found.skips or is_lost
+        report.stop = report.stop or found.stop
+        self.num_skipped += report.skipped
+        overflows = self.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is not an error
+        if not report.skipped:
+            self.num_bad_in_a_row = 0
+        elif not is_lost and (found.bad_loss or (found.bad_gradient and not overflows)):
+            self.num_bad_in_a_row += 1
+            report.notes.append(f"step {report.step}: loss or gradient not finite on some rank, step skipped")
+
 
 @dataclass
 class StepReport:
@@ -117,13 +131,15 @@ class Outcome(NamedTuple):
         return Outcome(dict(zip(names, values, strict=True)), *rest)
 
 
-def _mean(losses: list[Loss]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Mean terms, KL per group and loss of the batches of a step."""
+def mean_loss(losses: Sequence[Loss]) -> Loss:
+    """Mean of the losses of a step's batches, detached."""
     if len(losses) == 1:
-        return losses[0].terms, losses[0].kl_per_group, losses[0].total.detach()
-    terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms}
-    kl = torch.stack([loss.kl_per_group for loss in losses]).mean(0)
-    return terms, kl, torch.stack([loss.total.detach() for loss in losses]).mean(0)
+        return replace(losses[0], total=losses[0].total.detach())
+    return Loss(
+        torch.stack([loss.total.detach() for loss in losses]).mean(0),
+        {name: torch.stack([loss.terms[name] for loss in losses]).mean(0) for name in losses[0].terms},
+        torch.stack([loss.kl_per_group for loss in losses]).mean(0),
+    )
 
 
 class Trainer:
@@ -190,8 +206,8 @@ class Trainer:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.ranks.device.type, dtype=dtype, enabled=dtype is not torch.float32)
 
-    def _accumulate(self, x: Tensor, all_noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Accumulate the gradient of the step's batches; return their mean terms, KL per group, and loss."""
+    def _accumulate(self, x: Tensor, all_noise: list[Tensor]) -> Loss:
+        """Accumulate the gradient of the step's batches; return their mean loss."""
         count, size = self.config.optim.accumulation, self.config.run.batch_size
         losses: list[Loss] = []
         with self.state.objective.one_step(count):
@@ -206,7 +222,7 @@ class Trainer:
                     self.flat.collect(first=i == 0)
                 losses.append(loss)
         self.flat.collect(first=count == 1)
-        return _mean(losses)
+        return mean_loss(losses)
 
     def train_step(self, images: Tensor, *, stop: bool = False) -> StepReport:
         """Take or skip one optimiser step on this rank's uint8 images [accumulation * batch, C, H, W].
@@ -264,11 +280,11 @@ class Trainer:
         state, flat, config = self.state, self.flat, self.config.optim
         x = to_float(images, state.model.spec, self.ranks.device)
         statistics = flat.statistics.values.clone()
-        terms, kl, total = self._accumulate(x, drawn)
+        loss = self._accumulate(x, drawn)
         flat.average_over_ranks()
         self._unscale()
         norm = torch.linalg.vector_norm(flat.gradient)
-        flags = self._judge(total, norm)
+        flags = self._judge(loss.total, norm)
         skips = flags[:3].any()
         if config.grad_clip > 0:
             flat.gradient.mul_((config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
@@ -279,7 +295,7 @@ class Trainer:
         # a non-finite forward pass has spoilt the batch-norm statistics
         flat.statistics.values.copy_(torch.where(skips, statistics, flat.statistics.values))
         state.scaler.update()  # equal on every rank, because the gradients were averaged first
-        return Outcome({**terms, "loss": total}, kl, norm, flags)
+        return Outcome({**loss.terms, "loss": loss.total}, loss.kl_per_group, norm, flags)
 
     def _unscale(self) -> None:
         """Divide the gradient by the loss scale, and tell the scaler if it is finite."""
@@ -298,18 +314,9 @@ class Trainer:
 
     def settle(self) -> None:
         """Count the findings of the newest step, so that the state's counters match its ``step``."""
-        report, self._unsettled = self._unsettled, None
-        if report is None:
-            return
-        state, found = self.state, report.verdict.read()
-        report.settled, report.skipped, report.stop = True, found.skips, found.stop
-        state.num_skipped += found.skips
-        overflows = state.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is not an error
-        if not found.skips:
-            state.num_bad_in_a_row = 0
-        elif found.bad_loss or (found.bad_gradient and not overflows):
-            state.num_bad_in_a_row += 1
-            report.notes.append(f"step {report.step}: loss or gradient not finite on some rank, step skipped")
+        if self._unsettled is not None:
+            self.state.settle(self._unsettled)
+            self._unsettled = None
 
 
 def new_state(model: VAE, objective: Objective, config: SharedConfig, device: torch.device) -> TrainState:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 
-from launch.console import errors, flags
+from launch.console import errors
 from launch.results.encoding import cheap_scores
 from launch.training import start
 from tests.contract import ladder_family
@@ -19,12 +19,8 @@ from tests.contract import ladder_family
 
 def main(arguments: list[str]) -> None:
     """Parse the flags and train."""
-    typed = flags.typed(arguments)
-    preset, defaults = ladder_family.FAMILY.recipe(typed.others)
-    described = flags.describe_presets(__doc__ or "", ladder_family.LADDER_PRESETS)
-    kind = ladder_family.LadderTrainConfig
-    config = flags.parse(kind, defaults, typed.others, prog="train_ladder.py", description=described)
-    start.train(config, preset, dry_run=typed.dry_run, score=cheap_scores)
+    config, preset, dry_run = ladder_family.FAMILY.parse(arguments, __doc__ or "")
+    start.train(config, preset, dry_run=dry_run, score=cheap_scores)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_codes_are_the_posteriors_in_order(model: FlatVAE) -> None:
 
 def test_draws_of_the_aggregate_posterior() -> None:
     means = torch.tensor([[-3.0, 0.0], [3.0, 0.0]])
-    codes = flat_figures.Codes(means, torch.full((2, 2), 0.1), torch.ones(2, 2))
+    codes = flat_figures.Codes(means, torch.full((2, 2), 0.1))
     drawn = codes.draw(4000, torch.Generator().manual_seed(0))
     assert float(drawn.std(0)[0]) == pytest.approx(math.sqrt(9.01), rel=0.02)
     assert float(drawn.std(0)[1]) == pytest.approx(0.1, rel=0.05)

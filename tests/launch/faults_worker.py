@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
-from torch import Tensor
-
 from launch import train_nvae
 from launch.console import errors
 from launch.training import step as stepping
+from metrics.objective import Loss
 
 real = stepping.Trainer._accumulate
 
 
-def accumulate(self: stepping.Trainer, *drawn: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def accumulate(self: stepping.Trainer, *drawn: Any) -> Loss:
     """The gradients are averaged and finite everywhere, so that only the ranks' agreement stops rank 0."""
-    terms, kl, total = real(self, *drawn)
-    return terms, kl, total * float("nan") if self.ranks.rank == 1 and self.state.step >= 5 else total
+    loss = real(self, *drawn)
+    return replace(loss, total=loss.total * float("nan")) if self.ranks.rank == 1 and self.state.step >= 5 else loss
 
 
 if __name__ == "__main__":

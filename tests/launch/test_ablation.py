@@ -10,7 +10,7 @@ import pytest
 
 from launch.console.flags import parse
 from launch.families import nvae
-from launch.studies import ablation, ablation_report
+from launch.studies import ablation
 from launch.training import jobs
 from launch.training.jobs import ScriptRun
 from tests.launch.running import assert_one_error, call
@@ -50,7 +50,7 @@ def test_the_report_says_differences_with_intervals_and_counts_what_diverged(tmp
     (tmp_path / "runs").mkdir()
     for name, content in stored.items():
         (tmp_path / "runs" / f"{name}.json").write_text(json.dumps(content))
-    lines = ablation_report.write(tmp_path, list(ablation.VARIANTS)).read_text().splitlines()
+    lines = ablation.write(tmp_path).read_text().splitlines()
     cells = {row[1]: row for row in ([c.strip() for c in line.split("|")] for line in lines if line.startswith("|"))}
     assert cells["all"][2:6] == ["2", "0", "-51.0 ± 1.4", "-"]
     assert cells["no-spectral-penalty"][2:6] == ["2", "1", "-60.0", "-9.0"]

@@ -18,8 +18,8 @@ import datasets
 from launch.console.flags import parse
 from launch.families import nvae
 from launch.report.statistics import Estimate, mean_of, seeds_needed
-from launch.studies import family, hierarchy, scaling_fit, scaling_points, scaling_report, stored
-from launch.studies.scaling_points import Measured, Point
+from launch.studies import family, hierarchy, scaling, scaling_fit, scaling_report, study
+from launch.studies.scaling_fit import Measured, Point
 from launch.training import jobs
 from nvae import NVAE
 from tests.launch import running
@@ -62,9 +62,9 @@ def test_depths_that_share_no_cells_are_refused(depth: int) -> None:
 
 
 def test_nothing_is_trained_twice() -> None:
-    data, length = family.Data("dsprites", None, None), family.Length(10, 10)
-    runs = [family.deep(4, 4).run(data, length, seed, Path("out")) for seed in (0, 1)]
-    assert [str(run.folder) for run in runs] == [f"out/dsprites/nvae-groups4-width4-seed{i}" for i in (0, 1)]
+    chosen = scaling.ScalingConfig(out=Path("out"), depths=(4,), widths=(4,), scales=(1,), seeds=2)
+    names = ["flat-vae-seed0", "nvae-groups4-width4-seed0", "flat-vae-seed1", "nvae-groups4-width4-seed1"]
+    assert [str(run.folder) for run in chosen.runs("dsprites")] == [f"out/dsprites/{name}" for name in names]
 
 
 # --- Fits -----------------------------------------------------------------------------------------------------------
@@ -237,14 +237,14 @@ def test_stored_runs_name_no_place(studied: Path) -> None:
 
 def test_measured_figures_are_those_of_the_run(studied: Path) -> None:
     path = studied / "store" / "dsprites" / "nvae-groups4-width2-seed0"
-    found = scaling_points.measured(path)
+    found = scaling_fit.measured(path)
     summary = json.loads((path / "summary.json").read_text())
     assert (found.depth, found.width, found.num_scales, found.is_flat) == (4, 2, 1, False)
     assert found.points[-1].images == summary["images_seen"] == 64
     assert found.points[-1].elbo == pytest.approx(summary["valid"]["elbo"])
     assert found.num_parameters == summary["num_parameters"]
     assert found.elbo == json.loads((path / "scores.json").read_text())["held_out"]["elbo"]
-    assert scaling_points.measured(path.with_name("flat-vae-seed0")).is_flat
+    assert scaling_fit.measured(path.with_name("flat-vae-seed0")).is_flat
 
 
 def test_finished_study_only_reports(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def renumber(folder: Path) -> None:
 
 @pytest.mark.parametrize("data", ["dsprites", "celeba"])
 def test_hierarchies_of_the_study_differ_in_their_scales_alone(data: family.DataName) -> None:
-    members = hierarchy.members(data)
+    members = hierarchy.HierarchyConfig().members(data)
     assert members[0].name == "flat-vae"
     shapes = {}
     for member in members:
@@ -315,11 +315,7 @@ def test_hierarchies_of_the_study_differ_in_their_scales_alone(data: family.Data
 
 
 def test_models_that_take_longer_take_fewer_steps() -> None:
-    length = hierarchy.HierarchyConfig(minutes=2.0).length("dsprites")
-    runs = [
-        member.run(family.Data("dsprites", None, None), length, 0, Path("out"))
-        for member in hierarchy.members("dsprites")
-    ]
+    runs = hierarchy.HierarchyConfig(minutes=2.0, seeds=1).runs("dsprites")
     steps = {run.folder.name: int(run.arguments[run.arguments.index("--max-steps") + 1]) for run in runs}
     assert steps["nvae-scales1-seed0"] == 750
     assert steps["nvae-scales3-seed0"] < steps["nvae-scales2-seed0"] < 750
@@ -343,7 +339,7 @@ def test_studies_refuse_before_they_train(study: str, flags: list[str], said: st
 
 def test_stored_numbers_are_short_and_nothing_else_changes() -> None:
     content = {"a": [1 / 3, 2, True, None, "1.23456789"], "b": {"c": -52818.0312345, "d": float("inf")}}
-    short = stored._shortened(content)
+    short = study._shortened(content)
     assert short == {"a": [0.3333333, 2, True, None, "1.23456789"], "b": {"c": -52818.03, "d": float("inf")}}
     assert isinstance(short["a"][2], bool)
-    assert np.isnan(stored._shortened(float("nan")))
+    assert np.isnan(study._shortened(float("nan")))

@@ -15,7 +15,7 @@ from launch.console.config import DataConfig, OptimConfig, RunConfig, SharedConf
 from launch.families import FAMILIES, family_of, nvae
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAETrainConfig
-from launch.training.resume import changed_keys, with_defaults
+from launch.training.folder import changed_keys, with_defaults
 from tests.launch import running
 
 ALL_PRESETS = {
