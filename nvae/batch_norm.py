@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
 
     def _over_ranks(self, x: Tensor, weight: Tensor, copies: int) -> Tensor:
         """Normalise in training on several ranks."""
-        if x.is_cuda:
+        if x.is_cuda and not torch.compiler.is_compiling():  # the compiler fuses plain operations itself
             mean, var = self._statistics_to_move(copies)
             found = once(lambda: exchange_on_device(x, mean, var, self.momentum))
             self._take(mean, var, num_ranks() * x.numel() // x.shape[1], copies)
@@ -118,11 +118,6 @@ class BatchNorm(nn.Module):
 def _is_frozen() -> bool:
     frozen: bool = getattr(_state, "frozen", False)
     return frozen
-
-
-def keep_collectives_out_of_graphs() -> None:
-    """Keep the communication of batch norms, in both passes, out of the graphs of torch.compile."""
-    BatchNorm._over_ranks = torch.compiler.disable(BatchNorm._over_ranks)  # type: ignore[method-assign]
 
 
 def batch_norms(model: nn.Module) -> list[BatchNorm]:

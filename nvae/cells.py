@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvae.activations import Activation, activate
-from nvae.batch_norm import BatchNorm, frozen_statistics, keep_collectives_out_of_graphs
+from nvae.batch_norm import BatchNorm, frozen_statistics
 from nvae.convolution import Conv2d, DataInitConv2d, FactorizedReduce, UpsampleConv, WeightNormConv2d
-from nvae.cross_rank import num_ranks, recording, replaying
+from nvae.cross_rank import recording, replaying
 from nvae.depthwise import DepthwiseConv2d
 from nvae.excitation import SqueezeExcite
 from nvae.sharing import Given, use_weights, weights_in_use
@@ -183,7 +183,8 @@ def compile_cells(cells: Iterable[Cell], backend: str = "inductor") -> None:
     """Compile cells in place, each kind once: cells of the same operations and shapes share their code.
 
     Shapes are static. Names of parameters do not change, and copies of the model (averaged weights) are not compiled.
-    The compiler recomputes checkpointed cells itself: it keeps only the input of a cell.
+    The compiler recomputes checkpointed cells itself: it keeps only the input of a cell. The exchanges of batch norms
+    between ranks are part of the graphs, in the same order on every rank because every rank compiles the same code.
     """
     import torch._dynamo  # imported here because it takes a second
     import torch._functorch.config
@@ -195,7 +196,5 @@ def compile_cells(cells: Iterable[Cell], backend: str = "inductor") -> None:
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, limit)
     if any(cell.checkpointing for cell in cells):
         torch._functorch.config.activation_memory_budget = 0.0
-    if num_ranks() > 1:
-        keep_collectives_out_of_graphs()
     for cell in cells:
         cell.compile(dynamic=False, backend=backend)
