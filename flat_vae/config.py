@@ -23,7 +23,8 @@ class FlatVAEConfig:
     network: NetworkName = "auto"
     """burgess (64x64), mlp (any size), frey (even height and width), conv (any size); auto: burgess at 64x64, else conv."""
     likelihood: LikelihoodName = "auto"
-    """auto: bernoulli for 1-bit images, else mixture (discretised logistics as in NVAE: bits/dim are comparable)."""
+    """auto: bernoulli for 1-bit images, else mixture (discretised logistics as in NVAE). logistic: one logistic per pixel
+    and channel, so that colours must be encoded in the latents. bits/dim of all of these are comparable."""
     normal_std: float | None = None
     """Fixed std of likelihood normal, in pixels scaled to [-1, 1]; default: the decoder predicts one for each pixel."""
     num_mixtures: int = 5

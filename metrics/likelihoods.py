@@ -348,3 +348,17 @@ class DiscretizedLogisticMixture:
         masses = torch.diff(mixed, prepend=outer, append=outer + 1.0).clamp_min(0.0)
         pmf: Tensor = masses.to(self.logits.dtype)
         return pmf
+
+
+def discretized_logistic(parameters: Tensor, channels: int, num_bits: int) -> DiscretizedLogisticMixture:
+    """One logistic for each pixel and channel, independent given the latents, from ``[B, 2 C, H, W]``: means, log-scales.
+
+    It is a mixture of one component without coefficients. As no channel predicts another, colours must be encoded in
+    the latents.
+    """
+    means, log_scales = (half.unbind(1) for half in parameters.chunk(2, dim=1))
+    zero = torch.zeros_like(means[0])
+    layout = [zero]  # the logit of the component
+    for mean, log_scale, count in zip(means, log_scales, _block_sizes(channels), strict=True):
+        layout += [mean, log_scale, *[zero] * count]
+    return DiscretizedLogisticMixture(torch.stack(layout, dim=1), channels, num_bits)

@@ -16,11 +16,12 @@ from metrics.likelihoods import (
     Gaussian,
     ImageSpec,
     Likelihood,
+    discretized_logistic,
     num_mixture_parameters,
 )
 from metrics.normal import Normal, at_least_float32
 
-LikelihoodName = Literal["auto", "bernoulli", "mixture", "normal"]
+LikelihoodName = Literal["auto", "bernoulli", "mixture", "logistic", "normal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class PixelHead:
 
     Args:
         spec: channels and bits of the images.
-        likelihood: bernoulli, mixture (of discretised logistics) or normal; auto takes bernoulli for 1-bit images and
-            mixture for all others.
+        likelihood: bernoulli, mixture (of discretised logistics, where earlier channels of a pixel shift the means of
+            later ones), logistic (one discretised logistic, channels independent) or normal; auto takes bernoulli for
+            1-bit images and mixture for all others.
         num_mixtures: components of the mixture.
         edges: bins of the mixture, see :class:`metrics.likelihoods.DiscretizedLogisticMixture`.
         normal_std: fixed standard deviation of the normal likelihood, in pixels scaled to [-1, 1]; None: the decoder
@@ -48,7 +50,7 @@ class PixelHead:
     raw_normal: Callable[[Tensor, Tensor], Normal] | None = None
 
     @property
-    def name(self) -> Literal["bernoulli", "mixture", "normal"]:
+    def name(self) -> Literal["bernoulli", "mixture", "logistic", "normal"]:
         """Likelihood in use."""
         if self.likelihood == "auto":
             return "bernoulli" if self.spec.num_bits == 1 else "mixture"
@@ -60,7 +62,8 @@ class PixelHead:
         channels = self.spec.channels
         if self.name == "mixture":
             return num_mixture_parameters(channels, self.num_mixtures)
-        return 2 * channels if self.name == "normal" and self.normal_std is None else channels
+        has_scales = self.name == "logistic" or (self.name == "normal" and self.normal_std is None)
+        return 2 * channels if has_scales else channels
 
     def __call__(self, parameters: Tensor) -> Likelihood:
         """p(x | z) in at least float32, from the decoder's output at the size of the images."""
@@ -69,6 +72,8 @@ class PixelHead:
             return Bernoulli(parameters)
         if self.name == "mixture":
             return DiscretizedLogisticMixture(parameters, self.spec.channels, self.spec.num_bits, self.edges)
+        if self.name == "logistic":
+            return discretized_logistic(parameters, self.spec.channels, self.spec.num_bits)
         if self.normal_std is not None:
             return Gaussian(Normal(parameters, parameters.new_full((), self.normal_std)))
         return Gaussian((self.raw_normal or self._softplus)(*parameters.chunk(2, dim=1)))

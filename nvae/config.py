@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from metrics.likelihoods import Edges
 from metrics.pixel_head import LikelihoodName
@@ -131,7 +131,8 @@ class NVAEConfig:
     residual_posterior: bool = True
     """Posteriors are parameterised relative to the prior (paper, section 3.2)."""
     likelihood: LikelihoodName = "auto"
-    """p(x | z). auto: Bernoulli for 1-bit images, else the mixture of discretised logistics."""
+    """p(x | z). auto: Bernoulli for 1-bit images, else the mixture of discretised logistics; logistic: one of them, with
+    independent channels."""
     likelihood_edges: Edges = "exact"
     """exact: bins are probabilities. legacy: the published rule, whose 8-bit results are slightly optimistic."""
     padded_size: tuple[int, int] | None = None
@@ -161,7 +162,7 @@ class NVAEConfig:
                 "give one positive number per scale, highest resolution first"
             )
         choices(self, "cell_arch", tuple(CELL_OPS))
-        choices(self, "likelihood", ("auto", "bernoulli", "mixture", "normal"))
+        choices(self, "likelihood", get_args(LikelihoodName))
         choices(self, "likelihood_edges", ("exact", "legacy"))
 
     @property

@@ -16,11 +16,25 @@ from metrics.likelihoods import (
     Bernoulli,
     DiscretizedLogisticMixture,
     Gaussian,
+    discretized_logistic,
     log_bin_mass,
     log_bin_mass_published,
     num_mixture_parameters,
 )
 from metrics.normal import Normal
+
+
+def test_channels_of_a_single_logistic_are_independent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(2, 6, 4, 5, dtype=torch.float64, generator=generator)
+    levels = torch.randint(256, (2, 3, 4, 5), generator=generator)
+    likelihood = discretized_logistic(parameters, channels=3, num_bits=8)
+    mean, scale = parameters[:, :3].numpy(), parameters[:, 3:].exp().numpy()
+    upper = np.where(levels == 255, np.inf, (2 * levels.numpy() + 1 - 255) / 255)
+    lower = np.where(levels == 0, -np.inf, (2 * levels.numpy() - 1 - 255) / 255)
+    mass = stats.logistic.cdf(upper, mean, scale) - stats.logistic.cdf(lower, mean, scale)
+    np.testing.assert_allclose(likelihood.log_prob(levels / 255), np.log(mass).sum((1, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(likelihood.mean, (mean.clip(-1, 1) + 1) / 2)
 
 
 @settings(deadline=None, max_examples=300)

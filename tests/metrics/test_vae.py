@@ -108,6 +108,7 @@ def test_the_pixel_head_counts_and_reads_its_parameters() -> None:
     for head, name, count in [
         (PixelHead(spec=binary), "bernoulli", 1),
         (PixelHead(spec=colour, num_mixtures=4), "mixture", 40),
+        (PixelHead(spec=colour, likelihood="logistic"), "logistic", 6),
         (PixelHead(spec=colour, likelihood="normal"), "normal", 6),
         (PixelHead(spec=colour, likelihood="normal", normal_std=0.3), "normal", 3),
         (PixelHead(spec=colour, likelihood="normal", raw_normal=normal_from_raw), "normal", 6),
