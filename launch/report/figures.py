@@ -65,10 +65,6 @@ def draw(build: Callable[[], Figure], name: str, title: str) -> Drawing:
 # --- Where the factors are ------------------------------------------------------------------------------------------
 
 
-def _data(compared: Comparable) -> str:
-    return compared.terms["data"]
-
-
 def _whose(configuration: Configuration) -> str:
     return f"{configuration.label} on {clean(configuration.first.saved.record['data']['name'])}"
 
@@ -195,7 +191,7 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "dimension", f"MIG at equal code size on {_data(compared)} (dotted: untrained weights)")
+    return draw(build, "dimension", f"MIG at equal code size on {compared.terms['data']} (dotted: untrained weights)")
 
 
 def _interval_lines(axes: Any, run: ScoredRun, names: list[str], offset: float, colour: str, label: str | None) -> None:
@@ -226,7 +222,7 @@ def intervals(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "intervals", f"Scores of codes on {_data(compared)}")
+    return draw(build, "intervals", f"Scores of codes on {compared.terms['data']}")
 
 
 def _equal_elbo(axes: Any) -> None:
@@ -273,4 +269,6 @@ def rate_distortion(compared: Comparable) -> Drawing:
         _legend(figure, axes)
         return figure
 
-    return draw(build, "rate-distortion", f"Held-out rate and distortion on {_data(compared)} (grey: equal ELBO)")
+    return draw(
+        build, "rate-distortion", f"Held-out rate and distortion on {compared.terms['data']} (grey: equal ELBO)"
+    )

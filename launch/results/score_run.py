@@ -162,12 +162,11 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         "samples": score_samples(run, data, num=config.samples, seed=config.seed) if config.samples else None,
         "scores": scores.compute(names, scored, announce),
         "skipped": skipped,
-        "untrained": None,
+        "untrained": None
+        if fresh is None
+        else scores.compute(names, scored_from(fresh, data, config), lambda n: announce(f"{n}, untrained")),
+        "seconds": time.monotonic() - started,
     }
-    if fresh is not None:
-        of_fresh = scored_from(fresh, data, config)
-        record["untrained"] = scores.compute(names, of_fresh, lambda name: announce(f"{name}, untrained"))
-    record["seconds"] = time.monotonic() - started
     if held_out is not None:
         rows, terms = held_out
         arrays: dict[str, Any] = {"log_likelihood": terms.log_likelihood.numpy(), "kl": terms.kl.numpy()}
