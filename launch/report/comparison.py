@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,6 +38,11 @@ def _table(configurations: Sequence[Configuration], columns: Mapping[str, Cell],
     return Table(["configuration", *columns], rows, caption, **look)
 
 
+def _mean(measure: Callable[..., float | None], digits: int = 3, **arguments: Any) -> Cell:
+    """Mean and standard deviation of ``measure(run, **arguments)`` over the runs of a configuration."""
+    return lambda c: spread(c.values(partial(measure, **arguments)), digits)
+
+
 def _speed(run: ScoredRun) -> float | None:
     seen, seconds = run.summary.get("images_seen"), run.summary.get("seconds")
     return seen / seconds if seen and seconds else None
@@ -47,11 +53,11 @@ def training_table(compared: Comparable) -> Table:
     columns: dict[str, Cell] = {
         "runs": lambda c: str(len(c.runs)),
         "parameters": lambda c: f"{c.first.record['num_parameters'] / 1e6:.2f} M",
-        "steps": lambda c: spread(c.values(lambda run: run.record["step"]), 0),
-        "images seen": lambda c: spread(c.values(lambda run: run.summary.get("images_seen")), 0),
-        "epochs": lambda c: spread(c.values(lambda run: run.epochs), 2),
+        "steps": _mean(lambda run: run.record["step"], 0),
+        "images seen": _mean(lambda run: run.summary.get("images_seen"), 0),
+        "epochs": _mean(lambda run: run.epochs, 2),
         "minutes": lambda c: spread(c.values(lambda run: run.summary.get("seconds")) / 60, 1),
-        "images/s": lambda c: spread(c.values(_speed), 0),
+        "images/s": _mean(_speed, 0),
     }
     caption = "Training (mean ± standard deviation over seeds; a dash if no run was completed)"
     return _table(compared.configurations, columns, caption)
@@ -60,12 +66,12 @@ def training_table(compared: Comparable) -> Table:
 def likelihood_table(compared: Comparable) -> Table:
     """List the held-out likelihood of each configuration."""
     columns = {
-        "rate": _held_out("rate", 2),
-        "distortion": _held_out("distortion", 2),
-        "ELBO": _held_out("elbo", 2),
-        "bits/dim": _held_out("bits_per_dim", 4),
-        "reconstruction, dB": _held_out("psnr", 2),
-        "active units": _held_out("active_units", 1),
+        "rate": _mean(ScoredRun.held_out, 2, name="rate"),
+        "distortion": _mean(ScoredRun.held_out, 2, name="distortion"),
+        "ELBO": _mean(ScoredRun.held_out, 2, name="elbo"),
+        "bits/dim": _mean(ScoredRun.held_out, 4, name="bits_per_dim"),
+        "reconstruction, dB": _mean(ScoredRun.held_out, 2, name="psnr"),
+        "active units": _mean(ScoredRun.held_out, 1, name="active_units"),
     }
     caption = "Held-out images, in nats per image from one posterior sample; a higher ELBO is better"
     measures = [run.measure for run in compared.runs]
@@ -78,35 +84,25 @@ def likelihood_table(compared: Comparable) -> Table:
     return _table(compared.configurations, columns, caption)
 
 
-def _held_out(name: str, digits: int) -> Cell:
-    return lambda c: spread(c.held_out(name), digits)
-
-
 def score_table(compared: Comparable) -> Table:
     """List MIG at equal dimension by the same reductions, and that of untrained weights."""
     dim = compared.headline_dim
-    columns = {f"{HEADLINE_KIND} d={d}": _reduced(HEADLINE_KIND, d) for d in compared.dims}
-    columns |= {f"{kind} d={dim}": _reduced(kind, dim) for kind in ("pool", "pca")}
-    columns[f"untrained, {HEADLINE_KIND} d={dim}"] = _reduced(HEADLINE_KIND, dim, untrained=True)
+    columns = {f"{HEADLINE_KIND} d={d}": _mean(ScoredRun.reduced, kind=HEADLINE_KIND, dim=d) for d in compared.dims}
+    columns |= {f"{kind} d={dim}": _mean(ScoredRun.reduced, kind=kind, dim=dim) for kind in ("pool", "pca")}
+    columns[f"untrained, {HEADLINE_KIND} d={dim}"] = _mean(
+        ScoredRun.reduced, kind=HEADLINE_KIND, dim=dim, untrained=True
+    )
     caption = "MIG at equal dimension, after the same label-free reduction for every model; a dash if a code is smaller"
     return _table(compared.configurations, columns, caption)
-
-
-def _reduced(kind: str, dim: int, *, untrained: bool = False) -> Cell:
-    return lambda c: spread(c.reduced(kind, dim, untrained=untrained))
 
 
 def other_scores_table(compared: Comparable) -> Table:
     """List scores on each model's own code."""
     names = [n for n in LISTED_SCORES if any(run.score(n) is not None for run in compared.runs)]
     columns: dict[str, Cell] = {"code": lambda c: clean(c.first.record["code"])}
-    columns |= {name: _score(name) for name in names}
+    columns |= {name: _mean(ScoredRun.score, name=name) for name in names}
     caption = "Other scores, each on the model's own code; only group-MIG (groups) is meant for comparing families"
     return _table(compared.configurations, columns, caption, wordy=frozenset({1}))
-
-
-def _score(name: str) -> Cell:
-    return lambda c: spread(c.score(name))
 
 
 def uncertainty_table(compared: Comparable) -> Table:
@@ -124,23 +120,20 @@ def samples_table(compared: Comparable) -> Table:
     """List precision and coverage of samples, measured against every image of the data set."""
     first = next(run.record for run in compared.runs if run.record.get("samples"))
     columns = {
-        f"precision at {first['samples']['samples']['within']} px": _of_samples(lambda s: s["samples"]["score"], 3),
-        "median distance, px": _of_samples(lambda s: s["samples"]["median_distance"], 1),
-        "precision of reconstructions": _of_samples(lambda s: s["reconstructions"]["score"], 3),
+        f"precision at {first['samples']['samples']['within']} px": _mean(_of_samples, 3, path=("samples", "score")),
+        "median distance, px": _mean(_of_samples, 1, path=("samples", "median_distance")),
+        "precision of reconstructions": _mean(_of_samples, 3, path=("reconstructions", "score")),
     }
     for k, name in enumerate(first["factor_names"]):
-        columns[f"{clean(name)} covered"] = _of_samples(partial(_coverage, factor=k), 2)
+        columns[f"{clean(name)} covered"] = _mean(_of_samples, 2, path=("samples", "coverage", k))
     caption = "Samples at temperature 1 against every image of the data set: fraction near one, fractions of factor values covered"
     return _table(compared.configurations, columns, caption)
 
 
-def _coverage(samples: dict[str, Any], factor: int) -> float:
-    return float(samples["samples"]["coverage"][factor])
-
-
-def _of_samples(measure: Callable[[dict[str, Any]], float], digits: int) -> Cell:
-    """A number of the record of samples, of the runs that have one."""
-    return lambda c: spread(c.values(lambda run: measure(s) if (s := run.record.get("samples")) else None), digits)
+def _of_samples(run: ScoredRun, path: Sequence[str | int]) -> float | None:
+    """A number in the record of samples, if the run has one."""
+    samples = run.record.get("samples")
+    return float(reduce(getitem, path, samples)) if samples else None
 
 
 def difference_table(compared: Comparable) -> Table:
@@ -162,11 +155,11 @@ def run_table(compared: Comparable) -> Table:
         "run": lambda c: str(c.first.path),
         "seed": lambda c: str(c.first.seed),
         "step": lambda c: f"{c.first.record['step']:,}",
-        "ELBO": _held_out("elbo", 2),
-        "rate": _held_out("rate", 2),
-        "distortion": _held_out("distortion", 2),
-        f"MIG d={compared.headline_dim}": _reduced(HEADLINE_KIND, compared.headline_dim),
-        "group-MIG": _score("groups"),
+        "ELBO": _mean(ScoredRun.held_out, 2, name="elbo"),
+        "rate": _mean(ScoredRun.held_out, 2, name="rate"),
+        "distortion": _mean(ScoredRun.held_out, 2, name="distortion"),
+        f"MIG d={compared.headline_dim}": _mean(ScoredRun.reduced, kind=HEADLINE_KIND, dim=compared.headline_dim),
+        "group-MIG": _mean(ScoredRun.score, name="groups"),
     }
     single = [Configuration(c.label, [run]) for c in compared.configurations for run in c.runs]
     return _table(single, columns, "Every run", folded=True)
