@@ -34,7 +34,9 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: $(STAMP)
 	$(RUN) launch/quickstart.py --out $(QUICKSTART)
 
-# loadfile: a run that the tests of a file share is trained by one process, and not by both.
+# loadfile: a run that the tests of a file share is trained by one process, and not by several.
+# Bytecode is kept: without it every worker and every script that a test starts would compile the same modules again.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(RUN) -m pytest -n 4 --dist loadfile -m "not gpu and not soak"
 

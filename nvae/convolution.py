@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,17 +130,17 @@ def autoregressive_mask(conv: nn.Conv2d, num_groups: int, *, zero_diagonal: bool
     """
     out_channels, in_per_group, kernel, _ = conv.weight.shape
     centre = kernel // 2
-    mask = torch.zeros(out_channels, in_per_group, kernel, kernel)
+    mask = np.zeros(conv.weight.shape, np.float32)  # NumPy: on PyTorch's meta device these steps take milliseconds
     mask[:, :, :centre] = 1.0
     mask[:, :, centre, :centre] = 1.0
     if conv.groups > 1:  # depthwise: every channel sees itself
         mask[:, :, centre, centre] = 1.0
     else:
-        out_group = torch.arange(out_channels) * num_groups // out_channels
-        in_group = torch.arange(in_per_group) * num_groups // in_per_group
+        out_group = np.arange(out_channels) * num_groups // out_channels
+        in_group = np.arange(in_per_group) * num_groups // in_per_group
         earlier = in_group < out_group[:, None] if zero_diagonal else in_group <= out_group[:, None]
-        mask[:, :, centre, centre] = earlier.float()
-    return mask.flip(2, 3) if mirror else mask
+        mask[:, :, centre, centre] = earlier
+    return torch.from_numpy(mask[:, :, ::-1, ::-1].copy() if mirror else mask)
 
 
 class AutoregressiveConv2d(WeightNormConv2d):

@@ -151,7 +151,7 @@ def render(figure: Figure, title: str) -> Picture:
 
     entitle(figure, title)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pil_kwargs={"compress_level": 1})  # read at once
     pyplot.close(figure)
     buffer.seek(0)
     return np.asarray(Image.open(buffer).convert("RGB"))

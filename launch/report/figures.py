@@ -59,6 +59,7 @@ def draw(build: Callable[[], Figure], name: str, title: str) -> Drawing:
         figure, svg = build(), io.BytesIO()
         entitle(figure, title)
         figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.set_layout_engine("none")  # the places are found; to seek them again takes as long as drawing
         return Drawing(_data_uri("svg+xml", svg.getvalue()), render(figure, ""))
 
 

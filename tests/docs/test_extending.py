@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -62,12 +63,27 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("script", ["train_flat_vae", "train_ladder"])
-def test_the_commands_of_the_page_train(script: str, extended: Path) -> None:
-    """All that reads a run is tested on the ladder in tests/contract."""
-    (command,) = (c for c in commands.of_page(PAGE) if c.program == f"launch/{script}.py" and "stripes" in c.words)
+SCRIPTS = ["train_flat_vae", "train_ladder"]
+TRAIN_EACH = """
+import json, os, runpy, sys
+import torch._dynamo, launch.families
+for command in map(json.loads, sys.argv[1:]):
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+    assert os.waitpid(pid, 0)[1] == 0, command
+"""
+
+
+def test_the_commands_of_the_page_train(extended: Path) -> None:
+    """Each in a fork of one process that has imported torch. All that reads a run is tested on the ladder in tests/contract."""
+    shown, typed = commands.of_page(PAGE), []
+    for script in SCRIPTS:
+        (command,) = (c for c in shown if c.program == f"launch/{script}.py" and "stripes" in c.words)
+        typed.append(json.dumps([command.program, *command.arguments, *SHORT]))
     done = subprocess.run(
-        [sys.executable, command.program, *command.arguments, *SHORT],
+        [sys.executable, "-c", TRAIN_EACH, *typed],
         cwd=extended,
         env=running.environment(),
         capture_output=True,

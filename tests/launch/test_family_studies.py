@@ -189,7 +189,7 @@ def test_words_follow_the_interval(found: Estimate, said: str) -> None:
 
 def in_this_process(self: jobs.Devices, command: list[str], log: Path) -> int:
     """Run a script without loading torch again and on few images; the study's own numbers would take ten minutes."""
-    few = ["--samples", "2", "--elbo-images", "16", "--resamples", "2"]
+    few = ["--samples", "2", "--elbo-images", "16", "--resamples", "2", "--shuffles", "2"]
     return running.do_job(command, log, *(few if Path(command[1]).stem == "score" else ["--eval-images", "16", *FINAL]))
 
 
