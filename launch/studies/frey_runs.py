@@ -63,14 +63,13 @@ class Job(RecordedRun):
     def config(self) -> SharedConfig:
         """The preset "frey" with this run's values."""
         preset = FLAT_PRESETS["frey"].build()
-        config: SharedConfig = replace(
+        return replace(
             preset,
             data=DataConfig(dataset="frey", data_root=self.data_root),
             model=replace(preset.model, latent_dim=self.latent_dim, init=self.init),
             objective=replace(preset.objective, beta_pixel_mean=self.beta),
             run=replace(preset.run, epochs=self.epochs, seed=self.seed, device="cpu"),
         )
-        return config
 
 
 def work(job: Job) -> None:

@@ -51,10 +51,7 @@ class Job(RecordedRun):
     def config(self) -> SharedConfig:
         """The variant's preset with this run's values."""
         preset = FLAT_PRESETS[self.variant].build()
-        config: SharedConfig = replace(
-            preset, data=self.data, run=replace(preset.run, seed=self.seed, epochs=self.points)
-        )
-        return config
+        return replace(preset, data=self.data, run=replace(preset.run, seed=self.seed, epochs=self.points))
 
 
 def work(job: Job) -> None:

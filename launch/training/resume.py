@@ -16,11 +16,9 @@ from launch.console.config import SharedConfig, to_json
 from launch.console.terminal import say
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.training import checkpoint
+from launch.training import checkpoint, records
 from launch.training.checkpoint import load_state
 from launch.training.folder import RunFolder, changed_keys, with_defaults
-from launch.training.records import NAME
-from launch.training.records import read as read_records
 from launch.training.step import Trainer, TrainState
 
 LENGTH = ("run.epochs", "run.max_steps")
@@ -231,9 +229,9 @@ def _refuse_to_start_over(folder: RunFolder, config: SharedConfig, steps_per_epo
     """
     first = config.run.save_every(config.run.num_steps(steps_per_epoch))
     found = checkpoint.trace(folder.checkpoints, beyond=first, weights=not is_common)
-    steps = [record["step"] for _, record in read_records(folder.path / NAME) if record is not None]
+    steps = [record["step"] for _, record in records.read(folder.path / records.NAME) if record is not None]
     if found is None and steps and max(steps) > first:
-        found = f"{NAME} reaches step {max(steps):,}"
+        found = f"{records.NAME} reaches step {max(steps):,}"
     if found is None and steps and (changed := folder.changes(config)):
         found = f"it was trained with other settings: {', '.join(changed[:6])}"
     if found is not None:

@@ -70,6 +70,7 @@ READERS = {  # function that opens a file: the target whose damage it meets
     "launch.training.folder:read_json": "json-records",
     "launch.training.memory:throughput": "throughput",
     "launch.training.records:read": "metrics-lines",
+    "launch.training.resume:_refuse_to_start_over": "metrics-lines",
     "launch.training.jobs:fault": "script-log",
     "launch.training.jobs:claim": "json-records",
 }
