@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import gc
 import json
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from launch.machine import process
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
@@ -64,13 +63,19 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _give_back() -> None:
+    """Return freed memory to the system once, so that later measurements of memory count only later allocations."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """Highest memory above the level at the start: of the device, or on CPU of the process as Linux counts it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         gc.collect()
-        process.give_back()
+        _give_back()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:

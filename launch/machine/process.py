@@ -98,12 +98,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _THRESHOLDS = (2**31 - 1, 2**25)  # glibc before 2.35 accepts at most half a heap, 32 MiB
 
 
-def give_back() -> None:
-    """Return freed memory to the system once, so that later measurements of memory count only later allocations."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def keep_freed() -> None:
     """Keep freed memory for the next tensor: this shortens a CPU step of Burgess' network by an eighth (docs/benchmarks).
 
