@@ -25,8 +25,7 @@ from launch.machine.distributed import Ranks
 from launch.results import encoding, scores
 from launch.results.encoding import Encoded, Int64, Protocol
 from launch.results.run import SavedRun, open_run
-from launch.training import checkpoint
-from launch.training.evaluation import Evaluation, evaluate
+from launch.training import checkpoint, evaluation
 from launch.training.folder import provenance
 from metrics.hierarchy import DIMS
 
@@ -243,12 +242,16 @@ def _encode_untrained(run: SavedRun, ranks: Ranks, encode: Callable[..., Encoded
     return encode(model, model_key=f"untrained {architecture} seed {seed}")
 
 
-def _held_out(run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks: Ranks) -> tuple[Int64, Evaluation]:
+def _held_out(
+    run: SavedRun, data: datasets.Dataset, config: ScoreConfig, ranks: Ranks
+) -> tuple[Int64, evaluation.Evaluation]:
     """Rows of images that are spread evenly over those that are scored, and their ELBO terms."""
     rows = config.protocol.rows(len(data))
     rows = rows[datasets.choose_rows(len(rows), config.elbo_images)]
     some, at_means = datasets.Subset(data, rows), not run.family.measure(run.config).has_rate
-    return rows, evaluate(run.model, some, ranks, batch_size=config.batch_size, seed=config.seed, at_means=at_means)
+    return rows, evaluation.evaluate(
+        run.model, some, ranks, batch_size=config.batch_size, seed=config.seed, at_means=at_means
+    )
 
 
 def _about(
