@@ -102,7 +102,11 @@ SHORTENED: dict[str, list[str]] = {
     "torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py": [*SHORT_NVAE, "--run-dir", "runs/recipe"],
     "python launch/train_nvae.py": SHORT_NVAE,
     "python launch/train_flat_vae.py": SHORT,
-    "python launch/train_flat_vae.py --preset burgess --dsprites-source rendered --replicas": [*SHORT, "--replicas", "2"],
+    "python launch/train_flat_vae.py --preset burgess --dsprites-source rendered --replicas": [
+        *SHORT,
+        "--replicas",
+        "2",
+    ],
     "python launch/evaluate.py": ["--iw-samples", "2", "--no-baseline"],
     "python launch/sample.py": ["--num", "2", "--readjust-bn", "2"],
     "python launch/traverse.py": ["--images", "2", "--steps", "3"],
