@@ -14,7 +14,7 @@ from launch.console.terminal import one_line
 from launch.machine import files
 from launch.results.scores import METRICS, headline
 from metrics.measure import Measure
-from metrics.uncertainty import few_rows_note
+from metrics.uncertainty import FEW_ROWS, few_rows_note
 
 if TYPE_CHECKING:
     from launch.report.figures import Drawing
@@ -239,6 +239,8 @@ def _parts(record: dict[str, Any], has_rate: bool) -> Iterator[str]:
         yield f"columns left out because they only number or name the rows: {names}"
     if any((result.get("uncertainty") or {}).get("interval") for result in found.values()):
         yield from few_rows_note(record["num_images"])
+    elif record["num_images"] < FEW_ROWS:
+        yield f"note: {record['num_images']} images are few for scores; give {FEW_ROWS} or more, of a run with --split all"
     yield _scores(found, record["skipped"]).text()
     if record["untrained"]:
         fresh = {name: headline(result) for name, result in record["untrained"].items()}

@@ -76,6 +76,14 @@ def encoded(run: Path, ranks: Any = ALONE, *, max_gib: float = 1.0, images: int 
     return encoding.encode(saved.model, data, rows, ranks, batch_size=4, max_gib=max_gib)
 
 
+def test_few_images_are_noted_even_without_intervals(runs: dict[str, Path], tmp_path: Path) -> None:
+    few = ["--images", "10", "--elbo-images", "0", "--metrics", "mig", "--out", tmp_path / "few"]
+    result = call("score", "--run", runs["flat_vae"], *few)
+    assert result.code == 0, result.err
+    assert "note: 10 images are few" in result.out
+    assert "--split all" in result.out
+
+
 def test_both_families_get_the_same_rows(run: Path) -> None:
     result = call("score", "--run", run, *QUICK, "--untrained")
     assert result.code == 0, result.err
