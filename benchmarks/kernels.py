@@ -23,10 +23,10 @@ from launch.families import family_of
 from launch.families.flat_vae import FLAT_PRESETS
 from launch.families.nvae import NVAE_PRESETS
 from launch.machine.distributed import Ranks
-from launch.training.flat import FlatState, Vector
 from launch.training.memory import image_spec
 from launch.training.optim import Findings, Verdict
 from launch.training.step import Trainer, new_state
+from launch.training.vectors import FlatState, Vector
 from nvae.cross_rank import equal_counts
 
 TOTAL_STEPS, AT_STEP = 1_000_000, 100_000  # a third of the warm-up: balancing and every penalty are at work

@@ -2,9 +2,9 @@
 
 from flat_vae.config import FlatVAEConfig
 from flat_vae.model import FlatVAE
+from flat_vae.objective_config import BETA_FORMS, Betas, ObjectiveConfig, betas, build_objective, describe
 from flat_vae.objectives import OBJECTIVES
 from flat_vae.replicas import Replicas
-from flat_vae.weights import BETA_FORMS, Betas, ObjectiveConfig, betas, build_objective, describe
 
 __all__ = [
     "BETA_FORMS",

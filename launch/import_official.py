@@ -21,7 +21,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[1])]
 from launch.console import errors
 from launch.console.flags import parse
 from launch.console.terminal import say
-from launch.results import published
+from launch.results import importing
 from metrics.likelihoods import Edges
 
 
@@ -43,7 +43,7 @@ class ImportConfig:
 def main(arguments: list[str]) -> None:
     """Parse, import, and print what was ignored."""
     config = parse(ImportConfig, None, arguments, prog="import_official.py", description=__doc__ or "")
-    unknown = published.import_checkpoint(config.checkpoint, config.out, edges=config.edges, data_root=config.data_root)
+    unknown = importing.import_checkpoint(config.checkpoint, config.out, edges=config.edges, data_root=config.data_root)
     if unknown:
         say(f"warning: ignored unknown arguments: {', '.join(unknown)}", file=sys.stderr)
     say(f"{config.out}: try it with python launch/sample.py --run {config.out} --temperature 0.7")

@@ -2,7 +2,7 @@
 
 Arrays in, plain values out. Nothing here knows a model, a data set or a file. Scores of codes and factors need NumPy,
 SciPy and scikit-learn; modules that need PyTorch (``metrics.elbo``, ``metrics.likelihoods``, ``metrics.normal``,
-``metrics.image_scores``) are imported on first use.
+``metrics.inception``) are imported on first use.
 """
 
 from importlib import import_module

@@ -58,7 +58,7 @@ class Group:
 
 @dataclass(frozen=True)
 class VAEOutput:
-    """Beliefs of one forward pass: p(x | z) and the groups of latents, top group first."""
+    """Distributions returned by a forward pass: p(x | z) and the groups of latents, top group first."""
 
     likelihood: Likelihood
     groups: Sequence[Group]

@@ -48,7 +48,7 @@ class VAE(nn.Module, ABC):
     if TYPE_CHECKING:  # nn.Module types its call as Any
 
         def __call__(self, *args: Any, **kwargs: Any) -> VAEOutput:
-            """Beliefs of a forward pass, see :meth:`forward`."""
+            """Distributions of a forward pass, see :meth:`forward`."""
 
     @property
     @abstractmethod
@@ -88,7 +88,7 @@ class VAE(nn.Module, ABC):
             child.compile(dynamic=False, backend=backend)
 
     def forward(self, x: Tensor, noise: Sequence[Tensor] | None = None) -> VAEOutput:
-        """Beliefs about images ``[B, C, H, W]`` in [0, 1], with latents drawn from their posteriors.
+        """Distributions for images ``[B, C, H, W]`` in [0, 1], with latents drawn from their posteriors.
 
         ``noise`` is one standard-normal tensor ``[B, *group_shapes[i]]`` per group, top group first; None draws it.
         """

@@ -91,9 +91,8 @@ class BatchNorm(nn.Module):
         """Store the updated copies; the batch's variance is corrected for ``count`` values that each occur ``copies`` times."""
         if copies == 1 or _is_frozen():
             return
-        ratio = (
-            copies * (count - 1) / (copies * count - 1)
-        )  # of the wanted correction of the batch's variance to that applied
+        # Bessel's correction for copies * count values over the one for count values, which PyTorch applied
+        ratio = copies * (count - 1) / (copies * count - 1)
         self.running_mean.copy_(mean)
         self.running_var.mul_((1.0 - ratio) * (1.0 - self.momentum)).add_(var * ratio)
 

@@ -1,4 +1,4 @@
-"""Volume-preserving autoregressive flows that widen the posteriors (paper, section 3.4 "IAF")."""
+"""Volume-preserving autoregressive flows that make the posteriors more expressive (paper, section 3.4 "IAF")."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ObjectiveConfig:
     """Power iterations per step."""
 
     def __post_init__(self) -> None:
-        """Refuse values that make no schedule."""
+        """Refuse values that describe no schedule."""
         for name in ("kl_anneal_portion", "kl_const_portion", "kl_const_coefficient"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")

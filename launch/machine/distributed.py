@@ -238,7 +238,7 @@ def finish() -> None:
 
 
 def leave(code: int, *, abandon: bool = False) -> None:
-    """End this process with ``code``; ``abandon`` skips the farewell to the other ranks, because one of them is gone.
+    """End this process with ``code``; ``abandon`` leaves the process group as it is, because another rank is gone.
 
     Ranks exit without the interpreter's clean-up: gloo's threads sometimes abort in it after all work is done, and
     torchrun would report a failure.

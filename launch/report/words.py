@@ -62,10 +62,9 @@ def summary(compared: Comparable) -> list[str]:
         ]
     if len(differences) > MOST_SENTENCES:
         items.append(f"{len(differences) - MOST_SENTENCES} more comparisons are in the table of differences.")
-    if len(differences) > 1:
-        items.append(
-            f"These are {2 * len(differences)} comparisons at 95 %: expect one in twenty to exclude 0 by chance alone."
-        )
+    intervals = sum(found is not None and found.half_width is not None for _, *pair in differences for found in pair)
+    if intervals > 1:
+        items.append(f"Of these {intervals} intervals at 95 %, one in twenty would exclude 0 even if nothing differed.")
     return [*unequal_training(compared), *items, _training_length(compared)]
 
 
@@ -214,8 +213,9 @@ def scatter(compared: Comparable) -> str:
 
 
 GLOSSARY = (
-    "Rate: KL of the posteriors from the priors, the information that the latents carry about an image. Distortion: -log p(x|z), "
-    "the information that they lack. ELBO = -(rate + distortion), a lower bound on log p(x): higher is better.",
+    "Rate: KL of the posteriors from the priors, an upper bound on the information that the latents carry about an image. "
+    "Distortion: -log p(x|z), the information that they lack. ELBO = -(rate + distortion), a lower bound on log p(x): higher "
+    "is better.",
     "Group: latents that are sampled together. A hierarchical VAE (NVAE) has many, from coarse to fine; a flat VAE has one.",
     "Factor: a known property of an image, such as position. MIG: the gap between the two latents that are most informative about "
     "a factor, as a share of the factor's entropy, averaged over factors; between 0 and 1, and with 20 bins always below 1.",
@@ -228,7 +228,7 @@ GLOSSARY = (
 INTERVALS = (
     "Scores of one run of each configuration, with 95 % intervals over images, corrected for the bias of a small sample. Bars mark "
     "the scores of shuffled factors: an interval that reaches its bar shows nothing beyond chance. An interval over images says "
-    "nothing about other seeds. A point without an interval is a score for which none would cover."
+    "nothing about other seeds. A point without an interval is a score without a calibrated one."
 )
 
 PICTURES = {
@@ -236,7 +236,7 @@ PICTURES = {
         "Originals above their reconstructions from posterior means. All models show the same images, chosen by position and "
         "not by quality; the distortion in the table measures the quality."
     ),
-    "samples": "Samples from the prior at temperature 1, not selected. They show kinds of flaws, not how frequent these are.",
+    "samples": "Samples from the prior at temperature 1, not selected. They show which flaws occur, not how often.",
     "top groups": (
         "First row: originals. Each further row keeps more groups from the top down (of a flat VAE: latents by KL, highest "
         "first) and sets the others to the prior's mean. A row shows what its groups encode about these images."

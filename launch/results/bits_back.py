@@ -112,7 +112,7 @@ class _Grid:
     coder: Any
     pops: str | None  # distribution whose code pops the latents; None replays ``index``
     index: Ints | None = None  # k, in the group's shape
-    beliefs: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    distributions: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     from_posterior = False  # the latents that the decoder sees
 
     @property
@@ -125,7 +125,7 @@ class _Grid:
         mean, std = _finite(prior.mean), _finite(prior.std)
         unit = std * self._step
         shift = (_finite(posterior.mean) - mean) / unit - self.offset
-        self.beliefs = {
+        self.distributions = {
             "prior": (-self.offset, np.broadcast_to(1.0 / self._step, mean.shape)),
             "posterior": (shift, _finite(posterior.std) / unit),
         }
@@ -136,26 +136,26 @@ class _Grid:
         z = mean + unit * (self.index + self.offset)
         return torch.from_numpy(z).to(prior.mean.dtype)[None]
 
-    def _codes(self, belief: str) -> list[tuple[Any, Ints, Floats, Floats]]:
+    def _codes(self, which: str) -> list[tuple[Any, Ints, Floats, Floats]]:
         """For each channel, a family of quantised Gaussians, the integers at its centre, and its parameters.
 
         The posterior's family covers a window around each mean, so that the floor under every probability does not
         allow draws far from it.
         """
-        means, stds = self.beliefs[belief]
+        means, stds = self.distributions[which]
         codes = []
         for mean, std, halvings in zip(means, stds, self.halvings, strict=True):
             mean, std = mean.ravel(), std.ravel()
             reach = int(REACH * 2**halvings)
-            window = reach if belief == "prior" else min(reach, math.ceil(WINDOW * float(std.max())))
+            window = reach if which == "prior" else min(reach, math.ceil(WINDOW * float(std.max())))
             centre = np.clip(np.rint(mean), window - reach, reach - window).astype(np.int32)
             codes.append((_stream().model.QuantizedGaussian(-window, window), centre, mean - centre, std))
         return codes
 
-    def push(self, belief: str) -> None:
+    def push(self, which: str) -> None:
         """Push the latents with this distribution: the inverse of popping."""
         assert self.index is not None
-        for channel, (family, centre, mean, std) in reversed(list(enumerate(self._codes(belief)))):
+        for channel, (family, centre, mean, std) in reversed(list(enumerate(self._codes(which)))):
             self.coder.encode_reverse(self.index[channel].ravel() - centre, family, mean, std)
 
 

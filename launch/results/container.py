@@ -67,8 +67,8 @@ def arithmetic(model: VAE) -> str:
     x = torch.randint(2**spec.num_bits, (1, spec.channels, spec.height, spec.width), generator=source).float()
     drawn = noise.standard_normal(model.group_shapes, source, local=1)
     output = model(x / (2**spec.num_bits - 1), drawn)
-    beliefs = [t for g in output.groups for t in (g.posterior.mean, g.posterior.std, g.prior.mean, g.prior.std)]
-    return _digest(b"".join(t.numpy().tobytes() for t in (*beliefs, output.likelihood.mean)))
+    moments = [t for g in output.groups for t in (g.posterior.mean, g.posterior.std, g.prior.mean, g.prior.std)]
+    return _digest(b"".join(t.numpy().tobytes() for t in (*moments, output.likelihood.mean)))
 
 
 def to_bytes(header: Header, words: bits_back.Words) -> bytes:

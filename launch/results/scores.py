@@ -85,7 +85,7 @@ class Scored:
 
 _FACTORS: frozenset[Need] = frozenset({"factors"})
 _CLASSES: frozenset[Need] = _FACTORS | {"classes"}
-_BELIEFS: frozenset[Need] = frozenset({"variances"})
+_VARIANCES: frozenset[Need] = frozenset({"variances"})
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ METRICS: dict[str, Metric] = {
     "explicitness": _of_halves(metrics.explicitness, "linear classification (AUC on test rows)"),
     "dci": _of_halves(metrics.dci, "boosted trees; minutes to run", _FACTORS),
     "aggregate_mig": Metric(
-        _FACTORS | _BELIEFS,
+        _FACTORS | _VARIANCES,
         False,
         lambda s: metrics.aggregate_posterior_mig(*s.with_variances, s.with_factors[1]),
         "MIG of the aggregate posterior, not of a histogram",
@@ -213,13 +213,13 @@ METRICS: dict[str, Metric] = {
         frozenset(), True, lambda s: metrics.pairwise_information(s.codes), "between latents, nats; lower is better"
     ),
     "covariance_distance": Metric(
-        _BELIEFS,
+        _VARIANCES,
         True,
         lambda s: metrics.covariance_distance(*s.with_variances),
-        "the thesis' degree of disentanglement; lower is better, ideal about sqrt(D)",
+        "the degree of disentanglement of a thesis on Frey Faces; lower is better, ideal about sqrt(D)",
     ),
     "decomposition": Metric(
-        _BELIEFS,
+        _VARIANCES,
         False,
         lambda s: metrics.decompose_rate(*s.with_variances, seed=s.seed),
         "the rate in three parts, nats",

@@ -30,7 +30,7 @@ DIGITS = 7  # more than any report shows
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Settings that every study has; its own add the runs."""
+    """Settings common to all studies; the configuration of each study adds its runs."""
 
     seeds: int = 3
     """Seeds 0, 1, ... of each model."""

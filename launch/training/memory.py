@@ -114,13 +114,13 @@ def with_checkpointing(config: Any, on: bool = True) -> Any:
 
 
 HEADROOM = 0.9  # usable share of a GPU's memory; work space of the convolutions and fragmentation take the rest
-# data set: channels, height, width, bits, training images of the published recipe
-PUBLISHED: dict[str, tuple[int, int, int, int, int]] = {
+# data set, unopened: channels, height, width, bits, training images
+DATA: dict[str, tuple[int, int, int, int, int]] = {
     "celeba": (3, 64, 64, 8, 162_770),
     "mnist": (1, 28, 28, 1, 60_000),
     "cifar10": (3, 32, 32, 8, 50_000),
     "frey": (1, 28, 20, 8, 1_415),
-    "dsprites": (1, 64, 64, 1, 663_552),
+    "dsprites": (1, 64, 64, 1, 664_006),
     "folder": (3, 64, 64, 8, 0),
 }
 FOLDER_IMAGES = {"imagenet32": 1_281_147, "celebahq256": 27_000, "ffhq256": 63_000}
@@ -128,7 +128,7 @@ FOLDER_IMAGES = {"imagenet32": 1_281_147, "celebahq256": 27_000, "ffhq256": 63_0
 
 def image_spec(config: SharedConfig) -> datasets.ImageSpec:
     """Return the shape and bit depth of a recipe's images, without opening its data."""
-    channels, height, width, num_bits, _ = PUBLISHED[config.data.dataset]
+    channels, height, width, num_bits, _ = DATA[config.data.dataset]
     if config.data.image_size is not None:
         height, width = config.data.image_size[0], config.data.image_size[-1]
     return datasets.ImageSpec(channels=channels, height=height, width=width, num_bits=config.data.num_bits or num_bits)
@@ -137,7 +137,7 @@ def image_spec(config: SharedConfig) -> datasets.ImageSpec:
 def num_training_images(config: SharedConfig) -> int:
     """Return the number of training images of the published recipe; 0 if none was published."""
     recipe = config.preset.removesuffix("-1gpu")
-    return FOLDER_IMAGES.get(recipe, PUBLISHED[config.data.dataset][-1])
+    return FOLDER_IMAGES.get(recipe, DATA[config.data.dataset][-1])
 
 
 def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:

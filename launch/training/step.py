@@ -19,8 +19,8 @@ from launch.machine import noise
 from launch.machine.distributed import Ranks
 from launch.machine.execution import Captured
 from launch.training import optim
-from launch.training.flat import FlatState
 from launch.training.optim import ExponentialMovingAverage, Verdict
+from launch.training.vectors import FlatState
 from metrics.model import VAE
 from metrics.objective import Loss, Objective
 

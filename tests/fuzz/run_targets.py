@@ -20,7 +20,7 @@ from flat_vae import FlatVAE, FlatVAEConfig
 from launch import compare
 from launch.machine import files
 from launch.report.runs import read_runs
-from launch.results import bits_back, container, encoding, published, score_codes
+from launch.results import bits_back, container, encoding, importing, score_codes
 from launch.training import jobs, memory, records
 from metrics import inception
 from nvae import official
@@ -225,7 +225,7 @@ def published_weights(home: Path) -> Target:
         "epoch": 1,
         "global_step": 2,
     }
-    path, file = home / "published.pt", io.BytesIO()
+    path, file = home / "official.pt", io.BytesIO()
     torch.save(content, file)
     raw = file.getvalue()
 
@@ -237,7 +237,7 @@ def published_weights(home: Path) -> Target:
             torch.save({**content, "args": odd}, path)
 
         def read() -> None:
-            found = published.read(path)
+            found = importing.read(path)
             known = {k: v for k, v in found.args.items() if k not in official.unknown_arguments(found.args)}
             official.load(found.state_dict, known, legacy=False)
 
@@ -379,7 +379,7 @@ def links_and_pipes(home: Path) -> Target:
         lambda: files.read_tensors(path, remedy="x"),
         lambda: files.sha256(path),
         lambda: score_codes.read_codes(path),
-        lambda: published.read(path),
+        lambda: importing.read(path),
     ]
 
     def one(chance: random.Random) -> bool:

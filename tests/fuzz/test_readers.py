@@ -50,7 +50,7 @@ READERS = {  # function that opens a file: the target whose damage it meets
     "launch.report.runs:read_record": "run-scores",
     "launch.report.runs:read_run": "run-scores",
     "launch.results.encoding:load": "encoded-codes",
-    "launch.results.published:_load": "published-weights",
+    "launch.results.importing:_load": "published-weights",
     "launch.export:export": "json-records",
     "launch.results.run:open_run": "run-config",
     "launch.results.score_codes:read_codes": "codes",

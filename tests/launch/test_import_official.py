@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch.results import published
-from launch.results.published import data_config, import_checkpoint
+from launch.results import importing
+from launch.results.importing import data_config, import_checkpoint
 from launch.results.run import open_run
 from nvae import official
 from tests.launch import running
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named_and_leaves_nothing(
 def test_other_files_are_no_checkpoints(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "c.pt")
     with pytest.raises(ValueError, match="lacks state_dict or args"):
-        published.read(tmp_path / "c.pt")
+        importing.read(tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300, 0.5, 0.99])
@@ -169,7 +169,7 @@ def test_truncated_files_are_refused_in_one_line(
     path = tmp_path / "cut.pt"
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
     with pytest.raises(ValueError, match=r"cut\.pt") as caught:
-        published.read(path)
+        importing.read(path)
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch.machine import files
-from launch.results import published
+from launch.results import importing
 
 
 def test_arrays_are_read(tmp_path: Path) -> None:
@@ -59,4 +59,4 @@ def test_a_compressed_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(ValueError, match="compressed"):
-        published.read(tmp_path / "c.pt")
+        importing.read(tmp_path / "c.pt")

@@ -23,7 +23,7 @@ from launch.machine import noise
 from launch.machine.distributed import Ranks
 from launch.training import checkpoint
 from launch.training import step as stepping
-from launch.training.flat import FlatState
+from launch.training.vectors import FlatState
 from tests.launch import running
 from tests.launch.running import assert_same
 
