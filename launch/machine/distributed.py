@@ -145,6 +145,7 @@ def start(device: Literal["auto", "cpu", "cuda"] = "auto", timeout_minutes: floa
             GPUs, or some processes do not arrive in time.
     """
     execution.full_float32()
+    execution.leave_dynamo_unloaded()
     world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
     local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
     chosen = _device(device, rank, local_rank, local_size)

@@ -72,13 +72,19 @@ def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Rank
         )
     for line in family_of(config).describe(config, spec):
         say(line)
-    needs = memory.count(config, spec)
+
+
+def _announce_model(num_parameters: int, config: SharedConfig, spec: datasets.ImageSpec, device: torch.device) -> None:
+    """Print the size of the model and, on a GPU, the memory of a step, which takes a second or more to count."""
     say(
-        f"model  {needs.num_parameters / 1e6:.2f} M parameters; "
-        f"a step needs about {needs.step_gib(run.batch_size):.1f} GiB in fp32 "
-        f"({needs.activation_bytes_per_image / 2**20:.0f} MiB per image), {resolve_precision(run.precision, ranks.device)} "
-        f"on {ranks.device.type}"
+        f"model  {num_parameters / 1e6:.2f} M parameters, {resolve_precision(config.run.precision, device)} on {device.type}"
     )
+    if device.type == "cuda":
+        needs = memory.count(config, spec)
+        say(
+            f"       a step needs about {needs.step_gib(config.run.batch_size):.1f} GiB in fp32 "
+            f"({needs.activation_bytes_per_image / 2**20:.0f} MiB per image)"
+        )
 
 
 def _on_main(ranks: Ranks, act: Callable[[], None]) -> None:
@@ -198,6 +204,7 @@ def _try_out(plan: Plan, ranks: Ranks) -> None:
     config, data, device = next(iter(plan.configs.values())), plan.train_data, ranks.device
     needed, free = memory.needed_bytes(config, data.spec, len(plan.configs), device), memory.free_bytes(device)
     if ranks.is_main:
+        _announce_model(memory.count(config, data.spec).num_parameters, config, data.spec, device)
         say(memory.says_memory(needed, free, device))
     if any(ranks.maximum(not memory.fits(needed, free))):
         return
@@ -213,6 +220,10 @@ def _try_out(plan: Plan, ranks: Ranks) -> None:
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
     # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
+    if ranks.is_main:
+        first = next(iter(trainers.values()))
+        size = sum(p.numel() for p in first.state.model.parameters())
+        _announce_model(size, first.config, plan.train_data.spec, ranks.device)
     with contextlib.ExitStack() as stack:
         for name, folder in plan.folders.items():
             stack.enter_context(folder)

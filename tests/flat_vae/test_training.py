@@ -78,7 +78,7 @@ def test_own_images_of_any_size_are_trained_for_thousands_of_steps(tmp_path: Pat
     assert result.code == 0, result.err
     assert "preset photos" in result.out
     assert "12 training images 64x64x3" in result.out
-    assert "3,000 steps" in result.out
+    assert "2,000 steps" in result.out
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_images_are_decoded(images: Path, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def encoded(run: Path, ranks: Any = ALONE, *, max_gib: float = 1.0, images: int 
 
 
 def test_few_images_are_noted_even_without_intervals(runs: dict[str, Path], tmp_path: Path) -> None:
-    few = ["--images", "10", "--elbo-images", "0", "--metrics", "mig", "--out", tmp_path / "few"]
-    result = call("score", "--run", runs["flat_vae"], *few)
+    run = shutil.copytree(runs["flat_vae"], tmp_path / "run")
+    result = call("score", "--run", run, "--images", "10", "--elbo-images", "0", "--metrics", "mig")
     assert result.code == 0, result.err
     assert "note: 10 images are few" in result.out
     assert "--split all" in result.out
