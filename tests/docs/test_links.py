@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.conftest import ROOT
 
@@ -25,3 +27,10 @@ def test_links_lead_somewhere() -> None:
         if not (page.parent / link).exists()
     ]
     assert not broken
+
+
+def test_the_site_has_no_links_to_files_that_it_does_not_hold() -> None:
+    hook = runpy.run_path(str(ROOT / "docs" / "site_links.py"))["on_page_markdown"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="studies/recipes.md"))
+    text = "[card](../../zoo/README.md), [numbers](../numbers.md#x), [paper](https://arxiv.org/abs/1), ![plot](../../a.png)"
+    assert hook(text, page=page) == text.replace("[card](../../zoo/README.md)", "card")
