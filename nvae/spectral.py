@@ -77,7 +77,7 @@ class _Padded:
         ]  # [N, 1, R or C] for each stack
 
     def normalised(self) -> list[Tensor]:
-        """The vectors with unit norm; the factor is limited to a thousand."""
+        """The vectors scaled to unit norm, by a factor of at most a thousand."""
         norms = torch.linalg.vector_norm(self.values, dim=2, keepdim=True)
         self.values.div_(norms.clamp_min_(MIN_NORM))
         return self.parts

@@ -64,7 +64,9 @@ def summary(compared: Comparable) -> list[str]:
         items.append(f"{len(differences) - MOST_SENTENCES} more comparisons are in the table of differences.")
     intervals = sum(found is not None and found.half_width is not None for _, *pair in differences for found in pair)
     if intervals > 1:
-        items.append(f"Of these {intervals} intervals at 95 %, one in twenty would exclude 0 even if nothing differed.")
+        items.append(
+            f"{intervals} of these differences have 95 % intervals: about one in twenty excludes 0 even if nothing differs."
+        )
     return [*unequal_training(compared), *items, _training_length(compared)]
 
 
