@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,8 +19,8 @@ from launch.machine.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
-matplotlib.use("agg")
 GAP = 2  # pixels between images
 FONT_SIZE = 13
 LETTERS_PER_INCH = 13  # in the title of a plot
@@ -137,6 +135,15 @@ def save(picture: Picture, path: Path) -> Path:
     return path
 
 
+def pyplot() -> Any:
+    """Import matplotlib's pyplot for files only; a script that draws nothing starts most of a second sooner."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("agg")
+    return pyplot
+
+
 def entitle(figure: Figure, title: str) -> None:
     """Write a title above a plot, so that the file is understood on its own."""
     lines = textwrap.wrap(title, max(30, int(LETTERS_PER_INCH * figure.get_figwidth())))
@@ -145,23 +152,35 @@ def entitle(figure: Figure, title: str) -> None:
         said.set_parse_math(False)  # names may hold a dollar sign
 
 
-def render(figure: Figure, title: str) -> Picture:
-    """Render a matplotlib figure below its title, and close it."""
-    from matplotlib import pyplot
+def settle(figure: Figure) -> Bbox:
+    """Lay a figure out for good and measure it in inches, which takes as long as drawing it."""
+    from matplotlib import rcParams
 
-    entitle(figure, title)
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it is drawn once more
+    return figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
+
+
+def rasterise(figure: Figure, extent: Bbox) -> Picture:
+    """Draw the part of a figure that ``settle`` measured, and close the figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pil_kwargs={"compress_level": 1})  # read at once
-    pyplot.close(figure)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches=extent, pil_kwargs={"compress_level": 1})  # read at once
+    pyplot().close(figure)
     buffer.seek(0)
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
+def render(figure: Figure, title: str) -> Picture:
+    """Draw a matplotlib figure below its title, and close it."""
+    entitle(figure, title)
+    return rasterise(figure, settle(figure))
+
+
 def kl_bars(kl: Sequence[float], *, of: str = "group", title: str = "") -> Picture:
     """Draw the mean KL in nats of each group (top first) or latent as bars; ``title`` names the model."""
-    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
-    figure, axes = pyplot.subplots(figsize=(max(4.5, 0.22 * len(kl) + 2.0), 3.0))
+    figure, axes = pyplot().subplots(figsize=(max(4.5, 0.22 * len(kl) + 2.0), 3.0))
     axes.bar(range(len(kl)), kl, color="#4472a8")
     axes.set_xlabel(f"{of}" + (", top (coarsest) first" if of == "group" else ""))
     axes.set_ylabel("KL, nats per image")

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from launch.console.figures import Picture, entitle, render
+from launch.console.figures import Picture, entitle, pyplot, rasterise, settle
 from launch.report.runs import ScoredRun, clean
 from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Float64
 
@@ -58,9 +57,9 @@ def draw(build: Callable[[], Figure], name: str, title: str) -> Drawing:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure, svg = build(), io.BytesIO()
         entitle(figure, title)
-        figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
-        figure.set_layout_engine("none")  # the places are found; to seek them again takes as long as drawing
-        return Drawing(_data_uri("svg+xml", svg.getvalue()), render(figure, ""))
+        extent = settle(figure)
+        figure.savefig(svg, format="svg", bbox_inches=extent, metadata={"Date": None})
+        return Drawing(_data_uri("svg+xml", svg.getvalue()), rasterise(figure, extent))
 
 
 # --- Where the factors are ------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ def heat_map(configuration: Configuration) -> Drawing:
 
     def build() -> Figure:
         height = max(2.2, 0.34 * min(len(share), MOST_ROWS) + 1.2)
-        figure, (left, right) = pyplot.subplots(
+        figure, (left, right) = pyplot().subplots(
             1, 2, figsize=(_width(share), height), sharey=True, width_ratios=(3, 1.2), layout="constrained"
         )
         shades = left.pcolormesh(share, cmap="Blues", vmin=0.0, vmax=top, edgecolors="none")
@@ -124,7 +123,7 @@ def gains(configuration: Configuration) -> Drawing:
     gain, run = configuration.shares("conditional_gain"), configuration.first
 
     def build() -> Figure:
-        figure, axes = pyplot.subplots(figsize=(_width(gain), 3.2), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(_width(gain), 3.2), layout="constrained")
         places, bottom = [float(i) for i in range(gain.shape[1])], np.zeros(gain.shape[1])
         palette = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, len(gain)))
         for row, (label, colour) in enumerate(zip(run.unit_names, palette, strict=True)):
@@ -173,7 +172,7 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
     dims = compared.dims
 
     def build() -> Figure:
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(6.4, 4.0), layout="constrained")
         for index, configuration in enumerate(compared.configurations):
             colour, name = _identity(compared, index)
             trained, fresh = (
@@ -212,7 +211,7 @@ def intervals(compared: Comparable) -> Drawing:
 
     def build() -> Figure:
         height = 1.4 + len(names) * max(0.3, 0.13 * len(shown))
-        figure, axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(6.4, height), layout="constrained")
         for index, configuration in enumerate(shown):
             offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
             _interval_lines(axes, configuration.first, names, offset, COLOURS[index], clean(configuration.label))
@@ -243,7 +242,7 @@ def rate_distortion(compared: Comparable) -> Drawing:
             by_family.setdefault(run.saved.family.title, []).append(run)
 
     def build() -> Figure:
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+        figure, axes = pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
         known = [v for run in compared.runs if (v := run.reduced(HEADLINE_KIND, dim)) is not None]
         drawn = None
         for index, (title, runs) in enumerate(by_family.items()):

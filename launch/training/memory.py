@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import datasets
 from launch.console.config import SharedConfig
@@ -151,6 +150,8 @@ def gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
 
 @functools.cache
 def _gflop_per_image(config: SharedConfig, spec: datasets.ImageSpec) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, which training need not wait for
+
     model = _model(config, spec)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model(torch.rand(2, spec.channels, spec.height, spec.width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def of_script(path: Path) -> list[Command]:
     return [Command(str(path.relative_to(ROOT)), words) for words in _commands(lines)]
 
 
+@functools.cache
 def documented() -> list[Command]:
     """Every command of README, the pages under docs/ and the scripts' docstrings, each once."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -201,7 +201,7 @@ def run_page(page: Path, shortened: dict[str, list[str]]) -> None:
         added, arguments = shortened[rule], shell(command.arguments)
         end = arguments.index("--") if "--" in arguments else len(arguments)
         more = [*arguments[end:], *SHORT] if "--" in arguments else []
-        result = running.call(module_of(command.program), *arguments[:end], *added, *more)
+        result = running.call(module_of(command.program), *arguments[:end], *added, *more, draws=True)
         assert result.code == 0, f"{command}: {result.err}"
 
 

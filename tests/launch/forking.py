@@ -19,7 +19,13 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 SCRIPTS = ("compress", "evaluate", "score", "train_flat_vae", "train_nvae")
-PRELOADED = ["tests.launch.forking", "torch._dynamo", "benchmarks.steps", *(f"launch.{name}" for name in SCRIPTS)]
+PRELOADED = [
+    "tests.launch.forking",
+    "torch._dynamo",
+    "matplotlib.pyplot",
+    "benchmarks.steps",
+    *(f"launch.{name}" for name in SCRIPTS),
+]
 _context = multiprocessing.get_context("forkserver")
 
 

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from launch.console import errors
@@ -62,8 +64,38 @@ class Result(NamedTuple):
     err: str
 
 
-def call(script: str, *arguments: object) -> Result:
-    """Run a typed command without the cost of starting torch again; restore the signal handlers afterwards."""
+@contextlib.contextmanager
+def blank_plots() -> Iterator[None]:
+    """Leave plots blank where a test looks at something else: drawing them takes most of a short run."""
+
+    def save_blank(_: Figure, file: IO[bytes], *, format: str, **__: object) -> None:
+        if format == "svg":
+            file.write(b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>')
+        else:
+            Image.new("RGB", (8, 8), "white").save(file, format)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_blank)
+        patch.setattr(Figure, "draw_without_rendering", lambda _: None)
+        patch.setattr(Figure, "get_tightbbox", lambda _: Bbox.unit())
+        yield
+
+
+def call(script: str, *arguments: object, draws: bool | None = None) -> Result:
+    """Run a typed command without the cost of starting torch again; restore the signal handlers afterwards.
+
+    Args:
+        script: its name below ``launch/``, with a dot for a slash.
+        arguments: the command line.
+        draws: whether it draws its plots; by default all scripts do but those that train.
+    """
+    if draws is None:
+        draws = not script.startswith("train_")
+    with contextlib.nullcontext() if draws else blank_plots():
+        return _call(script, *arguments)
+
+
+def _call(script: str, *arguments: object) -> Result:
     module = importlib.import_module(f"launch.{script}")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     said, warned = io.StringIO(), io.StringIO()

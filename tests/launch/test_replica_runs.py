@@ -11,16 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import datasets
 from flat_vae import FlatVAEConfig, ObjectiveConfig, Replicas
-from launch.console import errors, figures
+from launch.console import errors
 from launch.console.config import RunConfig
-from launch.families import flat_figures
 from launch.families.flat_vae import PLAIN_ADAM, FlatTrainConfig, ReplicatedTrainConfig
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
@@ -48,15 +46,6 @@ def flags(data: Path, run: Path, *more: str) -> list[str]:
 
 def call(data: Path, run: Path, *more: str) -> running.Result:
     return running.call("train_flat_vae", *flags(data, run, *more))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _blank_plots() -> Iterator[None]:
-    """Leave the plots blank, which take most of a short run; tests/flat_vae/test_latent_figures.py tests them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((figures, "kl_bars"), (flat_figures, "aggregate_posterior")):
-            patch.setattr(module, name, lambda *_, **__: np.full((8, 8, 3), 255, np.uint8))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,8 @@ def test_kl_equals_quadrature_and_is_not_negative(m1: float, s1: float, m2: floa
 @given(means, stds, st.floats(-10, 10))
 def test_log_prob_and_entropy_equal_scipy(mean: float, std: float, value: float) -> None:
     belief = scalar(mean, std)
-    np.testing.assert_allclose(
-        belief.log_prob(torch.tensor(value)).item(), stats.norm(mean, std).logpdf(value), rtol=1e-6
-    )
+    log_prob = belief.log_prob(torch.tensor(value, dtype=torch.float64)).item()
+    np.testing.assert_allclose(log_prob, stats.norm(mean, std).logpdf(value), rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(belief.entropy().item(), stats.norm(mean, std).entropy(), rtol=1e-10)
 
 
