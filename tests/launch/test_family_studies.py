@@ -211,13 +211,15 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def where(root: Path) -> list[str]:
     own = ["--out", str(root / "runs"), "--store", str(root / "store"), "--report", str(root / "report")]
-    return [*SHORT, *own, "--cache-dir", str(root / "cache")]
+    longer = ["--longer", str(root / "store")]  # each run beside itself
+    return [*SHORT, *own, *longer, "--cache-dir", str(root / "cache")]
 
 
 def test_scaling_study_reports_from_stored_scores(studied: Path) -> None:
     text = (studied / "report" / "index.md").read_text()
     assert "Depth" in text
     assert "one seed: no interval" in text
+    assert "**Longer runs**" in text
     for name in ("flat-vae", "nvae-groups2-width2", "nvae-groups4-width2"):
         assert f"| {name} " in text
     assert {p.stem for p in (studied / "report").glob("*.png")} >= {
