@@ -1,4 +1,4 @@
-"""Everything that runs: the scripts of this folder, and the packages that they are made of.
+"""The scripts of Strata, and the packages that implement them.
 
 The packages from the top down; each imports only from those below it:
 
@@ -9,7 +9,7 @@ The packages from the top down; each imports only from those below it:
 * `training/`: from a configuration to a run folder: start, loop, step, checkpoints, records.
 * `families/`: the model families, each in one module; the only package that names a model.
 * `console/`: the user's side: flags, configuration, errors, pictures.
-* `machine/`: code that exists because of the hardware: ranks, noise, files, compiled parts.
+* `machine/`: the hardware and the operating system: ranks, noise, files, compiled parts.
 
 docs/architecture.md shows the packages and lists the place for common changes.
 """
@@ -43,8 +43,8 @@ def _bound_spinning() -> None:
     """Make waiting OpenMP threads yield their core after a short spin, unless the user chose how they wait.
 
     By default they spin for milliseconds, which on a busy machine takes the core from the thread that they wait for
-    (docs/benchmarks/2026-11-28-openmp.md). GNU's library reads the variable when PyTorch is imported, so it is set
-    before. Child processes inherit it.
+    (docs/benchmarks/2026-11-28-openmp.md). GNU's library reads the variable when PyTorch is imported, so it must be
+    set before that. Child processes inherit it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -47,9 +47,9 @@ class CompareConfig:
     score_missing: bool = True
     """Score the runs that have no scores, or only scores of an older checkpoint."""
     split: str | None = None
-    """Split for --score-missing: train, valid or test; default that of the first scored run, else test."""
+    """Split for --score-missing: train, valid or test; default: the split of the first scored run, or test."""
     images: int | None = None
-    """Number of images for --score-missing; default that of the first scored run, else 10,000."""
+    """Number of images for --score-missing; default: the number of the first scored run, or 10,000."""
     untrained: bool = True
     """With --score-missing, also score untrained weights."""
     pictures: int = 4

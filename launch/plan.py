@@ -40,14 +40,14 @@ class PlanConfig:
     gpu_memory_gib: float = 80.0
     """Memory of a GPU in GiB."""
     num_images: int | None = None
-    """Training images of an epoch; default the published number."""
+    """Number of training images per epoch; default the published number."""
     throughput: Path | None = None
     """JSON lines that benchmarks/run.py nvae-step --out wrote on such a GPU."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1 or not self.gpu_memory_gib > 0:
             raise ValueError(
-                f"--gpus {self.gpus}, --gpu-memory-gib {self.gpu_memory_gib}; give at least 1 and more than 0"
+                f"--gpus {self.gpus}, --gpu-memory-gib {self.gpu_memory_gib}; give at least 1 GPU with more than 0 GiB"
             )
 
 

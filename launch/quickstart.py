@@ -95,8 +95,8 @@ def main(arguments: list[str]) -> int:
         say(f"[{number}/{len(steps)}] took {duration(time.monotonic() - started)}")
     for line in (
         "",
-        "What to look at (minutes of training show that everything works, but are no evidence about the models)",
-        f"  {zoo_samples(config)}   samples after an hour and a half of training; the models here had minutes",
+        "What to look at (models trained for minutes show that everything works, not which model is better)",
+        f"  {zoo_samples(config)}   samples after an hour and a half of training; the models here were trained for minutes",
         f"  {config.out / 'report' / 'report.html'}   open it in a browser; as Markdown: report.md",
         f"  {config.out / 'nvae' / 'figures'}   reconstructions, samples, KL per group",
         f"  {Path(sys.executable).parent}/tensorboard --logdir {config.out}",

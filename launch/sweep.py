@@ -53,7 +53,8 @@ class SweepConfig:
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     share: str = "1/1"
-    """Part of the runs to train here: 3/8 on the third of eight machines that share --out. The report needs a call without it."""
+    """Part of the runs to train here: 3/8 on the third of eight machines that share --out. To write the report, repeat the
+    command without --share."""
     dask: str | None = None
     """Address of a Dask scheduler, such as tcp://host:8786, whose workers train the runs; they share --out and this checkout."""
     images: int = 10_000
@@ -64,7 +65,7 @@ class SweepConfig:
         at_least(8, self, "images")
         count = self.share.partition("/")[2]
         if not (count.isdecimal() and self.share in [f"{i}/{count}" for i in range(1, int(count) + 1)]):
-            raise ValueError(f"--share {self.share}; give the machines 1/N, 2/N, ... N/N")
+            raise ValueError(f"--share {self.share}; use 1/N, 2/N, ..., N/N on N machines")
         if not self.values or any(len(set(v)) < len(v) for v in (self.values, self.by_values)):
             raise ValueError(f"--values {' '.join(self.values)}; give each value once, at least one")
         if (self.by is None) != (not self.by_values) or self.by == self.flag:

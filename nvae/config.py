@@ -103,11 +103,11 @@ class NVAEConfig:
     preprocess_blocks: int = 1
     """Number of times that the resolution is halved between the (folded) image and the first scale with latents."""
     preprocess_cells: int = 2
-    """Cells of a pre-processing block; the last one halves."""
+    """Cells of a pre-processing block; the last one halves the resolution."""
     postprocess_blocks: int = 1
     """Doublings after the last scale; must equal preprocess_blocks."""
     postprocess_cells: int = 2
-    """Cells of a post-processing block; the first one doubles."""
+    """Cells of a post-processing block; the first one doubles the resolution."""
     cells_per_group_enc: int = 2
     """Encoder cells before each group."""
     cells_per_group_dec: int = 2

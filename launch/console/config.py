@@ -38,16 +38,16 @@ class DataConfig:
     hflip: bool | None = None
     """Flip half of the training images left to right (celeba, cifar10, folder)."""
     binarise: bool | None = None
-    """Sample each pixel as 0 or 1 anew in each epoch, as published models do (mnist); default yes."""
+    """Draw each pixel as 0 or 1 at random in every epoch, as is done for published models (mnist); default yes."""
     num_valid: int | None = None
-    """Number of training images, from the end, held out as the valid split (mnist, cifar10); default none."""
+    """Hold out this many training images, the last ones, as the valid split (mnist, cifar10); default none."""
     split_by: Literal["auto", "folders", "content", "path"] | None = None
-    """Rule that splits the images (folder): by sub-folders train, valid, test; by a hash of their content; auto: by
-    sub-folders if there are any. path is the rule of older runs."""
+    """Rule that splits the images (folder). folders: sub-folders train, valid, test; content: a hash of each file; auto:
+    sub-folders if there are any, else content; path: the rule of older runs."""
     labels: Path | None = None
     """CSV file with a row of factors for each image (folder); its first column names the images."""
     dsprites_source: Literal["auto", "official", "rendered"] | None = None
-    """The official npz, or images rendered in seconds; auto takes the official file if it is there (dsprites)."""
+    """The official npz, or images rendered in seconds; auto takes the official file if it exists (dsprites)."""
     cache_dir: Path | None = None
     """Folder for decoded images; default beside the data."""
     skip_bad: bool = False
@@ -90,9 +90,9 @@ class DataConfig:
 
         Args:
             split: train, valid or test.
-            seed: seed of the flips and binarised pixels, which are drawn anew in each epoch of training. Held-out
+            seed: seed of the flips and binarised pixels, which differ in each epoch of training. Held-out
                 images use seed 0 in every run, so that runs of several seeds are compared on the same images.
-            recorded: recipe of a run; its rules for splits are kept.
+            recorded: recipe of an earlier run, whose rules for splits are kept.
             spec: target shape for images of any size and colour (folder).
         """
         taken = datasets.option_names(self.dataset)
@@ -158,7 +158,7 @@ class OptimConfig:
 
 
 def at_least(minimum: int, config: Any, *names: str) -> None:
-    """Refuse fields below ``minimum`` or not finite; None, for a default, passes."""
+    """Refuse fields that are below ``minimum`` or not finite; None, which stands for a default, is accepted."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not minimum <= value < math.inf:
@@ -166,7 +166,7 @@ def at_least(minimum: int, config: Any, *names: str) -> None:
 
 
 def check_timeout(minutes: float) -> None:
-    """Refuse a time-out that is not a positive number, or too large for a clock."""
+    """Refuse a time-out that is not a positive number or is too large for a clock."""
     if not 0.0 < minutes <= 1e6:
         raise ValueError(f"--timeout-minutes {minutes}; give a positive number, up to 1e6")
 
@@ -204,7 +204,7 @@ class RunConfig:
     checkpoint_every: int | None = None
     """Steps between checkpoints; default a twentieth of the run, at most 1,000."""
     keep_checkpoints: int = 3
-    """Number of the newest checkpoints to keep."""
+    """Number of checkpoints to keep, the newest ones."""
     max_bad_steps: int = 20
     """Consecutive non-finite steps after which the run stops with a diagnosis."""
     timeout_minutes: float = 30.0

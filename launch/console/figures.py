@@ -145,7 +145,7 @@ def pyplot() -> Any:
 
 
 def entitle(figure: Figure, title: str) -> None:
-    """Write a title above a plot, so that the file is understood on its own."""
+    """Write a title above a plot, so that the file can be understood on its own."""
     lines = textwrap.wrap(title, max(30, int(LETTERS_PER_INCH * figure.get_figwidth())))
     if lines:
         said = figure.text(0.5, 1.01, "\n".join(lines), ha="center", va="bottom", fontsize=10)

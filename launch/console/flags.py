@@ -65,7 +65,7 @@ def take_switch(name: str, arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def typed_value(flag: str, arguments: Sequence[str]) -> str | None:
-    """The last value typed for ``--flag`` before any ``--``, found before the full parse; None if there is none."""
+    """The last value typed for ``--flag`` before any ``--``, read ahead of the full parse; None if there is none."""
     parser = _Early(allow_abbrev=False, add_help=False)
     parser.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", dest="typed")
     try:
@@ -139,7 +139,7 @@ def _flags_of(kind: type[Any], default: Any, part: str = "") -> dict[str, str]:
     """Every flag of a configuration, and the field that it sets.
 
     Raises:
-        ValueError: two parts have a field of one name, which one flag cannot set.
+        ValueError: two parts have a field of the same name; one flag cannot set both.
     """
     found: dict[str, str] = {}
     for f in fields(kind):

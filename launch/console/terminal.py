@@ -42,7 +42,7 @@ class Stream(io.TextIOBase):
     def __init__(self, target: IO[str] | None) -> None:
         self._target = target
         self.failure: OSError | None = None
-        """Error by which text was last lost; a closed pipe does not count."""
+        """The last error that lost text; a closed pipe does not count."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -119,7 +119,7 @@ def protect() -> None:
 
 
 def finish() -> OSError | None:
-    """Flush the standard streams for the last time; return the error by which standard output lost text, or None."""
+    """Flush the standard streams for the last time; return the error that lost text of standard output, or None."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Stream):
             stream.abandon()

@@ -1,4 +1,4 @@
-"""The model families by name; a new family is a module here and a line below."""
+"""The model families by name; a new family needs a module here and a line below."""
 
 from __future__ import annotations
 

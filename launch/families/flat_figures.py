@@ -40,7 +40,7 @@ class Codes:
         return self.kl.mean(0).argsort(descending=True).tolist()
 
     def draw(self, num: int, source: torch.Generator) -> Tensor:
-        """[num, D] from the aggregate posterior: the images' posteriors in turn."""
+        """Samples [num, D] of the aggregate posterior, drawn from the images' posteriors in turn."""
         rows = torch.arange(num) % len(self.mean)
         return self.mean[rows] + self.std[rows] * torch.randn(num, self.mean.shape[1], generator=source)
 
@@ -58,7 +58,7 @@ def _decode(model: VAE, z: Tensor) -> Tensor:
 
 
 def traversal(model: VAE, codes: Codes, image: int = 0, *, title: str = "") -> Picture:
-    """A row per latent, highest KL first, which moves through the prior's range; the others stay at the image's means."""
+    """A row per latent, highest KL first: it moves through the prior's range, and the others stay at the image's means."""
     latents, kl = codes.order[:MOST_TRAVERSED], codes.kl.mean(0)
     values = torch.linspace(*TRAVERSED, STEPS)
     z = codes.mean[image].repeat(len(latents), STEPS, 1)

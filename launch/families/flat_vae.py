@@ -47,7 +47,7 @@ class ReplicatedTrainConfig(FlatTrainConfig):
     """Train a flat VAE, or several of them at once."""
 
     replicas: int = 1
-    """Seeds --seed, --seed + 1, ... trained at once as one batched model, each in a run folder under --run-dir."""
+    """Number of seeds (--seed, --seed + 1, ...) to train at once as one batched model, each with a run folder in --run-dir."""
     replica_betas: tuple[float, ...] = ()
     """Values of --beta trained at once in the same way, each with every seed."""
 
@@ -153,7 +153,7 @@ def _frey() -> FlatTrainConfig:
     """Grey pixels under a Bernoulli: a cross entropy, as in the thesis. The optimiser's settings are our assumption.
 
     Weights and RMSprop are Keras' defaults: with torch's, runs on 1,415 frames can stick at the mean face. Keras' epsilon
-    of 1e-7 belongs to a loss averaged over 560 pixels; ours is their sum.
+    of 1e-7 belongs to a loss averaged over 560 pixels; ours is summed over them.
     """
     return FlatTrainConfig(
         preset="frey",
@@ -185,13 +185,13 @@ def _tiny() -> FlatTrainConfig:
 
 
 def _photos() -> FlatTrainConfig:
-    """Own images, a few hundred or more (docs/benchmarks/2026-11-28-newcomer.md).
+    """Preset for a few hundred or more images of a user (docs/benchmarks/2026-11-28-newcomer.md).
 
-    - A fixed number of steps: 30 epochs of 200 images are 60 steps, after which a model still draws the mean image.
+    - A fixed number of steps: 30 epochs of 200 images are 60 steps, after which a model still outputs the mean image.
     - One logistic for each pixel and channel. The mixture predicts green and blue from red, so that for a thousand
-      steps the latents learn nothing about colour, and with few images overfitting begins before they do.
-    - Batches of 8: a step takes half the time of one of 16.
-    - Images of 64x64, because photographs differ in size; mirrored ones too, because there are few.
+      steps the latents learn nothing about colour; with few images, overfitting begins before they learn it.
+    - Batches of 8: a step takes half as long as with 16.
+    - Images are resized to 64x64, because photographs differ in size, and mirrored at random, because there are few.
     """
     return FlatTrainConfig(
         preset="photos",

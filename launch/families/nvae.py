@@ -135,7 +135,7 @@ def _celeba64_cpu() -> NVAETrainConfig:
     """CelebA at 64x64 on one CPU core (docs/studies/recipes.md).
 
     - Model tiny: patches of 2 pixels with twice the channels made a step slower and did not lower the loss.
-    - Batches of 8: a step takes two thirds of the time of one of 16, and after equal time the loss is lower.
+    - Batches of 8: a step takes two thirds as long as with 16, and after equal time the loss is lower.
     - Weights averaged over about a thousand steps: a run has twenty times as many steps as preset tiny.
     """
     return replace(

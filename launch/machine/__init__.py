@@ -1,1 +1,1 @@
-"""Code that exists because of the hardware: ranks, noise by (seed, step), compiled parts, files, freed memory."""
+"""The hardware and the operating system: ranks, noise by (seed, step), compiled parts, files, freed memory."""

@@ -41,7 +41,7 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among all: ``rank`` of ``world_size``, and its device."""
+    """Identity of this process among all: its ``rank`` out of ``world_size``, and its device."""
 
     rank: int
     world_size: int
@@ -68,7 +68,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 first, then on the others, even if it failed there."""
+        """Run the block on rank 0 first, then on the others, even if it failed on rank 0."""
         if not self.is_main:
             self.barrier()
         try:
@@ -82,7 +82,7 @@ class Ranks:
             self.barrier()
 
     def maximum(self, *values: float) -> list[float]:
-        """The largest of each value over all ranks, by which ranks agree on a stop or a fault."""
+        """The largest of each value over all ranks; ranks use it to agree on a stop or a fault."""
         if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -38,7 +38,7 @@ def leave_dynamo_unloaded() -> None:
 
 
 def compile_parts(model: VAE, device: torch.device) -> None:
-    """Compile a model's parts in place; the compiling itself happens in the first steps.
+    """Compile a model's parts in place; the compiler itself runs during the first steps.
 
     Raises:
         ValueError: the compiler or triton is missing.

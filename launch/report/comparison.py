@@ -33,7 +33,7 @@ Draw: TypeAlias = Callable[[ScoredRun], Mapping[str, Picture]]
 
 
 def _table(configurations: Sequence[Configuration], columns: Mapping[str, Cell], caption: str, **look: Any) -> Table:
-    """A row for each configuration; ``columns`` holds the cells' functions by the names of the columns."""
+    """A row for each configuration; ``columns`` maps the name of a column to the function that gives its cells."""
     rows = [[c.label, *(cell(c) for cell in columns.values())] for c in configurations]
     return Table(["configuration", *columns], rows, caption, **look)
 
@@ -112,7 +112,7 @@ def uncertainty_table(compared: Comparable) -> Table:
         for c in compared.configurations
         for name, (value, found) in c.first.uncertain.items()
     ]
-    caption = "Scores of one run of each configuration: score [95 % interval over images, where one would cover], chance level"
+    caption = "Scores of one run per configuration: score [95 % interval over images, where coverage was verified], chance level"
     return Table(["configuration", "seed", "score", "value"], rows, caption, folded=True, wordy=frozenset({2, 3}))
 
 

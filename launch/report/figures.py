@@ -38,7 +38,7 @@ class Drawing:
 
     source: str  # data URI for an HTML page
     picture: Picture  # pixels for files and TensorBoard
-    is_pixels: bool = False  # it shows images, whose pixels a page must not blur
+    is_pixels: bool = False  # a picture of images, whose pixels a page must not blur
 
 
 def _data_uri(kind: str, content: bytes) -> str:
@@ -146,7 +146,7 @@ def gains(configuration: Configuration) -> Drawing:
 
 
 def _identity(compared: Comparable, index: int) -> tuple[str, str | None]:
-    """Colour and line in the legend of a configuration; those beyond the colours share the last of them."""
+    """Colour of a configuration and its line in the legend; configurations beyond the colours share the last one."""
     rest = len(compared.configurations) - MOST_NAMED + 1
     if index < MOST_NAMED - 1 or rest <= 1:
         return COLOURS[index], clean(compared.configurations[index].label)

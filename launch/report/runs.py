@@ -146,7 +146,7 @@ class Scores(Record):
         if "groups" in self.scores and len(self.group_shapes) not in (1, len(self.kl_of_units)):
             raise ValueError("groups and their shapes differ in number")
         if self.samples is not None and len(self.samples.samples.coverage) != len(self.factor_names):
-            raise ValueError("samples do not cover the factors that the data has")
+            raise ValueError("samples do not cover the factors of the data")
         if not self.group_shapes:
             raise ValueError("there are no groups")
         return self
@@ -239,7 +239,7 @@ class ScoredRun:
 
     @property
     def uncertain(self) -> dict[str, tuple[float, dict[str, Any]]]:
-        """Scores by name, each with its ``chance`` level and its ``interval`` over images, which is None if none would cover."""
+        """Scores by name, each with its ``chance`` level and its ``interval`` over images, None if it would not cover."""
         found = self.record["scores"].items()
         return {
             n: (s["score"], s["uncertainty"]) for n, s in found if s.get("uncertainty") and s.get("score") is not None
@@ -310,7 +310,7 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
-    """Read the runs; return those that can be read, and for each of the others the reason why not."""
+    """Read the runs; return those that can be read, and the reason for each of the others."""
     runs, skipped = [], []
     for path in dict.fromkeys(paths):
         try:
@@ -322,7 +322,7 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
 
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
-    """Label each run by family, preset, objective, and the settings that distinguish runs with the same of these."""
+    """Label each run by family, preset and objective, and runs that share these by the settings in which they differ."""
     bases = [clean(run.saved.family.label(run.saved.config)) for run in runs]
     telling = {base: _telling([run for run, b in zip(runs, bases, strict=True) if b == base]) for base in set(bases)}
     named = []
@@ -333,7 +333,7 @@ def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
 
 
 def _telling(alike: Sequence[ScoredRun]) -> list[str]:
-    """Choose a few settings that distinguish all configurations, greedily by the number that a setting separates."""
+    """Choose a few settings that distinguish all configurations, greedily: each separates as many as possible."""
 
     def parts(keys: Sequence[str]) -> int:
         return len({json.dumps([run.config.get(key) for key in keys]) for run in alike})

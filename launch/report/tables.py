@@ -212,7 +212,7 @@ def _precision(results: Mapping[str, Any]) -> Table:
         for name, result in results.items()
     ]
     head = ["images", *(f"{distance} px" for distance in first["distances"]), "number"]
-    return Table(head, rows, "Share of images that differ from a real image in at most so many pixels")
+    return Table(head, rows, "Share of images that differ from some real image in at most this number of pixels")
 
 
 def _coverage(results: Mapping[str, Any], factor_names: Sequence[str]) -> Table:

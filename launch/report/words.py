@@ -22,11 +22,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def interval(difference: Estimate | None, digits: int = 3) -> str:
-    """Format a difference with its interval for a table."""
+def interval(difference: Estimate | None, digits: int = 3, unit: str = "") -> str:
+    """Format a difference with its interval, in a unit such as " nats"."""
     if difference is None:
         return "-"
-    return difference.text(digits) if difference.half_width is not None else f"{difference.text(digits)} (no interval)"
+    return f"{difference.text(digits)}{unit}{' (no interval)' if difference.half_width is None else ''}"
 
 
 def verdict(difference: Estimate | None) -> str:
@@ -48,8 +48,8 @@ def _how_to_settle(difference: Estimate) -> str:
         return ""
     needed = None if difference.std is None else statistics.seeds_needed(difference.mean, difference.std)
     if needed is None:
-        return f"; if it is this small, more than {statistics.MOST_SEEDS:,} seeds of each would be needed to show it"
-    return f"; if it is this large, about {needed} seeds of each would show it (power {statistics.POWER:.0%})"
+        return f"; to show a difference this small, more than {statistics.MOST_SEEDS:,} seeds of each would be needed"
+    return f"; about {needed} seeds of each would show a difference this large (power {statistics.POWER:.0%})"
 
 
 def summary(compared: Comparable) -> list[str]:
@@ -57,7 +57,7 @@ def summary(compared: Comparable) -> list[str]:
     reference, differences, items = compared.configurations[0].label, compared.differences, list[str]()
     for other, elbo, score in differences[:MOST_SENTENCES]:
         items += [
-            f"ELBO of {other.label} minus {reference}: {interval(elbo, 2)} nats. {sentence(verdict(elbo))}.",
+            f"ELBO of {other.label} minus {reference}: {interval(elbo, 2, ' nats')}. {sentence(verdict(elbo))}.",
             f"{compared.headline} of the same pair: {interval(score)}. {sentence(verdict(score))}.",
         ]
     if len(differences) > MOST_SENTENCES:

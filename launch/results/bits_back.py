@@ -33,12 +33,12 @@ Ints = np.ndarray[Any, np.dtype[np.int32]]
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 Halvings = list[list[int]]
 
-STEPS_PER_STD = 2.0  # grid steps in a posterior standard deviation, at least
+STEPS_PER_STD = 2.0  # fewest grid steps in a standard deviation of a posterior
 REACH = 16.0  # half the width of the grid, in standard deviations of the prior
 WINDOW = 6.0  # half the width of a posterior's code, in its standard deviations
-MOST_HALVINGS = 13  # on a grid of 2 * REACH * 2^13 points each of 2^24 probabilities stays distinct
-PRIOR_ENTROPY = 2.05  # bits of a standard normal on a grid of step 1; of step 2^-h, h more
-SPARE_WORDS = 4  # of the coder's own state, besides bits that were never read
+MOST_HALVINGS = 13  # 2 * REACH * 2^13 grid points: each still has a probability of at least 2^-24
+PRIOR_ENTROPY = 2.05  # bits of a standard normal on a grid of step 1; a step of 2^-h adds h bits
+SPARE_WORDS = 4  # words of the coder's own state, besides bits that were never read
 
 
 def _stream() -> Any:
@@ -137,7 +137,7 @@ class _Grid:
         return torch.from_numpy(z).to(prior.mean.dtype)[None]
 
     def _codes(self, which: str) -> list[tuple[Any, Ints, Floats, Floats]]:
-        """For each channel, a family of quantised Gaussians, the integers at its centre, and its parameters.
+        """Family of quantised Gaussians of each channel, the integers at its centre, and its parameters.
 
         The posterior's family covers a window around each mean, so that the floor under every probability does not
         allow draws far from it.
@@ -302,8 +302,8 @@ def decode(codec: BitsBack, coded: Coded, num: int, progress: Progress = iter) -
                 raise ValueError("the stack is empty")
             images.append(codec.pop(coder, number))
     except BaseException as error:
-        # KeyError and its kin: latents to which the posterior gives no bits. A panic of the coder, not an
-        # Exception: words that are not a coder's
+        # An Exception, such as a KeyError: the posterior has no code for a latent. A panic of the coder, which is not
+        # an Exception: the words were not written by a coder.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise mismatch from error
         raise

@@ -39,11 +39,11 @@ class Header:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    checkpoint: Digest  # of the checkpoint that compressed
+    checkpoint: Digest  # of the checkpoint that compressed the images
     weights: Weights
     arithmetic: Digest  # of the floats that the model computes for a fixed image
-    torch: Version  # of the PyTorch that compressed
-    processor: Version  # kind of processor that compressed
+    torch: Version  # of the PyTorch that compressed the images
+    processor: Version  # kind of processor that compressed the images
     data: str  # name of the data set
     count: Annotated[int, Field(ge=1)]  # images
     halvings: list[list[Halving]]  # for each group and channel, the h of its grid's step 2^-h

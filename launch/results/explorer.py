@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps(content).encode())
 
     def _is_ours(self) -> bool:
-        """Refuse a request with another Host header, such as of a site whose name was pointed at this machine."""
+        """Refuse a request with another Host header, such as that of a site whose name resolves to this machine."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
             return True
@@ -187,6 +187,6 @@ def server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
     try:
         found = ThreadingHTTPServer((HOST, port), partial(_Handler, explorer))
     except (OSError, OverflowError) as error:
-        raise ValueError(f"port {port} can't be listened on ({error}); give another --port, or 0 for any") from error
+        raise ValueError(f"cannot listen on port {port} ({error}); give another --port, or 0 for any") from error
     found.daemon_threads = True
     return found

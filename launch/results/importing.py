@@ -34,7 +34,7 @@ from metrics.likelihoods import Edges
 
 @dataclass(frozen=True)
 class Published:
-    """The parts of a published checkpoint in use: weights by published names, arguments, position in training."""
+    """The parts of a published checkpoint that are used: weights by published names, arguments, position in training."""
 
     state_dict: dict[str, Tensor]
     args: dict[str, Any]

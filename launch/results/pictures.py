@@ -147,7 +147,7 @@ class TraverseConfig(RunFlags):
     rows: int = 8
     """Number of rows of traverse: the channels or latents with the highest KL, or the first axes."""
     range: tuple[float, float] = (-2.0, 2.0)
-    """Ends of a traversal, in standard deviations of the prior (of an axis: of the images)."""
+    """Ends of a traversal, in standard deviations of the prior (for an axis: of the images)."""
     steps: int = 9
     """Images of a traversal or an interpolation."""
     below: edits.Below = "coordinates"
@@ -257,7 +257,7 @@ def _swap(model: VAE, pair: Tensor, config: TraverseConfig) -> Shown:
 
 
 def _top(model: VAE, x: Tensor, config: TraverseConfig, source: torch.Generator) -> Shown:
-    """Decode a row per top 1, 2, ... groups of the image; the others are at their prior means in column 1, then sampled."""
+    """Decode a row each for the top 1, 2, ... groups of an image, with prior means and then samples of the others."""
     zs = [z.expand(config.steps - 1, *z.shape[1:]) for z in model.encode(x)]
     rows = []
     for kept in range(1, len(zs) + 1):

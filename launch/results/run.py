@@ -70,7 +70,7 @@ class SavedRun:
             path, content = self._newest()
         averaged = self.weights == "auto" and content.get("ema") is not None
         weights = content.get("ema") if averaged else content.get("model")
-        with torch.device("meta"):  # shapes only: a configuration of other weights may ask for any amount of memory
+        with torch.device("meta"):  # no memory: a configuration that is not of these weights may ask for any amount
             shapes = self.new_model()
         check_weights(shapes.state_dict(), weights, str(path))
         model = self.new_model()
@@ -136,7 +136,7 @@ class SavedRun:
             raise ValueError(
                 f"the data differ from those that {self.folder} was trained on ({', '.join(changed)}), so images of split "
                 f"{split} may have been trained on; restore the data, name their folder (--data-root), or add --other-data "
-                "to use these nevertheless"
+                "to use them anyway"
             )
         if changed:
             _warn(f"the data differ from those that the run was trained on: {', '.join(changed)}")

@@ -26,7 +26,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.I)
 _MISSING = frozenset(
     {"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "None", "NULL", "null", "#DIV/0!", "#VALUE!", "#REF!"}
 )
-MOST_UNITS = 64  # latents up to which each is probed by default
+MOST_UNITS = 64  # largest number of latents that are probed one by one by default
 STRAY_SHARE = 0.1  # largest share of words that are taken for mistakes in a column of numbers
 _SAVE = "save it with np.savez(path, codes=..., factors=...)"
 _NAME = "name the columns of codes z0, z1, ..., those of variances var0, var1, ..., and factors as you like"
@@ -195,7 +195,7 @@ def _stacked(columns: dict[str, Any], path: Path) -> Floats:
 
 
 def grid_of(codes: Floats, factors: Factors | None) -> tuple[Floats | None, tuple[int, ...]]:
-    """Codes in the order of the grid, if the rows are every combination of the factors, each once."""
+    """Codes in the order of the grid, if the rows are every combination of the factors exactly once."""
     if factors is None or factors.continuous:
         return None, ()
     columns = tuple(column.astype(np.int64) for column in factors.columns)

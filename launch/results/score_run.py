@@ -64,7 +64,7 @@ class ScoreConfig:
     elbo_images: int = 1000
     """Number of images for the held-out ELBO; 0 leaves it out."""
     samples: int = 500
-    """Number of samples whose nearest real image is searched, if the data set is complete (dSprites); 0 leaves it
+    """Number of samples whose nearest real image is looked up, if the data set is complete (dSprites); 0 leaves it
     out."""
     dims: tuple[int, ...] = DIMS
     """Dimensions to which every code, hierarchical or flat, is reduced."""
@@ -101,7 +101,7 @@ class ScoreConfig:
         if self.shuffles < 1 or self.batch_size < 1 or not self.max_gib > 0:
             raise ValueError("--shuffles, --batch-size and --max-gib must be positive; change them")
         if not self.dims or min(self.dims) < 1:
-            raise ValueError(f"--dims {self.dims}; give numbers from 1, e.g. 5 10 20 50")
+            raise ValueError(f"--dims {self.dims}; give numbers of 1 or more, e.g. 5 10 20 50")
         check_timeout(self.timeout_minutes)
 
     @property

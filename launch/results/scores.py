@@ -21,7 +21,7 @@ from metrics.uncertainty import FEWEST_ROWS
 Floats = npt.NDArray[np.floating[Any]]
 Int64 = npt.NDArray[np.int64]
 Need = Literal["factors", "classes", "grid", "variances", "few units"]
-ROWS_TIMES_LATENTS = 10**6  # up to which an interval uses every requested resample
+ROWS_TIMES_LATENTS = 10**6  # largest product with which an interval uses every requested resample
 FEWEST_RESAMPLES = 20
 
 
@@ -285,7 +285,7 @@ def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] 
     )
     plain = metrics.to_plain(found)
     assert isinstance(plain, dict)
-    hidden = () if found.covers else ("interval", "bias", "corrected", "standard_error")  # what would mislead
+    hidden = () if found.covers else ("interval", "bias", "corrected", "standard_error")  # these would mislead
     kept = {key: value for key, value in plain.items() if key not in ("result", "notes", "score", "covers")}
     return kept | dict.fromkeys(hidden)
 

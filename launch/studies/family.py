@@ -36,7 +36,7 @@ class Length:
     points: int = 4
     """Number of evaluations of a run, evenly spread."""
     eval_images: int = 256
-    """Number of held-out images of each; the last takes twice as many."""
+    """Number of held-out images in each evaluation; the last one uses twice as many."""
 
     def arguments(self, member: Member) -> tuple[str, ...]:
         """The flags of the training script for a member."""
@@ -51,7 +51,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the family: a descriptive name, its flags, and its steps in the time of one of the plainest model."""
+    """A model of the family: name, flags, and ``pace``, its number of steps in the time of one of the simplest model."""
 
     name: str
     script: Script

@@ -26,7 +26,7 @@ def critical_betas(images: npt.NDArray[Any]) -> Float64:
     """Eigenvalues of the covariance (ddof 1) of whitened pixels divided by their number, highest first: [P].
 
     These are pixel-mean betas: a latent direction is used only below its own. Constant pixels are left out of the
-    covariance, but not of the number of pixels.
+    covariance, but count among the pixels.
 
     Args:
         images: values in [0, 1], [N, P] with N at least 2.
@@ -69,14 +69,14 @@ class Stop:
     def words(self) -> str:
         """Predicate of a sentence in the report."""
         if self.learns is None:
-            return "learns at no beta"
+            return "does not learn at any beta"
         if self.collapsed is None:
             return f"learns up to beta {self.learns:g}, the largest that was run"
         return f"learns at beta {self.learns:g} but not at {self.collapsed:g}"
 
 
 def where_learning_stops(betas: Sequence[float], rates: Sequence[float]) -> Stop:
-    """From the mean KL at ascending betas, the last beta with at least .05 nats and the next beta."""
+    """Find the last beta with a mean KL of at least .05 nats, and the next one, from the mean KL at ascending betas."""
     learning = [i for i, rate in enumerate(rates) if rate >= COLLAPSED]
     if not learning:
         return Stop(None, betas[0] if betas else None)

@@ -33,7 +33,7 @@ class GroupedConfig(StudyConfig):
     """Protocol of the study and the folder of its report."""
 
     protocol: Literal["full", "reduced"] = "full"
-    """full: the report's, for GPUs; reduced: for two CPU cores. It sets the length, the seeds and the folders."""
+    """full: that of the Grouped-VAE report, for GPUs; reduced: for two CPU cores. It sets the length, the seeds and the folders."""
     seeds: int = 10
     """Seeds 0, 1, ... of each model."""
     points: int = 30

@@ -167,7 +167,7 @@ def _tests(records: Records, point: int) -> Iterator[str]:
     clear = [name for name, p in zip(results, adjusted, strict=True) if p < 0.05]
     least = min(2.0 ** (1 - found.counts[0]) for found, _ in results.values())
     yield (
-        f"Differs from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
+        f"Models that differ from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
         + (
             f" With so few seeds, no difference can be significant: the smallest possible p is {least:g}."
             if least > 0.05 / 3

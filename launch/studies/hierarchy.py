@@ -37,14 +37,14 @@ from launch.training import records
 SCALES = {1: (4,), 2: (2, 2), 3: (2, 1, 1)}  # groups on each scale, the finest first
 RECIPES = {
     "dsprites": ("--preset", "dsprites"),
-    # the first groups at 16x16: at 32x32 four groups on one scale take twice as long
+    # the finest scale is 16x16, because four groups on one scale of 32x32 take twice as long
     "celeba": ("--preset", "celeba64-cpu", "--preprocess-blocks", "2", "--postprocess-blocks", "2"),
 }
 COMMON = ("--compile", "--log-every", "100")
 # NVAE of one scale and flat VAE, compiled, on one core of an AMD EPYC 7003; those of CelebA are estimates. Whether models
 # train for equal times depends on the ratios alone; the report states the CPU time of each.
 STEPS_PER_MINUTE = {"dsprites": (375, 440), "celeba": (100, 250)}
-PACES = {1: 1.0, 2: 0.8, 3: 0.65}  # steps of more scales in the time of one step of one scale
+PACES = {1: 1.0, 2: 0.8, 3: 0.65}  # by number of scales: steps in the time of one step with one scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class HierarchyConfig(FamilyConfig):
             raise ValueError(f"--minutes {self.minutes:g}; give a number above 0")
 
     def length(self, data: DataName) -> Length:
-        """As many steps as take the minutes on a CPU, with ten evaluations."""
+        """The number of steps that take the given minutes on a CPU, with ten evaluations."""
         nvae, flat = (max(1, round(self.minutes * rate)) for rate in STEPS_PER_MINUTE[data])
         return Length(nvae, flat, schedule="cosine", points=10, eval_images=1024)
 
@@ -78,7 +78,7 @@ class HierarchyConfig(FamilyConfig):
 
 
 def _nvae(data: DataName, num_scales: int) -> Member:
-    """The recipe of a data set (docs/studies/recipes.md), its four groups on 1, 2 or 3 scales of which the finest is the same."""
+    """The recipe of a data set (docs/studies/recipes.md) with four groups on 1, 2 or 3 scales; the finest is the same."""
     groups = SCALES[num_scales]
     typed = ("--num-scales", str(num_scales), "--groups-per-scale", *map(str, groups))
     return Member(f"nvae-scales{num_scales}", "train_nvae", (*RECIPES[data], *typed, *COMMON), PACES[num_scales])
@@ -99,9 +99,9 @@ TITLES = {"dsprites": "Rendered dSprites", "celeba": "CelebA at 64x64, its 40 at
 FLOOR = {"dsprites": math.log(737_280)}  # nats: its images are equally likely, so no model has a smaller -ELBO
 OPENING = (
     "NVAEs with four latent groups on one, two or three scales against flat VAEs: plain, beta 4, and beta-TCVAE with beta 4. "
-    "All were trained for about the same CPU time, in which a flat VAE sees more images, by the [recipes](../recipes.md): a cosine "
-    "schedule and averaged weights. A shorter run would lower its learning rate sooner, so intermediate points of a curve "
-    "understate what shorter training reaches. Codes of every model are reduced to equal dimension in the same way, without "
+    "All follow the [recipes](../recipes.md), with a cosine schedule and averaged weights, and were trained for about the same CPU "
+    "time, in which a flat VAE sees more images. A shorter run would lower its learning rate sooner, so intermediate points of a "
+    "curve understate what shorter training reaches. Codes of every model are reduced to equal dimension in the same way, without "
     "labels ([how](../../metrics/hierarchy.md)).\n\n"
     "`python launch/studies/hierarchy.py` (`make study`) trains, scores and reports; with `--report-only` it writes this page "
     "and its figures again from the stored scores in [runs](runs)."
@@ -157,7 +157,7 @@ def _cpu_minutes(run: ScoredRun) -> float | None:
 
 
 def _table(compared: Comparable, floor: float | None) -> str:
-    """The numbers on which the sentences and the README rest."""
+    """The numbers on which the sentences and the README are based."""
     dim = compared.headline_dim
     columns: dict[str, Callable[[Configuration], str]] = {
         "model": lambda c: c.label,
@@ -240,7 +240,7 @@ def _at(configuration: Configuration, minutes: float) -> Float64:
 
 
 def leaders(compared: Comparable) -> str:
-    """Say which configuration has the smallest mean loss at some portions of the time that all runs reached."""
+    """Say which configurations have the smallest mean loss after fractions of the time that all runs reached."""
     every = [_curves(configuration) for configuration in compared.configurations]
     if not all(every):
         return "The stored runs have no CPU times."

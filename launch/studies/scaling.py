@@ -58,7 +58,7 @@ class ScalingConfig(FamilyConfig):
         return Length(self.nvae_steps, self.flat_steps)
 
     def members(self, data: DataName) -> list[Member]:
-        """The flat VAE as the end of depth 1, all depths with all widths, and the scales; none twice."""
+        """A flat VAE, as depth 1, then NVAEs of every depth and width and of every number of scales, each once."""
         found = [
             family.flat(data, "vae"),
             *(family.deep(depth, width) for width in self.widths for depth in self.depths),

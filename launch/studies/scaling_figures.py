@@ -93,7 +93,7 @@ def scores(runs: Sequence[Measured], data: str) -> Picture:
 
 
 def cost(runs: Sequence[Measured], data: str) -> Picture:
-    """Training time and memory of an image against work."""
+    """Training time and memory per image against work."""
     against_work = {
         "ms of training per image, all included": lambda run: 1e3 / run.images_per_s,
         "activations, MiB per image (counted)": lambda run: run.memory_mib,

@@ -1,8 +1,8 @@
 """Measurements of stored runs for the scaling study, and power laws and slopes with intervals over seeds.
 
 The runs of each seed are fitted separately. The interval is Student's over the seeds' results, which needs no
-assumption about the dependence between runs of one seed. Three seeds give 2 degrees of freedom and so a factor of 4.3:
-wide, but honest.
+assumption about the dependence between runs of one seed. Three seeds give 2 degrees of freedom, so an interval is
+4.3 standard errors wide to each side.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class PowerLaw:
         return math.exp(found.mean), math.exp(found.mean - half_width), math.exp(found.mean + half_width)
 
     def decades_beyond(self, x: float) -> float:
-        """Powers of ten by which ``x`` lies beyond the largest fitted value."""
+        """Orders of magnitude by which ``x`` exceeds the largest fitted value."""
         return math.log10(x / self.largest)
 
 

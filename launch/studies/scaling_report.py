@@ -211,13 +211,13 @@ def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
         return
     yield f"### Extrapolated to the published recipe `{PUBLISHED}`"
     yield Table(
-        ["law", "at", "powers of ten beyond our runs", "predicted bits/dim", "95 % over seeds"], rows
+        ["law", "at", "orders of magnitude beyond our runs", "predicted bits/dim", "95 % over seeds"], rows
     ).markdown()
     yield (
         f"Published: {PUBLISHED_BITS} bits/dim (Vahdat & Kautz 2020). Besides the distance, there are three reasons "
         "not to compare the two closely. Our images are a half-size subset enlarged to 64x64, and smoother than the official "
         "ones. A power law without a floor eventually falls below any entropy. The interval covers the fitted lines over seeds, "
-        "not whether the law continues for that many powers of ten. The prediction describes this fit; it is not a forecast."
+        "not whether the law holds over that many orders of magnitude. The prediction describes this fit; it is not a forecast."
     )
 
 

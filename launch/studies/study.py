@@ -41,7 +41,8 @@ class StudyConfig:
     workers: int | None = None
     """Number of runs at once; default one per GPU, or without a GPU one single-threaded run per core."""
     dask: str | None = None
-    """Address of a Dask scheduler, such as tcp://host:8786, whose workers do the runs; they share the folders and this checkout."""
+    """Address of a Dask scheduler, such as tcp://host:8786, whose workers execute the runs; they share the folders and
+    this checkout."""
     report_only: bool = False
     """Only write the report, from the finished runs."""
 
@@ -61,7 +62,7 @@ def refuse(faults: Sequence[str]) -> None:
 def complete(
     runs: Sequence[ScriptRun], scoring: Sequence[str], folder: Path, workers: int | None, cluster: str | None = None
 ) -> list[str]:
-    """Train and score the runs that lack it, several at once, and store each in ``folder`` as soon as it has its scores.
+    """Train and score the missing runs, several at once, and store each in ``folder`` as soon as it is scored.
 
     Args:
         runs: the most important first.

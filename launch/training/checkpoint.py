@@ -1,7 +1,7 @@
 """Checkpoints: one file each, written atomically, checksummed, and loaded without unpickling code.
 
-A checkpoint ``step-000000300.pt`` holds tensors and plain data; beside it ``step-000000300.pt.sha256`` in the format
-of ``sha256sum -c``, because ``torch.load`` does not notice a flipped bit. The checksum is on disk before the file gets
+A checkpoint ``step-000000300.pt`` holds tensors and plain data. Beside it lies ``step-000000300.pt.sha256``, in the
+format of ``sha256sum -c``, because ``torch.load`` does not notice a flipped bit. The checksum is on disk before the file gets
 its name, so a file without a matching checksum was never reported as saved.
 """
 

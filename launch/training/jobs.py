@@ -110,7 +110,7 @@ def _reported(work: Callable[[J], str | None], job: J, threads: bool) -> tuple[s
 
 @dataclass(frozen=True)
 class ScriptRun:
-    """A run of a training script, named after its folder; the arguments lack the folder and --resume."""
+    """A run of a training script, named after its folder; ``arguments`` exclude the folder and --resume."""
 
     script: Script
     arguments: tuple[str, ...]
@@ -135,9 +135,9 @@ class ScriptRun:
 
 
 class Devices:
-    """A pool of GPUs that gives the one idle longest first; without GPUs each process gets one core.
+    """A pool that lends the GPU that has been idle longest; without GPUs each process gets one core.
 
-    On a worker of a cluster it is no pool: the worker's environment determines its device.
+    On a worker of a cluster nothing is lent: the worker's environment determines its device.
     """
 
     def __init__(self, workers: int | None) -> None:

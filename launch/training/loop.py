@@ -37,7 +37,7 @@ class Orders:
 
 
 class Loop:
-    """The loop that trains runs in step with each other until they end, diverge, or are asked to stop.
+    """The training loop: it trains one run, or several in lockstep, until they end, diverge, or are asked to stop.
 
     Args:
         runs: one run, or several with the same data, batch size and intervals.

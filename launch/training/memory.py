@@ -71,7 +71,7 @@ def _saved_bytes(model: VAE, batch_size: int) -> int:
 
 
 def _model_alone(config: Any) -> Any:
-    """The defaults with this configuration's model: runs that differ elsewhere share their counts."""
+    """The default settings with this configuration's model, so that runs which differ only elsewhere share a cached count."""
     return type(config)(model=config.model)
 
 

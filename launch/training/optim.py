@@ -16,7 +16,7 @@ from launch.console.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Linear warm-up from 0, then a cosine to ``lr_min`` by the step (the published NVAE updates it once per epoch)."""
+    """Linear warm-up from 0, then a cosine to ``lr_min``, updated every step (the published NVAE updates it once per epoch)."""
     warmup = config.lr_warmup * total_steps
     if step < warmup:
         return config.lr * step / warmup
@@ -80,7 +80,7 @@ def build(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.opti
 
 
 def load_state_dict(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a state that may come from another device; the implementation of steps stays that of this one."""
+    """Load a state that may come from another device, but keep this device's implementation of a step."""
     here = {k: v for k, v in optimizer.defaults.items() if k in ("foreach", "fused", "capturable")}
     groups = [{**group, **here} for group in saved["param_groups"]]
     optimizer.load_state_dict({**saved, "param_groups": groups})

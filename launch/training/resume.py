@@ -31,7 +31,7 @@ AFTER_DIVERGENCE = (
 def resume_all(
     trainers: Mapping[str, Trainer], folders: Mapping[str, RunFolder], *, global_batch: int, data: datasets.Dataset
 ) -> int:
-    """Continue runs that are trained together from the newest step of which each has a valid checkpoint.
+    """Continue runs that are trained together, from the newest step at which each has a valid checkpoint.
 
     Returns:
         That step; 0 if there is none.
@@ -45,7 +45,7 @@ def resume_all(
 
 
 def _common_step(folders: Mapping[str, RunFolder]) -> int:
-    """Newest step of which every replica has a valid checkpoint; a kill may have hit between two saves.
+    """Newest step at which every replica has a valid checkpoint; a kill may have come between two saves.
 
     Raises:
         ValueError: only some replicas have checkpoints, and training all from the start would overwrite these.

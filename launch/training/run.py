@@ -273,7 +273,7 @@ class Run:
                 files.write_text(self.folder.path / "preempted", f"{self.saved_step}\n")
 
     def says_stopped(self) -> str:
-        """Message of a stop on request."""
+        """The message when a run is stopped on request."""
         step, saved = self.state.step, self.saved_step
         newest = "checkpoint saved" if saved == step else f"the newest checkpoint is of step {saved}"
         return f"stopped on request at step {step}, {newest}; continue with --resume auto"
@@ -301,7 +301,7 @@ class Run:
             self.folder.write_json("diverged.json", diagnosis)
 
     def says_diverged(self) -> str:
-        """Message of a run that diverged."""
+        """The message when a run has diverged."""
         return (
             f"{self.state.num_bad_in_a_row} steps in a row were not finite, up to step {self.lost_at}; see "
             f"{self.folder.path / 'diverged.json'}, then continue with --resume auto and a lower --lr, or --grad-clip, or "

@@ -28,13 +28,13 @@ from launch.training.resume import init_from, resume_all
 from launch.training.run import Run, Score
 from launch.training.step import Trainer, new_state, resolve_precision
 
-FEW_STEPS = 500  # a run given in epochs that has fewer steps can hardly learn
+FEW_STEPS = 500  # fewer steps are hardly enough to learn anything; checked if the length is given in epochs
 
 
 def default_run_dir(config: SharedConfig) -> Path:
     """Folder of a run without --run-dir: runs/<dataset>-<family>-<preset>-<objective>-seed<seed>.
 
-    Own images have the name of their folder in place of the data set's.
+    For a folder of images, its name takes the place of the data set's.
     """
     family, root = family_of(config), config.data.data_root
     setting = family.setting(config)
@@ -67,7 +67,7 @@ def announce(config: SharedConfig, preset: SharedConfig, plan: Plan, ranks: Rank
     )
     if run.max_steps is None and total_steps < FEW_STEPS:
         say(
-            f"       this is short: {run.epochs} epochs of so few images are {total_steps} steps, and a model of images "
+            f"       this is short: {run.epochs} epochs of so few images are {total_steps} steps, and an image model "
             "needs thousands; give --max-steps 3000"
         )
     for line in family_of(config).describe(config, spec):

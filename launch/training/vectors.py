@@ -47,7 +47,7 @@ class Vector:
 
     @staticmethod
     def become(tensor: Tensor, view: Tensor) -> None:
-        """Move a tensor in place to the memory of ``view``, so that all references to it see the move."""
+        """Move a tensor in place to the memory of ``view``, so that all references to it use the new memory."""
         tensor.data = view
 
     @staticmethod
