@@ -72,7 +72,7 @@ def orientation(image: Image.Image) -> int:
 
 def header(image: Image.Image) -> tuple[int, int, bool]:
     """Return height and width after orientation, and True for a grey image; few formats need decoding for that."""
-    turned = orientation(image) >= 5  # these lie on their side
+    turned = orientation(image) >= 5  # these orientations exchange height and width
     width, height = reversed(image.size) if turned else image.size
     return height, width, _is_grey(image)
 
@@ -210,7 +210,7 @@ def decode_all(
     for results, failed in each_image(files, names, use, f"decoding {files.where.name}"):
         bad |= failed
         contents += ["0" * 16 if result is None else result[1] for result in results]
-        if skip_bad or not bad:  # after the first bad one, only look for more
+        if skip_bad or not bad:  # after the first bad image, only search for others
             write(np.stack([blank if result is None else result[0] for result in results]))
     if bad and (not skip_bad or len(bad) == len(names)):
         refuse_bad(files.where, bad, len(names))

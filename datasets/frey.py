@@ -61,7 +61,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _matrix(data: bytes, name: bytes) -> tuple[int, int, bytes]:
     """Rows, columns and values, column after column, of a uint8 matrix in a little-endian MATLAB 5 file.
 
-    Our own reader, because fuzzing scipy's crashed the interpreter and exhausted the memory.
+    It replaces scipy's reader, in which fuzzing crashed the interpreter and exhausted the memory.
     """
     if data[124:128] != b"\x00\x01IM":
         raise ValueError("it is not a MATLAB 5 file")

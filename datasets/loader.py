@@ -77,8 +77,8 @@ def _mirror_some(images: Tensor, mirrored: Tensor | None) -> Tensor:
 class Loader:
     """Iterate over `Batch`es from `start_step` on, read ahead by a background thread.
 
-    The epoch is the `draw` of random views. `num_steps` None never ends. `resident` are the data set's images on a
-    device: batches then hold only indices. An exception in the thread is raised by the next `next()`.
+    The epoch is the `draw` of random views. With `num_steps` None the iteration never ends. `resident` are the data
+    set's images on a device: batches then hold only indices. An exception in the thread is raised by the next `next()`.
     Use as a context manager, or call `close()`; iterate once.
     """
 

@@ -20,7 +20,7 @@ HIDDEN_UNITS, HIDDEN_LAYERS = 1000, 6
 
 
 def discriminator(num_latents: int) -> nn.Sequential:
-    """Six layers of 1,000 leaky ReLUs and two logits: sampled from q(z), or from the product of its marginals."""
+    """Discriminator of latents from q(z) and from the product of its marginals: six layers of 1,000 units, two logits."""
     layers: list[nn.Module] = []
     width = num_latents
     for _ in range(HIDDEN_LAYERS):

@@ -19,7 +19,7 @@ from metrics.factors import QUANTILE_BINS, Table, paired
 WIDTH_RATIO = 1.05  # between neighbouring variances of the grid of widths; the error falls with (ratio - 1)^2
 POINTS_PER_STD = 8.0  # of the narrowest component
 TAIL_STDS = 8.0  # beyond the outermost mean, of the widest component
-MAX_POINTS = 2**17  # of the grid, unless a narrow component asks for more: then it is widened, with a note
+MAX_POINTS = 2**17  # points of the grid; a component that is too narrow for them is widened, with a note
 
 
 def as_posterior(means: Array, variances: Array) -> tuple[Float64, Float64]:
@@ -121,7 +121,9 @@ def _mixture_masses(
     if span / step > MAX_POINTS:
         step = span / MAX_POINTS
         floor = (POINTS_PER_STD * step) ** 2
-        notes = (f"components narrower than {math.sqrt(floor):.2g} were widened to it: information is a lower figure",)
+        notes = (
+            f"components narrower than {math.sqrt(floor):.2g} were widened to it, so the information is underestimated",
+        )
         variance = np.maximum(variance, floor)
     num_points = 2 ** math.ceil(math.log2(span / step + 2))
     position = (mean - mean.min() + TAIL_STDS * math.sqrt(float(variance.max()))) / step

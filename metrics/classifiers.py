@@ -45,7 +45,7 @@ def fit_with_notes(estimator: E, features: Floats, labels: npt.NDArray[Any]) -> 
     notes: dict[str, None] = {}
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            notes[f"{name} stopped at its iteration limit (scikit-learn's default, as the peers)"] = None
+            notes[f"{name} stopped at its iteration limit (scikit-learn's default, as in other implementations)"] = None
         else:
             notes[f"{name} warns: {str(warning.message).splitlines()[0]}"] = None
     return estimator, tuple(notes)

@@ -13,7 +13,7 @@ from metrics.probes import r2
 from metrics.reductions import halves
 
 CAPACITIES = (0, 8, 32, 128, 512)
-RIDGE = 1e-3  # of the number of rows
+RIDGE = 1e-3  # penalty per row
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The rate in three parts: E KL(q(z|x) || p) = I(x; z) + TC(z) + sum_j KL(q(z_j) || p(z_j)), prior standard normal.
 
-From the full mixture, never from a minibatch: minibatch estimators of these terms are off by up to tens of nats
-(they serve for gradients only).
+The terms are computed from the full mixture: minibatch estimators are off by up to tens of nats and are fit only for
+gradients.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Decomposition:
 def decompose_rate(means: Array, variances: Array, *, seed: int, num_draws: int = 2_000) -> Decomposition:
     """Split the rate of posteriors N(mean, variance), both [N, D], by the mixture of all N (Chen et al. 2018, eq. 2).
 
-    Costs num_draws x N x D. ``means`` should be the whole evaluation set: I(x; z) is about these N images.
+    The cost is num_draws x N x D. ``means`` should be the whole evaluation set: I(x; z) is about these N images.
     """
     mean, variance = as_posterior(means, variances)
     check_count(num_draws, "num_draws", 2)

@@ -22,7 +22,7 @@ COLUMNS_AT_ONCE = 64  # transposed together, so that each cache line of a row-ma
 PACKED_CLASSES = 1024  # factors counted jointly up to this many combinations: fewer passes, tables that fit a cache
 MAX_BINS = 2**16
 MIN_ULPS_PER_BIN = 256.0  # narrower bins are searched, because rounding could move the division by more than one bin
-LATENTS_AT_ONCE = 8  # whose joint counts are held together
+LATENTS_AT_ONCE = 8  # latents whose joint counts are in memory together
 ROWS_COUNTED = 2_000  # about this many evenly spread points show if a bin is crowded
 CROWDED_SHARE = 0.9  # of the points in one bin: the others hold too few to tell anything
 
@@ -198,7 +198,7 @@ def entropy(labels: Labels) -> Float64:
 
 
 def bin_factors(labels: Labels, bins: int, binning: Binning = "width") -> Bins:
-    """The factors themselves as perfect latents, binned: [K, N]. Equal widths need only the classes, then looked up.
+    """The factors themselves as perfect latents, binned: [K, N]. For equal widths only the classes are binned.
 
     Classes count as 0, 1, 2, ... whatever their labels, because a perfect code need not copy gaps between labels.
     """

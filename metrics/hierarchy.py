@@ -1,8 +1,8 @@
 """Scores that are fair to a hierarchy: the group as the unit, and reduced codes at equal dimension.
 
-Groups are arrays [N, C, H, W] or [N, D], top group first; a flat model enters as D groups of one latent. Claims that
-these support: "factor x lives in groups a to b", "the code is (not) axis-aligned at equal dimension". Score untrained
-models of both kinds beside the trained ones.
+Groups are arrays [N, C, H, W] or [N, D], top group first; a flat model enters as D groups of one latent. These scores
+support claims such as "factor x lives in groups a to b" or "the code is (not) axis-aligned at equal dimension". Score
+untrained models of both kinds beside the trained ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class GroupInformation:
 def group_information(
     groups: Sequence[Array], factors: Table, *, seed: int, probe: Probe = "logistic", max_features: int = 32
 ) -> GroupInformation:
-    """Information of each group, and of each with all above it, about factors [N, K].
+    """Information about factors [N, K] in each group, and in each group together with all groups above it.
 
     A probe is fitted on one half of the points and its cross entropy taken on the other: a multinomial logistic
     regression, or a network of 64 hidden units ("mlp", for factors that lie along curves, such as orientation). A

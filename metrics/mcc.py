@@ -60,7 +60,7 @@ def mcc(
     Args:
         codes: latents in any order, sign and scale.
         factors: classes count by their index, numbers as they are.
-        correlation: "pearson", or "spearman", which forgives monotone warping.
+        correlation: "pearson", or "spearman", which is invariant to monotone warping.
         mapping: None for strong MCC. For weak MCC a map fitted on one random half of the rows and scored on the other:
             "linear" predicts the factors by least squares, "cca" maps codes and factors to their canonical pairs.
         seed: seed of the halves.

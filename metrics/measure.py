@@ -16,7 +16,7 @@ class Measure:
 
     Args:
         is_density: the likelihood is a density of continuous pixels. Its nats may have either sign and depend on the scale of
-            the pixels, so they are not bits/dim that compare with those of another likelihood.
+            the pixels, so they are not bits/dim that can be compared with those of another likelihood.
         has_rate: the posterior is trained as a distribution. An autoencoder trains its mean alone, so it has a distortion
             but neither a rate nor an ELBO.
     """

@@ -165,7 +165,7 @@ class VAE(nn.Module, ABC):
         temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Estimate batch-norm statistics anew from samples at a temperature, in a family that has batch norms.
+        """Re-estimate batch-norm statistics from samples at a temperature, in a family that has batch norms.
 
         Args:
             num_batches: batches of samples; the statistics are a plain average over them.

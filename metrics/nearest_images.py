@@ -101,7 +101,7 @@ class ImageBank:
         )
 
     def _bounds(self, first: int, end: int, counts: Counts) -> Counts:
-        """The least distances that the regions' counts allow, of the images from place ``first`` to ``end``."""
+        """Lower bounds by the regions' counts on the distances of the images from place ``first`` to ``end``."""
         bounds = np.zeros(end - first, np.int16)
         for of_bank, of_image in zip(self._sorted_counts[:, first:end], counts, strict=True):
             bounds += np.abs(of_bank - of_image)

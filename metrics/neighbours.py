@@ -23,7 +23,7 @@ def information_with_class(latent: Float64, labels: Int64, neighbours: int) -> f
     """I(latent [N]; class [N]), at least 0 (Ross 2014).
 
     A point's radius reaches to its ``neighbours``-th neighbour in its own class; the more points of other classes lie
-    within, the less the latent says. Classes of one point are left out.
+    within it, the less the latent tells about the class. Classes of one point are left out.
     """
     digamma = _digamma(len(latent) + 1)
     radius = np.zeros(len(latent))

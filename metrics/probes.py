@@ -72,8 +72,8 @@ def mlp_r2(
 ) -> ProbeR2:
     """R2 on held-out rows of a network with one hidden layer from codes [N, D] to factors [N, K].
 
-    Without test rows one random half of the rows is fitted and the other scored. Compare with :func:`linear_r2`: what
-    the network adds is there, but not linearly.
+    Without test rows one random half of the rows is fitted and the other scored. Compare with :func:`linear_r2`: the
+    difference is information that a linear map cannot read.
     """
     from sklearn.neural_network import MLPRegressor
 

@@ -1,7 +1,7 @@
 """Batches of images that share a factor's value: drawn from the grid of factors, or from rows of codes and factors.
 
 A sampled score on the grid asks for ``code_of: factors [n, K] -> codes [n, D]``, the encoder's MEAN at those factors (a
-function, so that asking twice would give the same). A point of the grid is one flat index; a draw that is uniform over the grid is
+function: equal factors give equal codes). A point of the grid is one flat index; a draw that is uniform over the grid is
 iid uniform per factor.
 """
 
@@ -156,7 +156,7 @@ class RowSampler:
     starts: list[Int64]
 
     def partners(self, rows: Int64, label: Int64, rng: np.random.Generator) -> Int64:
-        """For rows [P, L] random rows, with replacement, that have the same class of the batch's factor ``label`` [P]."""
+        """Draw for each of ``rows`` [P, L] a row with the same class of its batch's factor ``label`` [P], with replacement."""
         found = np.empty_like(rows)
         for k, starts in enumerate(self.starts):
             batches = np.flatnonzero(label == k)
@@ -166,7 +166,7 @@ class RowSampler:
 
 
 def sample_rows(classes: Int64) -> RowSampler:
-    """Make ready to draw from factors [N, K] of classes 0..n_k-1."""
+    """Build the sampler of factors [N, K] with classes 0..n_k-1."""
     order = np.argsort(classes.T, axis=1, kind="stable")
     starts = [np.concatenate([[0], np.cumsum(np.bincount(column))]) for column in classes.T]
     return RowSampler(classes, order, starts)

@@ -53,7 +53,7 @@ def sap(
     """SAP of codes [N, D] about factors [N, K].
 
     "discrete" fits a linear SVM (C = .01, balanced classes) on one raw latent at a time and scores test rows; without
-    test rows it scores the train rows and says so. "r2" is the squared Pearson correlation of latent and class index
+    test rows it scores the train rows, with a note. "r2" is the squared Pearson correlation of latent and class index
     on train rows, and takes continuous factors. ``ceiling`` also scores a perfect code, at the same cost again. The
     solver draws nothing; ``seed`` is passed on and reported.
     """

@@ -29,17 +29,17 @@ Rows: TypeAlias = tuple[Floats, Factors | None]
 OfRows: TypeAlias = Callable[[Floats, Factors | None], Any]
 
 FEWEST_ROWS = 16
-FEW_ROWS = 500  # below which intervals were measured to cover less often than they say
-NUM_ORDERS = 10  # of all rows, over which the luck of one split or of drawn batches is averaged out
-STRONG_BIAS = 1.5  # half-widths of the interval, beyond which what a correction leaves of a bias spoils the interval
-ROUNDING = 1e-12  # a bias of this size is none
+FEW_ROWS = 500  # with fewer rows, intervals were measured to cover less often than they state
+NUM_ORDERS = 10  # orders of the rows, to average out the chance of one split or of drawn batches
+STRONG_BIAS = 1.5  # half-widths of the interval; if a bias is larger, its correction leaves too much of it
+ROUNDING = 1e-12  # a smaller bias is rounding error
 UP_TO_ONE = frozenset(
     (
         *("mig", "mig_sup", "jemmig", "sap", "mcc", "cca", "linear_r2", "dci", "dci_es", "explicitness"),
         *("beta_vae_of_rows", "factor_vae_of_rows"),
     )
 )
-"""Scores with intervals that are at most 1, so that their intervals are."""
+"""Scores that cannot exceed 1; their intervals are cut there."""
 
 NO_INTERVAL = {
     "irs": "IRS takes maxima, whose bias may fall as 1/sqrt(N)",
@@ -194,7 +194,7 @@ def _splits_rows(result: Any, num_points: int) -> bool:
 
 
 def _mean_over_orders(compute: OfRows, codes: Floats, factors: Factors | None, rng: np.random.Generator) -> float:
-    """Mean score over random orders of all rows, so that the luck of one does not pass for bias."""
+    """Mean score over random orders of all rows, so that the chance of one order is not taken for bias."""
     orders = [rng.permutation(len(codes)) for _ in range(NUM_ORDERS)]
     return float(np.mean([_number(compute(codes[o], None if factors is None else factors.rows(o))) for o in orders]))
 
@@ -266,7 +266,7 @@ def _interval(centre: float, reach: float, possible: tuple[float, float]) -> tup
 
 
 def _why_none(names: tuple[str, str], bias: float, reach: float) -> str:
-    """Reason why no interval of a score would cover; empty if there is none."""
+    """Reason why an interval of a score would not cover; empty if it would."""
     for name in NO_INTERVAL.keys() & set(names):
         return NO_INTERVAL[name]
     if abs(bias) > max(STRONG_BIAS * reach, ROUNDING):

@@ -129,8 +129,8 @@ class CovarianceDistance:
 def covariance_distance(means: Array, variances: Array) -> CovarianceDistance:
     """mean_i ||diag(sigma_i^2) - C||_F of posterior means and variances, both [N, D]; C has ddof 0.
 
-    The thesis' degree of disentanglement. Costs O(ND + D^2) and never forms a D x D matrix per point. Raises
-    ValueError for shapes that differ or negative variances.
+    This is the degree of disentanglement of a thesis on Frey Faces. It costs O(ND + D^2) and forms no D x D matrix per
+    point. Raises ValueError for shapes that differ or negative variances.
     """
     mean = usual_scale(as_codes(means, "means"), "means").astype(np.float64)
     variance = usual_scale(as_codes(variances, "variances"), "variances").astype(np.float64)
@@ -138,7 +138,7 @@ def covariance_distance(means: Array, variances: Array) -> CovarianceDistance:
         raise ValueError(f"means {mean.shape} and variances {variance.shape} differ; give one variance for each mean")
     if variance.min() < 0:
         raise ValueError(f"variances hold the negative value {variance.min():.3g}; give sigma^2, not its logarithm")
-    mean -= mean.mean(axis=0)  # in place, and so below: temporaries of this size would be half of the time
+    mean -= mean.mean(axis=0)  # in place, here and below: temporaries of this size would take half of the time
     covariance = mean.T @ mean / len(mean)
     diagonal = np.diag(covariance)
     off_diagonal = covariance - np.diag(diagonal)

@@ -160,9 +160,9 @@ def write_statistics(model: nn.Module, statistics: Statistics) -> None:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, run: Callable[[int], object], num: int) -> Statistics:
-    """Estimate running statistics afresh as the plain average over ``num`` batches, in float32.
+    """Re-estimate running statistics as the plain average over ``num`` batches, in float32.
 
-    Needed for samples below temperature 1, where activations differ from those in training (paper, section 4), and
+    This is needed for samples below temperature 1, where activations differ from those in training (paper, section 4), and
     after weights were averaged. The model, its mode and its statistics do not change; apply the returned statistics
     with :func:`write_statistics`. The published code does this under fp16 autocast, which gives NaN images.
 

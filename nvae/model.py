@@ -177,7 +177,7 @@ class NVAE(VAE):
         temperature: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Estimate batch-norm statistics anew (paper, section 4), see :meth:`metrics.model.VAE.readjust_batch_norm`."""
+        """Re-estimate batch-norm statistics (paper, section 4), see :meth:`metrics.model.VAE.readjust_batch_norm`."""
         statistics = reestimate_batch_norm(
             self, lambda i: self.sample(batch_size, temperature, generator=generator), num_batches
         )

@@ -31,7 +31,7 @@ class ObjectiveConfig:
     kl_anneal_portion: float = 0.3
     """Share of all steps over which the KL coefficient rises to 1."""
     kl_const_portion: float = 1e-4
-    """Share of all steps before it starts to rise."""
+    """Share of all steps before the KL coefficient starts to rise."""
     kl_const_coefficient: float = 1e-4
     """Smallest KL coefficient."""
     kl_balance: bool = True

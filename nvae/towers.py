@@ -58,7 +58,7 @@ def _cell(config: NVAEConfig, ops: tuple[str, ...], width_in: int, width_out: in
 
 
 def preprocess_cells(config: NVAEConfig) -> nn.ModuleList:
-    """From the stem to the highest-resolution scale; the last cell of each block halves."""
+    """Cells from the stem to the highest-resolution scale; the last cell of each block halves the resolution."""
     cells, ops = nn.ModuleList(), config.ops.preprocess
     for block in range(config.preprocess_blocks):
         width = config.channels_enc * 2**block
@@ -102,7 +102,7 @@ def decoder_cells(config: NVAEConfig) -> nn.ModuleList:
 
 
 def postprocess_cells(config: NVAEConfig) -> nn.ModuleList:
-    """From the highest-resolution scale to the size of the image; the first cell of each block doubles."""
+    """Cells from the highest-resolution scale to the size of the image; the first of each block doubles the resolution."""
     cells, ops = nn.ModuleList(), config.ops.postprocess
     for block in reversed(range(config.postprocess_blocks)):
         width = config.channels_dec * 2**block

@@ -111,7 +111,7 @@ COSTLY: dict[str, Callable[..., Any]] = {
     "factor_vae_of_rows": partial(metrics.factor_vae_of_rows, **FEW_BATCHES),
     "beta_vae_of_rows": partial(metrics.beta_vae_of_rows, **FEW_PAIRS),
 }
-MANY_BATCHES = {"num_eval": 200_000}  # for the truth: the draw of batches is noise as well
+MANY_BATCHES = {"num_eval": 200_000}  # for the truth, because the draw of batches adds noise
 POPULATIONS: dict[str, Draw] = {"copies": copies, "mixtures": mixtures, "small": small}
 
 

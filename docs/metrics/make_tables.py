@@ -4,7 +4,7 @@ Without names all pages are written, which takes minutes for DCI.
 
 Codes over dSprites' factors, v_k in [-1, 1]: perfect (z_k = v_k), rotated (a random orthogonal matrix of v), noisy
 (v_k + .3 noise and five latents of unit noise), redundant (v and -v), dead (ten zeros). Posteriors for the scores that
-need variances: .1^2 for latents that say something, 1 for those that do not.
+need variances: .1^2 for informative latents, 1 for the others.
 """
 
 from __future__ import annotations
