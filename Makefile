@@ -14,13 +14,13 @@ help:
 	@echo "make test         the test suite (two cores, no GPU needed)"
 	@echo "make check        ruff and mypy"
 	@echo "make docs         the documentation as a site in site/"
-	@echo "make gpu-check    what must be true and how fast it is on one GPU, ten minutes; on a CPU what can be said there"
+	@echo "make gpu-check    correctness and speed on one GPU, ten minutes; on a CPU, the parts that need no GPU"
 	@echo "make soak         long reliability runs"
 	@echo "make study        NVAEs of 1, 2, 3 scales against flat VAEs on dSprites and CelebA, with a report (CELEBA=folder; resumable)"
 	@echo "make scaling-study  what depth, width, scales and data buy, with a report (CELEBA=folder; resumable)"
 	@echo "make ablation-study  the dSprites recipe with each ingredient of NVAE switched off, with a report (resumable)"
 	@echo "make frey-study   beta sweep on Frey Faces with a report (FREY=folder with frey_rawface.mat; resumable)"
-	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full wants a GPU)"
+	@echo "make grouped-study  Grouped-VAE on dSprites with a report (PROTOCOL=reduced for two cores; full needs a GPU)"
 
 install: $(STAMP)
 
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: $(STAMP)
 	$(RUN) launch/quickstart.py --out $(QUICKSTART)
 
-# loadfile: a run that the tests of a file share is trained by one process, and not by several.
+# loadfile: tests of one file run in one process, which trains the run that they share only once.
 # Bytecode is kept: without it every worker and every script that a test starts would compile the same modules again.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
@@ -49,7 +49,7 @@ docs: $(STAMP)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-# Ten minutes of one GPU (without one: what can be said on a CPU); results in runs/gpu-check.
+# Ten minutes of one GPU (without one, the parts that need none); results in runs/gpu-check.
 gpu-check: $(STAMP)
 	$(RUN) -m benchmarks.gpu_check --budget 540 --out runs/gpu-check
 
@@ -60,7 +60,7 @@ soak: $(STAMP)
 lock:
 	$(RUN) -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)|@' > requirements.lock
 
-# All go on where they were stopped. Reports: docs/studies/. STUDY_FLAGS: more of the script's own, such as --seeds 5.
+# A stopped study continues. Reports: docs/studies/. STUDY_FLAGS holds further flags of the script, such as --seeds 5.
 study: $(STAMP)
 	$(RUN) launch/studies/hierarchy.py $(if $(CELEBA),--celeba-root $(CELEBA)) $(STUDY_FLAGS)
 

@@ -1,4 +1,4 @@
-"""Counts that speed depends on: dispatched operations, the bytes that they touch, FLOPs."""
+"""Counts on which speed depends: dispatched operations, the bytes that they touch, and FLOPs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class OperationCounter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Work:
-    """Counts of the ELBO of a batch and its gradients; penalties and optimiser are left to the rates that are fitted."""
+    """Counts for the ELBO of a batch and its gradients; the fitted rates account for penalties and the optimiser."""
 
     operations: int
     gflop: float

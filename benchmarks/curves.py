@@ -19,11 +19,11 @@ from launch.families.nvae import NVAE_PRESETS
 from launch.machine.distributed import Ranks
 from launch.training.start import trainer_for
 
-WINDOWS = 10  # parts of a run that are compared, so that a detour which the end hides is seen
+WINDOWS = 10  # parts of a run that are compared, to show differences that have vanished by its end
 
 
 def curve(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """-ELBO in nats of the tiny NVAE, seed by seed and precision by precision; the difference beside that of seeds."""
+    """Compare the -ELBO in nats of the tiny NVAE between precisions, seed by seed, with its spread over seeds."""
     seeds = range(options.seeds)
     with tempfile.TemporaryDirectory() as cache:
         data = _data(options, Path(cache))
@@ -78,7 +78,7 @@ def _row(name: str, curves: npt.NDArray[np.float64], options: argparse.Namespace
 
 
 def _against(name: str, curves: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> Row:
-    """Differences of the same seed in units of the spread of fp32 over seeds, in the last tenth and the worst one."""
+    """Differences at the same seed in units of the spread of fp32 over seeds, in the last tenth and in the worst one."""
     difference = (curves - reference).mean(0)  # [WINDOWS]
     row: Row = {
         "benchmark": "curve",

@@ -1,4 +1,4 @@
-"""Training steps on CUDA tensors that are not there: shapes, layouts, devices and kernels without a GPU.
+"""Training steps on fake CUDA tensors: shapes, layouts, devices and kernels without a GPU.
 
 FakeTensorMode computes the shape, layout and device of every result and nothing else. PyTorch's autograd engine insists
 on a real device, so a small one in Python takes its place, and CUDA's cross-rank batch norm, which has no fake kernels,
@@ -28,7 +28,8 @@ DEVICE = torch.device("cuda", 0)
 FREE = frozenset({"device", "empty", "empty_like", "new_empty", "empty_strided", "resize_", "set_", "wait_tensor"})
 FREE |= {"detach", "_reshape_alias", "_unsafe_view", "lift_fresh"}  # operations that launch nothing
 FREE |= {"_record_function_enter_new", "_record_function_exit"}
-LATENCY, BANDWIDTH, MATRIX_RATE = 2.2e-6, 2.7e12, 400e12  # s a small kernel, bytes/s, FLOP/s in half precision: H100
+# H100: seconds per small kernel, bytes/s, FLOP/s in half precision
+LATENCY, BANDWIDTH, MATRIX_RATE = 2.2e-6, 2.7e12, 400e12
 
 
 class _Engine:
@@ -177,7 +178,7 @@ CROSS_RANK: dict[str, Callable[..., Any]] = {
 
 
 def _foreach(name: str, args: Sequence[Any]) -> int:
-    """Kernels of a multi-tensor operation: tables of so many tensors and 320 blocks of 65,536 numbers each."""
+    """Kernels of a multi-tensor operation: each launch takes at most this many tensors and 320 blocks of 65,536 numbers."""
     lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
     tensors, depth = lists[0], len(lists) + (not name.endswith("_"))
     blocks = sum(math.ceil(t.numel() / 65536) for t in tensors)
@@ -281,7 +282,7 @@ class Recorder(TorchDispatchMode):
         return sum(launch.kernels for launch in self.launches)
 
     def watch(self, model: nn.Module) -> None:
-        """Note in which module an operation happens."""
+        """Record the module in which an operation happens."""
         for module in model.modules():
             name = type(module).__name__
             module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name))

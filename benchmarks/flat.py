@@ -118,7 +118,7 @@ class Ours:
 
 
 class Together:
-    """Several of ours, other seeds, as one batched model."""
+    """Several of our models, with different seeds, as one batched model."""
 
     def __init__(self, ours: Sequence[Ours]) -> None:
         self.trainer = ReplicaTrainer([each.trainer for each in ours], Replicas)

@@ -1,11 +1,11 @@
-"""What must be true and how fast it is on one GPU, in ten minutes.
+"""Check of correctness and speed on one GPU, in ten minutes.
 
-``make gpu-check``, or where nothing is installed but PyTorch and what docs/benchmarks/2026-11-27-gpu.md lists:
+Run ``make gpu-check`` or, with only PyTorch and the packages that docs/benchmarks/2026-11-27-gpu.md lists:
 
     python -m benchmarks.gpu_check --budget 540 --out DIR
 
-Sections run one after the other; each leaves its result in DIR/gpu-check.json as soon as it is there. A wrong result is a
-failure and the exit code says so. Without a GPU the sections that need one say so and the others run on small models.
+Sections run one after the other, and each writes its result to DIR/gpu-check.json when it ends. If a result is wrong,
+the exit code is 1. Without a GPU, the sections that need one are skipped and the others run on small models.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the check; exit code 1 where a result is wrong."""
+    """Run the check; the exit code is 1 if a result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds after which no timing is begun")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds after which no timing starts")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu-check"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
-    parser.add_argument("--rank", type=int, help="internal: be one of two processes")
+    parser.add_argument("--rank", type=int, help="internal: act as one of two processes")
     options = parser.parse_args()
     execution.full_float32()
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")

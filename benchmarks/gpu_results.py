@@ -36,7 +36,7 @@ class NeedsGpu(Exception):
 
 @dataclass
 class Check:
-    """Where the sections run.
+    """Device and time limit of the sections.
 
     Args:
         device: the GPU, or the CPU.
@@ -48,11 +48,11 @@ class Check:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is a GPU."""
+        """True if there is a GPU."""
         return self.device.type == "cuda"
 
     def wait(self) -> None:
-        """Until the device has done its work."""
+        """Wait until the device has finished its work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
@@ -67,7 +67,7 @@ class Check:
 
 
 def _steps(subject: Trainer, num: int, first: int = 0) -> list[float]:
-    """Losses of so many steps on images that differ from step to step."""
+    """Take ``num`` steps on images that differ from step to step; return the losses."""
     count = subject.config.run.batch_size * subject.config.optim.accumulation
     images = random_images(subject.state.model.spec, count)
     losses = [subject.train_step(images.roll(first + i, -1)).terms["loss"] for i in range(num)]
@@ -94,7 +94,7 @@ def machine(check: Check) -> dict[str, Any]:
 
 
 def precision(check: Check) -> dict[str, Any]:
-    """The loss against float64 on a CPU, as a share of it; gradients must be finite."""
+    """Compare the loss with that in float64 on a CPU, by the relative error; gradients must be finite."""
     reference = Check(torch.device("cpu"), check.deadline).trainer()
     start = copy.deepcopy(reference.state.model).state_dict()
     for part in (reference.state.model, reference.state.objective):
@@ -127,7 +127,7 @@ def _loss(subject: Trainer, dtype: torch.dtype) -> float:
 
 
 def skipping(check: Check) -> dict[str, Any]:
-    """A step that is not finite leaves no trace, and no step makes the host wait."""
+    """Check that a step that is not finite leaves no trace, and that no step makes the host wait."""
     subject = check.trainer(grad_clip=1.0)
     _steps(subject, 2)
     before = _weights(subject)
@@ -149,7 +149,7 @@ def skipping(check: Check) -> dict[str, Any]:
 
 
 def resuming(check: Check) -> dict[str, Any]:
-    """Six steps twice, and three and three resumed: to the bit."""
+    """Compare two runs of six steps, and one that is resumed after three, bit for bit."""
     runs = [check.trainer(precision="bf16"), check.trainer(precision="bf16")]
     losses = [_steps(run, 6) for run in runs]
     first = check.trainer(precision="bf16")
@@ -174,7 +174,7 @@ def _names_that_differ(one: Trainer, other: Trainer) -> list[str]:
 
 
 def recording(check: Check) -> dict[str, Any]:
-    """Compare replayed with eager steps bit for bit."""
+    """Compare replayed steps with eager ones bit for bit."""
     if not check.on_gpu:
         raise NeedsGpu("CUDA graphs; an emulation is in tests/launch/test_captured.py")
     found = {}
@@ -192,7 +192,7 @@ def recording(check: Check) -> dict[str, Any]:
 
 
 def between_ranks(check: Check) -> dict[str, Any]:
-    """A batch norm over two processes on this device against one process with the whole batch."""
+    """Compare a batch norm over two processes on this device with one process on the whole batch."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", check.device.type, "--rank"]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "PYTHONPATH": str(ROOT)}
     processes = [
@@ -222,7 +222,7 @@ def _norm_of(x: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
 
 
 def one_rank(rank: int, device: torch.device) -> None:
-    """Work of each of two processes: steps on its share of the batch, and steps on the whole batch alone."""
+    """Normalise this process's half of the batch together with the other process, and the whole batch alone."""
     generator = torch.Generator().manual_seed(0)
     x, upstream = (torch.randn(8, 8, 6, 6, generator=generator).to(device) + i for i in (3.0, 0.0))
     alone = _norm_of(x, upstream)

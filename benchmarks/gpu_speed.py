@@ -1,4 +1,4 @@
-"""How fast one GPU is: the sections of gpu_check that take times."""
+"""Sections of gpu_check that measure the speed of one GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launch.training.replicas import ReplicaTrainer
 
 
 def _burst(check: Check, step: Callable[[], object], num: int) -> float:
-    """Seconds a step of ``num`` steps that nobody waits for in between."""
+    """Seconds per step, over ``num`` steps without a wait between them."""
     step()
     check.wait()
     start = time.perf_counter()
@@ -34,7 +34,7 @@ def _burst(check: Check, step: Callable[[], object], num: int) -> float:
 
 
 def training_speed(check: Check) -> dict[str, Any]:
-    """Seconds a step of the CelebA 64 recipe, plain, recorded and recomputed."""
+    """Measure seconds per step of the CelebA 64 recipe: plain, recorded, and with recomputed cells."""
     preset, sizes, num = ("celeba64", (16, 64), 20) if check.on_gpu else ("tiny", (2,), 2)
     found: dict[str, Any] = {"preset": preset}
     graphs = ("never", "always") if check.on_gpu else ("never",)
@@ -43,7 +43,7 @@ def training_speed(check: Check) -> dict[str, Any]:
     ]
     for size, kind, graph, recomputed in cases:
         if time.monotonic() > check.deadline:
-            found["left_out"] = "the time was over"
+            found["left_out"] = "the time limit was reached"
             break
         config = NVAE_PRESETS[preset].build()
         run = replace(config.run, batch_size=size, precision=kind, cuda_graph=graph)
@@ -66,7 +66,7 @@ def training_speed(check: Check) -> dict[str, Any]:
 
 
 def flat_speed(check: Check) -> dict[str, Any]:
-    """Seconds a step of Burgess' network."""
+    """Measure seconds per step of Burgess' network."""
     found = {}
     spec = ImageSpec(channels=1, height=64, width=64, num_bits=1)
     for size in (64, 1024) if check.on_gpu else (64,):
@@ -79,7 +79,7 @@ def flat_speed(check: Check) -> dict[str, Any]:
 
 
 def convolution_layouts(check: Check) -> dict[str, Any]:
-    """Milliseconds of both passes of convolutions that cuDNN may be slow at: depthwise, and widths that 8 does not divide."""
+    """Measure both passes, in ms, of convolutions at which cuDNN may be slow: depthwise ones and widths not divisible by 8."""
     size, width, num = (16, 768, 20) if check.on_gpu else (2, 24, 1)
     cases = {f"depthwise 5x5, {width} channels": (width, width, 5, width)}
     cases |= {f"1x1, {n} channels": (n, n, 1, 1) for n in ((144, 148, 272, 276) if check.on_gpu else (20,))}
@@ -102,7 +102,7 @@ def _both_passes(x: Tensor, weight: Tensor, kernel: int, groups: int) -> None:
 
 
 def replicas_speed(check: Check) -> dict[str, Any]:
-    """Seconds a step of ten seeds of Burgess' network as one batched model, against one seed."""
+    """Measure seconds per step of ten seeds of Burgess' network as one batched model, and of one seed."""
     count, size, num = (10, 64, 20) if check.on_gpu else (2, 8, 1)
     config = FLAT_PRESETS["burgess"].build()
     config = replace(config, run=replace(config.run, batch_size=size))
@@ -116,7 +116,7 @@ def replicas_speed(check: Check) -> dict[str, Any]:
 
 
 def sampling_speed(check: Check) -> dict[str, Any]:
-    """Seconds for a batch of samples and of reconstructions, in float32 as scripts make them."""
+    """Measure seconds for a batch of samples and of reconstructions, in float32 as in the scripts."""
     preset, size, num = ("celeba64", 64, 3) if check.on_gpu else ("tiny", 2, 1)
     config = NVAE_PRESETS[preset].build()
     spec = image_spec(config)

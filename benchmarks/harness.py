@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: interleaved timing, memory, the machine's limits, and the form of results."""
+"""The common part of all benchmarks: interleaved timing, memory, the machine's limits, and the form of results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @contextmanager
 def waiting_for_the_device_is_an_error() -> Iterator[None]:
-    """Make it an error that the host waits for the GPU; PyTorch's warning that this mode is experimental is dropped."""
+    """Raise an error if the host waits for the GPU; PyTorch's warning that this mode is experimental is dropped."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
@@ -42,7 +42,7 @@ def waiting_for_the_device_is_an_error() -> Iterator[None]:
 
 @dataclass
 class Case:
-    """One thing to time.
+    """A case to time.
 
     Args:
         variant: its name in the report.
@@ -104,13 +104,13 @@ def peak_memory_mib(step: Callable[[], object], device: torch.device) -> float:
     return peak.mib()
 
 
-BURST = 20  # steps on a GPU between two looks at the clock: to wait for each would leave the device idle in between
+BURST = 20  # steps on a GPU between two readings of the clock: waiting after each would leave the device idle
 
 
 def interleave(cases: Sequence[Case], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
     """Seconds per step of each case, measured in turn, so that other load affects all alike.
 
-    A turn is one step on a CPU, and on a GPU a burst of them that nobody waits for in between.
+    A turn is one step on a CPU, and on a GPU a burst of steps without a wait between them.
     """
     burst = BURST if device.type == "cuda" else 1
     for case in cases:

@@ -33,7 +33,7 @@ TOTAL_STEPS, AT_STEP = 1_000_000, 100_000  # a third of the warm-up: balancing a
 
 
 class _Trainer(Trainer):
-    """A trainer without what needs a real device: seeded noise, and a verdict that is read."""
+    """A trainer without the parts that need a real device: seeded noise and reading the verdict."""
 
     def noise(self) -> list[Tensor]:
         """Noise of the right shapes."""
@@ -71,7 +71,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
             fake_cuda.fake_cuda() as recorder,
             mock.patch.object(Verdict, "__init__", lambda self, flags: setattr(self, "flags", flags)),
             mock.patch.object(Verdict, "read", return_value=findings),
-            mock.patch.object(Vector, "become"),  # of fake tensors only shapes and layouts count
+            mock.patch.object(Vector, "become"),  # fake tensors have no memory to share
             mock.patch.object(FlatState, "holds", True),
         ):
             trainer = trainer_of(config, spec, world_size)
@@ -88,7 +88,7 @@ def record(config: Any, spec: ImageSpec, *, world_size: int = 1, watch: bool = F
                 trainer.train_step(images)
         return recorder
     finally:
-        equal_counts.cache_clear()  # its tensors are fake and must not reach a later caller
+        equal_counts.cache_clear()  # its tensors are fake, so no later caller may get them
         if world_size > 1:
             dist.destroy_process_group()
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=1, help="ranks")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true", help="recompute cells (NVAE)")
-    parser.add_argument("--operations", type=int, default=0, help="also print so many operations by module")
+    parser.add_argument("--operations", type=int, default=0, help="number of operations to print by module")
     o = parser.parse_args()
     config = ({**FLAT_PRESETS, **NVAE_PRESETS})[o.preset].build()
     run = replace(config.run, batch_size=o.batch_size, precision=o.precision)

@@ -1,13 +1,13 @@
 """Time the scores, against disent 0.8.0 where it is installed, on the same codes in the same process.
 
-disent wants an environment of its own (it is no dependency of this project):
+disent needs a separate environment (this project does not depend on it):
 
     python -m venv /tmp/disent-venv && /tmp/disent-venv/bin/pip install disent==0.8.0 scikit-learn
     OMP_NUM_THREADS=1 /tmp/disent-venv/bin/python benchmarks/metrics.py
 
 With the project's own Python it prints our times alone. Times are CPU seconds of this process (the median of repeats,
-ours and theirs in turn), so that a shared machine hardly matters. disent reads its codes from a table, vectorised: what
-is compared is the metric and not its loading of images.
+ours and theirs in turn), so that a shared machine hardly matters. disent reads its codes from a table,
+vectorised, so the metrics are compared without the loading of images.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
         draws = metric(code_of, SIZES, seed=0).num_draws
         passes = np.concatenate(asked)
         print(
-            f"{name}: {draws:,} images looked at, {len(passes):,} encoded, {len(np.unique(passes)):,} of them distinct"
+            f"{name}: {draws:,} images requested, {len(passes):,} encoded, {len(np.unique(passes)):,} of them distinct"
         )
     print(
         "\nMIG, CPU seconds (ns per point and latent)\n| N | " + " | ".join(f"D = {d:,}" for d in MATRIX_LATENTS) + " |"

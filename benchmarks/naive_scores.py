@@ -1,7 +1,7 @@
-"""Scores as disent 0.8.0 and disentanglement_lib define them, written anew and plainly: what benchmarks compare with.
+"""Plain versions of the scores as disent 0.8.0 and disentanglement_lib define them, for benchmarks to compare with.
 
 Loops over latents, factors and batches, as a reader of the papers would write them, with scikit-learn where these libraries
-use it. Nothing here is fast on purpose, and nothing is imported by the product.
+use it. Nothing here is optimised, and no other package imports it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 9, 41, 3.0  # of a case, all functions tog
 
 
 def package(root: Path) -> ModuleType:
-    """The package ``metrics`` of a folder, beside any other that was imported before."""
+    """Import the package ``metrics`` of a folder, beside any that was imported before."""
     for name in [n for n in sys.modules if n.partition(".")[0] == "metrics"]:
         del sys.modules[name]
     sys.path.insert(0, str(root))
@@ -134,7 +134,7 @@ def rounds(functions: list[Callable[[], Any]], fewest: int) -> np.ndarray:
     while len(times) < fewest or (len(times) < MOST_ROUNDS and np.sum(times) < SECONDS):
         times.append([0.0] * len(functions))
         order = np.roll(np.arange(len(functions)), len(times) // 2)
-        for j in order if len(times) % 2 else order[::-1]:  # so that each follows each
+        for j in order if len(times) % 2 else order[::-1]:  # so that every function follows every other
             start = time.process_time()
             functions[j]()
             times[-1][j] = time.process_time() - start
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("earlier", type=Path, help="checkout of the earlier commit")
     parser.add_argument("scores", nargs="*", help="names as printed; default: all")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least so many of each score")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="least number of rounds of each score")
     options = parser.parse_args()
     earlier, ours = package(options.earlier.resolve()), package(ROOT)
     rng, table = np.random.default_rng(1), _table()

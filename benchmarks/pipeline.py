@@ -27,7 +27,7 @@ BATCHES = 64
 
 
 def data(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """uint8 batches in a random order from a memory map of ``options.images`` images, one core; start-up from there."""
+    """Time uint8 batches in random order from a memory map of ``options.images`` images on one core, and its start-up."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(options.images, 3, 64, 64))
@@ -85,7 +85,7 @@ def _model(options: argparse.Namespace, device: torch.device) -> NVAE:
 
 
 def sample(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Images from the prior, one pass of many against one at a time."""
+    """Compare sampling many images in one pass with sampling them one at a time."""
     model = _model(options, device)
 
     def one_by_one() -> None:
@@ -109,7 +109,7 @@ def sample(options: argparse.Namespace, device: torch.device) -> list[Row]:
 
 @torch.no_grad()
 def evaluate(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Importance weights of K draws: one bottom-up pass shared, against a whole pass per draw."""
+    """Compare K importance draws that share one bottom-up pass with a whole pass for each draw."""
     model, draws = _model(options, device), options.draws
     x = to_float(random_images(CELEBA64, options.batch_size), CELEBA64, device)
 

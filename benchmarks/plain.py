@@ -1,4 +1,4 @@
-"""NVAE as a straightforward port would have it: the same mathematics and weights, none of the care for speed.
+"""NVAE as in a straightforward port: the same mathematics and weights, without optimisation for speed.
 
 Contiguous layout, Swish as ``x * sigmoid(x)``, weights normalised where they are used, strided 1x1 convolutions,
 doubling before the convolution, power iteration layer by layer, Adamax parameter by parameter, no checkpointing.
@@ -65,10 +65,10 @@ class PlainDepthwise(DepthwiseConv2d):
 
 
 class PlainInverted(InvertedResidualOp):
-    """Double first."""
+    """Inverted residual that doubles the resolution before its convolutions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """In the order of the paper."""
+        """Apply the operations in the order of the paper."""
         x = upsample_nearest(x) if self.upsample else x
         x = self.norm_expand(self.expand(self.norm_in(x)))
         output: Tensor = self.norm_out(self.project(self.norm_depthwise(self.depthwise(x))))
@@ -95,7 +95,7 @@ SIMPLER: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def plain_model(model: NVAE) -> NVAE:
-    """A copy of ``model`` with the same weights that computes the plain way."""
+    """A copy of ``model`` with the same weights, computed in the plain way."""
     port = copy.deepcopy(model)
     for module in port.modules():
         module.__class__ = SIMPLER.get(type(module), type(module))

@@ -1,7 +1,7 @@
 """Another project's trainer (pythae from PyPI) on Burgess' network, timed on request: runs in its own environment.
 
-Reads a line for each epoch wanted, answers with a JSON line of its seconds and its mean loss. It imports nothing of
-ours: the images come as a file.
+It reads a line for each requested epoch and answers with a JSON line of its seconds and its mean loss. It imports
+nothing of ours: the images come as a file.
 """
 
 from __future__ import annotations

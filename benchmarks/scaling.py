@@ -74,7 +74,7 @@ def _case(name: str, config: NVAETrainConfig, spec: ImageSpec, device: torch.dev
 
 
 def processes(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """The base on several processes, each with its own batch: steps of each number of them in turn, torchrun by torchrun."""
+    """Time the base on several processes, each with its own batch; each number of processes is one call of torchrun."""
     most = torch.cuda.device_count() if device.type == "cuda" else 2
     counts = options.processes or [count for count in (1, 2, 4, 8) if count <= most]
     worker = [str(Path(__file__).with_name("ranks_worker.py")), options.precision[0], device.type]

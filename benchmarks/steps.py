@@ -103,7 +103,7 @@ def _plain_case(model: NVAE, config: NVAETrainConfig, images: Tensor, device: to
 
 
 def nvae_cases(options: argparse.Namespace, device: torch.device) -> list[Case]:
-    """Ours in each precision asked for, with checkpointing, and the plain port, all with the same first weights."""
+    """Our model in each requested precision, with checkpointing, and the plain port, all with the same initial weights."""
     model = CPU_SHAPE if options.preset is None else NVAE_PRESETS[options.preset].build().model
     model = replace(model, checkpointing=False)
     spec = CELEBA64 if options.preset is None else image_spec(NVAE_PRESETS[options.preset].build())
