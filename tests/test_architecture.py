@@ -136,7 +136,7 @@ def test_only_families_and_what_is_written_for_one_model_name_a_model() -> None:
 
 
 def test_the_step_loads_no_model_and_no_plotting_and_scripts_start_soon() -> None:
-    """In a process of its own, because this one has loaded everything; what scripts leave out takes four seconds."""
+    """The check runs in a new process, because this one has loaded everything; what scripts leave out takes four seconds."""
     program = """
 import sys, launch.training.step, torch
 print(*sys.modules)
@@ -157,7 +157,7 @@ print(*sys.modules)
 # --- What may be done to files ---------------------------------------------------------------------------------------
 
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
-FROM_TORCHVISION = {"MNIST", "CelebA", "inception_v3"}  # none unpickles; CIFAR10 and its kin do
+FROM_TORCHVISION = {"MNIST", "CelebA", "inception_v3"}  # none of these unpickles; CIFAR10 and similar ones do
 
 
 def loads_code(node: ast.AST) -> bool:
@@ -272,7 +272,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value.value
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
+@pytest.mark.parametrize("package", [*MAY_IMPORT, "benchmarks", "tests"])
 def test_a_docstring_begins_with_a_verb_or_a_noun(package: str) -> None:
     """A clause ("Whether ...", "Of the draws.") has to be read twice."""
     for file in sorted((ROOT / package).rglob("*.py")):

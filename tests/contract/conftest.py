@@ -14,7 +14,7 @@ from tests.launch import toy
 
 @pytest.fixture(scope="session", autouse=True)
 def _ladder() -> Iterator[None]:
-    """For tests of this folder, the line in launch/families/__init__.py and launch/train_ladder.py."""
+    """Register the ladder family, as its line in launch/families/__init__.py would, and add launch/train_ladder.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, "ladder", ladder_family.FAMILY)
         patch.setitem(sys.modules, "launch.train_ladder", train_ladder)

@@ -73,7 +73,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def model(case: Case) -> VAE:
-    """With weights of two steps, so that posteriors and priors differ, in evaluation mode."""
+    """A model in evaluation mode after two training steps, so that posteriors and priors differ."""
     torch.manual_seed(3)
     model = case.model(case.spec).train()
     objective, optimizer = case.objective(model), torch.optim.Adam(model.parameters(), lr=1e-3)

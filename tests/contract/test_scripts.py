@@ -1,4 +1,4 @@
-"""Every script runs on the run folders of every family, a user's own among them."""
+"""Every script runs on the run folders of every family, including one that a user added."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(family: str, runs: dict[str, Path]) -> Path:
 
 
 def test_a_killed_run_goes_on_as_it_would_have(family: str, run: Path, tmp_path: Path) -> None:
-    """A kill after a checkpoint leaves the folder as it was then, and records of steps that are lost."""
+    """A kill after a checkpoint leaves that checkpoint, and records of later steps, which are lost."""
     torn = shutil.copytree(run, tmp_path / "torn")
     for path in torn.glob(f"checkpoints/step-{STEPS:09d}.pt*"):
         path.unlink()

@@ -1,7 +1,7 @@
 """A hundred deterministic steps of each family in double precision, and the losses that they had at commit 32c0d67.
 
 In double precision another processor, with its other kernels, gives the same curve to about ten digits; in single
-precision a hundred steps would leave three. ``python -m tests.curve.recipes`` writes the curves anew, which is right
+precision a hundred steps would leave three. ``python -m tests.curve.recipes`` rewrites the curves, which is right
 only after a change that means to move them; say so in its commit.
 """
 
@@ -30,7 +30,7 @@ COLOUR = ImageSpec(channels=3, height=11, width=14, num_bits=5)
 
 
 class Recipe(NamedTuple):
-    """Images, what builds a model and its objective for them, and how long it trains."""
+    """Images, a function that builds a model and its objective for them, and the length of training."""
 
     spec: ImageSpec
     model: Callable[[ImageSpec], Any]

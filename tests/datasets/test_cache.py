@@ -147,7 +147,9 @@ def test_a_failed_rebuild_keeps_the_old_cache(tmp_path: Path) -> None:
     assert build.calls == 1
 
 
-def test_no_room_is_said_before_and_during_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_before_and_during_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(DataError, match=r"No space left on device; free some space .* cache_dir"):
         open_it(tmp_path, Builder(full))

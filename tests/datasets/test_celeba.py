@@ -134,7 +134,7 @@ def test_a_wrong_split_file_is_named_with_its_line(celeba_root: Path, line: str,
         datasets.open_dataset("celeba", celeba_root)
 
 
-def test_missing_parts_are_said_with_what_to_do(celeba_root: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_reported_with_what_to_do(celeba_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*nowhere; put img_align_celeba/ .* \(--data-root\)"):
         datasets.open_dataset("celeba", tmp_path / "nowhere")
     for name in ("000002.jpg", "000004.jpg"):

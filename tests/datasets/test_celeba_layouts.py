@@ -109,7 +109,7 @@ def test_every_layout_gives_the_same_data(tmp_path: Path, change: object) -> Non
         assert datasets.recipes.differences(one.recipe, two.recipe) == []
 
 
-def test_a_subset_is_used_on_request_and_said(tmp_path: Path) -> None:
+def test_a_subset_is_used_on_request_and_reported(tmp_path: Path) -> None:
     root = make_celeba(tmp_path / "c", num=20, size=(20, 24))
     for number in (3, 9):
         (root / "img_align_celeba" / f"{number:06d}.jpg").unlink()

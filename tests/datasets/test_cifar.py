@@ -43,7 +43,7 @@ def pack(path: Path, files: dict[str, bytes], *more: tarfile.TarInfo) -> None:
 
 
 def believe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take it for the official archive."""
+    """Accept a small archive as the official one."""
     monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -119,7 +119,7 @@ def test_an_archive_that_is_not_the_official_one_is_not_opened(tmp_path: Path, m
         datasets.open_dataset("cifar10", tmp_path)
 
 
-def test_links_and_names_that_point_elsewhere_are_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_and_names_that_point_elsewhere_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even with the right checksum: only regular files of the six names are read, and nothing is written."""
     (tmp_path / "secret").write_bytes(FILES["test_batch.bin"])
     root = tmp_path / "root"

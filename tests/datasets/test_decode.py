@@ -161,7 +161,7 @@ def test_folders_linked_across_are_listed_once(tmp_path: Path, add_image: AddIma
     assert list(files.folder_files(tmp_path, (".png",)).stamps) == ["b/b.png", "a/a.png"]
 
 
-def test_the_same_reason_is_said_once(tmp_path: Path) -> None:
+def test_the_same_reason_is_reported_once(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"text")
     with pytest.raises(DataError) as caught:

@@ -98,7 +98,7 @@ def test_damaged_bytes_are_refused(damage: Callable[[bytes], bytes], path: Path)
     ],
 )
 def test_damaged_members_are_refused(change: Callable[[bytes], bytes | None], path: Path) -> None:
-    """With checksums that fit."""
+    """The checksums match the damaged members."""
     _rewrite(path, lambda name, npy: change(npy) if name == "imgs.npy" else npy)
     with pytest.raises(DataError, match=r"imgs cannot be read .*download it again"):
         pack(path)

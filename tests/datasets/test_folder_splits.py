@@ -123,7 +123,7 @@ def sort_into(root: Path, add: AddImage, counts: dict[str, int]) -> Path:
         ({"valid": 3, "test": 2}, {"valid": 3, "test": 2}),
     ],
 )
-def test_split_folders_are_kept_and_said(
+def test_split_folders_are_kept_and_reported(
     tmp_path: Path, add_image: AddImage, counts: dict[str, int], expected: dict[str, int]
 ) -> None:
     root = sort_into(tmp_path, add_image, counts)
@@ -162,7 +162,7 @@ def test_folders_can_be_asked_for_or_ignored(tmp_path: Path, add_image: AddImage
         datasets.open_dataset("folder", root / "train", split_by="folders")
 
 
-def test_copies_of_training_images_among_the_held_out_are_said(tmp_path: Path, add_image: AddImage) -> None:
+def test_copies_of_training_images_among_the_held_out_are_reported(tmp_path: Path, add_image: AddImage) -> None:
     root = sort_into(tmp_path, add_image, {"train": 3, "test": 2})
     shutil.copy(root / "train" / "0.png", root / "test" / "again.png")
     assert "1 of test are copies of training images" in datasets.open_dataset("folder", root).note

@@ -47,7 +47,7 @@ def test_other_numbers_are_continuous(root: Path) -> None:
     assert data.factors([0, 1]).tolist() == [[1.0, 0.0], [1.25, 1.0]]
 
 
-def test_a_text_of_its_own_for_every_image_is_left_out_and_said(root: Path) -> None:
+def test_a_different_text_for_every_image_is_left_out_and_reported(root: Path) -> None:
     rows = "".join(f'{i}.png,{i % 2},"about, {i}"\n' for i in range(6))
     data = datasets.open_dataset("folder", root, labels=table(root, "name,kind,caption\n" + rows + "99.png,0,x\n"))
     assert data.factor_names == ("kind",)
@@ -67,7 +67,7 @@ def test_a_text_of_its_own_for_every_image_is_left_out_and_said(root: Path) -> N
         ("file,a,a\n0.png,1,2\n", ["same name"]),
     ],
 )
-def test_what_does_not_fit_is_said_with_its_place(root: Path, text: str, words: list[str]) -> None:
+def test_mismatches_are_reported_with_their_place(root: Path, text: str, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         datasets.open_dataset("folder", root, labels=table(root, text))
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -52,7 +52,7 @@ def _commands(text: str) -> Iterator[tuple[str, ...]]:
 
 
 def of_page(path: Path) -> list[Command]:
-    """Those in a page's fenced blocks and spans of code, in its order."""
+    """Commands in a page's fenced blocks and spans of code, in its order."""
     text = path.read_text()
     pieces = re.findall(r"^```\w*\n(.*?)^```|(?<!`)`([^`\n]+)`(?!`)", text, flags=re.DOTALL | re.MULTILINE)
     name = str(path.relative_to(ROOT))
@@ -60,7 +60,7 @@ def of_page(path: Path) -> list[Command]:
 
 
 def of_script(path: Path) -> list[Command]:
-    """Those among the examples in a script's docstring."""
+    """Commands among the examples in a script's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     lines = "\n".join(line.partition("   (")[0] for line in text.splitlines())
     return [Command(str(path.relative_to(ROOT)), words) for words in _commands(lines)]

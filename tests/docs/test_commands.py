@@ -119,7 +119,7 @@ SHORTENED: dict[str, list[str]] = {
     "python launch/plan.py": ["--preset", "tiny"],
     "python launch/sweep.py": ["--values", "1", "--seeds", "1", "--images", "24"],
 }
-# The tutorial scores at its end what its second comparison needs, because the comparison is to have intervals over seeds.
+# The tutorial's second comparison needs scores of four runs, because it must have intervals over seeds.
 SHORTENED_IN_TUTORIAL = {"python launch/compare.py": ["--pictures", "0", "--no-untrained"]}
 # What a test cannot run, and what runs it instead.
 NOT_RUN = {
@@ -166,7 +166,7 @@ def _few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _place(_few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with the files that README speaks of."""
+    """The same, with the files that README mentions."""
     monkeypatch.setattr(registry, "default_root", lambda name: tmp_path / "data" / name)
     running.draw(tmp_path / "photos", height=64, width=64)
     images = sorted((tmp_path / "photos").rglob("*.png"))

@@ -77,7 +77,7 @@ for command in map(json.loads, sys.argv[1:]):
 
 
 def test_the_commands_of_the_page_train(extended: Path) -> None:
-    """Each in a fork of one process that has imported torch. All that reads a run is tested on the ladder in tests/contract."""
+    """Every command runs in a fork of one process that has imported torch. Scripts that read runs are tested in tests/contract."""
     shown, typed = commands.of_page(PAGE), []
     for script in SCRIPTS:
         (command,) = (c for c in shown if c.program == f"launch/{script}.py" and "stripes" in c.words)

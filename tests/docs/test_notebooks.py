@@ -33,7 +33,7 @@ def cells(path: Path, kind: str) -> list[str]:
 
 
 def run_script(command: list[Any], *, check: bool) -> None:
-    """What the notebooks' ``script`` starts, made short by the flags that come last."""
+    """Run a command of the notebooks' ``script``, made short by the flags that come last."""
     name = Path(command[1]).stem
     result = running.call(name, *command[2:], *SHORTER[name])
     assert check

@@ -45,11 +45,11 @@ TOY += ["--latent-dim", "3"]
 SCORED = ["--images", "54", "--elbo-images", "54", "--dims", "2", "--shuffles", "2", "--resamples", "2"]
 
 Fault = Callable[[Path], None]
-"""Brought about in the process that runs the script, once what it needs is there; given the folder of the cell."""
+"""Causes the fault in the process that runs the script, once its inputs exist; takes the folder of the cell."""
 
 
 def _limit_files(home: Path) -> None:
-    """Let no file grow, as on a full disk or beyond a quota."""
+    """Keep files from growing, as on a full disk or beyond a quota."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -245,7 +245,7 @@ def _forked(script: str, arguments: list[str], before: Callable[[], None] = lamb
 
 
 def _run_child(command: list[str], *, output: IO[str] | None = None, **_: Any) -> int:
-    """In place of a new interpreter, for sweep and quickstart: their scripts meet the fault too."""
+    """Run a child of sweep or quickstart in a fork instead of a new interpreter, so that it meets the fault too."""
 
     def into_log() -> None:
         if output is not None:

@@ -24,8 +24,8 @@ def test_every_picture_of_a_run(num_latents: int) -> None:
         assert picture.std() > 0
 
 
-def test_every_plot_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if its panels have titles."""
+def test_every_plot_names_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The title names the model even if the panels have titles."""
     titles: list[str] = []
     monkeypatch.setattr(flat_figures.figures, "entitle", lambda figure, title: titles.append(title))
     model = FlatVAE(FlatVAEConfig(latent_dim=3, conv_channels=4), COLOUR).eval()
@@ -35,7 +35,7 @@ def test_every_plot_says_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("num_latents", [1, 3])
-def test_a_plane_wants_two_latents(num_latents: int) -> None:
+def test_a_plane_needs_two_latents(num_latents: int) -> None:
     model = FlatVAE(FlatVAEConfig(latent_dim=num_latents, conv_channels=4), BINARY)
     with pytest.raises(ValueError, match=rf"has {num_latents};.*--latent-dim 2"):
         flat_figures.manifold(model)

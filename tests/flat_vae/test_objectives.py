@@ -98,7 +98,7 @@ def test_the_autoencoder_ignores_its_noise(model: FlatVAE, x: Tensor) -> None:
     torch.testing.assert_close(loss.total, expected)
 
 
-def test_denoising_sees_the_corrupted_and_wants_the_clean(model: FlatVAE, x: Tensor) -> None:
+def test_denoising_encodes_the_corrupted_image_and_reconstructs_the_clean_one(model: FlatVAE, x: Tensor) -> None:
     objective = DenoisingAutoencoder(model, "zero", 0.3)
     noise = noise_for(objective, 6)
     seen = objective.corrupt(x, noise[1])

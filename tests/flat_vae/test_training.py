@@ -58,7 +58,7 @@ def test_every_preset_builds(name: str) -> None:
     assert config.optim.ema_decay == config.optim.weight_decay == config.optim.lr_warmup == 0.0
 
 
-def test_what_is_typed_displaces_its_rivals_in_the_preset() -> None:
+def test_typed_flags_replace_conflicting_ones_of_the_preset() -> None:
     preset, defaults = flat_vae.FAMILY.recipe(["--preset", "frey", "--beta-norm", "0.1"])
     assert preset.objective.beta_pixel_mean == 1e-3
     assert defaults.objective.typed() == {}

@@ -115,7 +115,7 @@ def damage_text(text: str, chance: random.Random) -> bytes:
 
 
 def damage_tree(value: Any, chance: random.Random) -> Any:
-    """A JSON value with one to three places changed: another type or size, a key lost, renamed or added."""
+    """A JSON value with one to three changes: another type or size; a key removed, renamed or added."""
     tree = copy.deepcopy(value)
     for _ in range(chance.randint(1, 3)):
         node: Any = tree

@@ -23,7 +23,7 @@ from tests.fuzz.ends import Target, refused
 
 
 def checkpoint_file(home: Path) -> Target:
-    """Damage with a checksum that fits, as somebody who wants it read would leave it."""
+    """Damage a file and give it a matching checksum, as an attacker would."""
     content = {
         "model": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(2, dtype=torch.bfloat16)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},

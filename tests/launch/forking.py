@@ -30,7 +30,7 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def _be(command: list[str], environment: dict[str, str], out: str, err: str) -> None:
-    """In the forked child: run ``SCRIPT ...`` or ``-m MODULE ...`` as Python does, output and exit handlers included."""
+    """Run ``SCRIPT ...`` or ``-m MODULE ...`` in the forked child as Python does, output and exit handlers included."""
     for number, path in ((1, out), (2, err)):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, number)

@@ -24,7 +24,7 @@ COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "broadcast")
 
 
 def trainer(ranks: Ranks) -> Trainer:
-    """With recomputed cells, flows and accumulation."""
+    """A trainer with recomputed cells, flows and accumulation."""
     chosen = config(
         checkpointing=True, accumulation=ACCUMULATION, batch=GLOBAL_BATCH // ranks.world_size // ACCUMULATION
     )

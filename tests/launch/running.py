@@ -121,7 +121,7 @@ def do_job(command: Sequence[str], log: Path, *more: str) -> int:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: one thread each, none of this process's rank."""
+    """Environment of child processes: one thread each, without this process's rank."""
     ours = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}}
     return {**ours, "OMP_NUM_THREADS": "1"}
 
@@ -163,7 +163,7 @@ def ranks(number: int, script: Path, *arguments: object, per_machine: int = 8) -
 
 
 def finish(process: forking.Process, seconds: float = 120.0) -> Result:
-    """The process when it has ended by itself."""
+    """Wait until the process ends without being killed."""
     out, err = process.communicate(timeout=seconds)
     return Result(int(process.returncode or 0), out, err)
 
@@ -198,7 +198,7 @@ def wait_for(
 
 
 def children(pid: int) -> list[int]:
-    """Processes that ``pid`` started and that are there."""
+    """Processes that ``pid`` started and that still exist."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
@@ -252,7 +252,7 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 def assert_one_error(result: Result, *words: str) -> None:
-    """Exit code 2, one line what is wrong, one what to do, no traceback."""
+    """Assert exit code 2, a line that says what is wrong, a line that says what to do, and no traceback."""
     assert result.code == errors.EXIT_BAD_INPUT, result
     lines = [line for line in result.err.splitlines() if line.strip()]
     assert "Traceback" not in result.err, result.err

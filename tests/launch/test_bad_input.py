@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def assert_refused(run: Path, arguments: list[str], *words: str) -> None:
-    """By train_nvae.py, and no run folder is left behind."""
+    """Assert that train_nvae.py refuses the arguments and leaves no run folder behind."""
     assert_one_error(call("train_nvae", *arguments), *words)
     assert not run.exists()
 

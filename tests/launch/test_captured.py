@@ -73,7 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("start", [DURING_WARM_UP, AFTER_WARM_UP])
 @pytest.mark.parametrize("case", CASES)
 def test_replayed_steps_are_eager_steps(case: str, start: int) -> None:
-    """With flows, during and after the KL warm-up, and with a NaN that a replayed step skips."""
+    """Cases: flows, steps during and after the KL warm-up, and a NaN that a replayed step skips."""
     chosen = config(**CASES[case])
     eager, expected = trained(chosen, start, captures=False)
     replayed, found = trained(chosen, start, captures=True)

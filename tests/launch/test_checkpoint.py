@@ -213,7 +213,7 @@ def test_a_full_disk_in_the_middle_of_the_file_says_so(tmp_path: Path) -> None:
 
 
 class _Killed(BaseException):
-    """As kill -9: nothing of ours runs after it."""
+    """An end like that of kill -9, after which none of our code runs."""
 
 
 @pytest.mark.parametrize("fatal", range(1, 9))

@@ -125,7 +125,7 @@ def test_a_report_of_both_families(report: tuple[running.Result, Path], runs: di
 
 
 def test_a_report_begins_with_what_was_found_and_with_pictures(report: tuple[running.Result, Path]) -> None:
-    """Below the date, commit and command stands a list of contents, and each entry leads to its section."""
+    """A table of contents follows the date, commit and command, and each entry leads to its section."""
     page, markdown = (report[1] / "report.html").read_text(), (report[1] / "report.md").read_text()
     sections = re.findall(r"^### (.*)", markdown, flags=re.MULTILINE)
     assert sections[:3] == ["In short", "Pictures", "Training"]
@@ -142,7 +142,7 @@ def test_a_report_begins_with_what_was_found_and_with_pictures(report: tuple[run
     assert made.start() < markdown.index("### In short")
 
 
-def test_unequal_training_is_said_before_any_difference(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_unequal_training_is_reported_before_any_difference(runs: dict[str, Path], tmp_path: Path) -> None:
     longer = tmp_path / "longer"
     shutil.copytree(runs["flat"], longer)
     summary = json.loads((longer / "summary.json").read_text())
@@ -385,7 +385,7 @@ def test_an_interval_over_seeds_is_welchs() -> None:
 
 
 def test_a_correlation_has_fishers_interval() -> None:
-    """By hand: 1.96 standard errors 1 / sqrt(n - 3) of the inverse hyperbolic tangent."""
+    """The interval by hand: 1.96 standard errors 1 / sqrt(n - 3) of the inverse hyperbolic tangent."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=20)
     y = 0.5 * x + rng.normal(size=20)
@@ -499,7 +499,7 @@ def test_a_record_that_no_script_wrote_does_not_say_how_runs_are_scored(tmp_path
 
 
 def test_of_many_factors_the_best_known_are_named(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of forty attributes, the text names the eight that are encoded best and summarises the rest."""
+    """The text names the eight of forty attributes that are encoded best, and summarises the rest."""
     (one,), _ = read_runs([runs["nvae0"]], None)
     (configuration,) = comparable_sets([one])[0].configurations
     share = np.zeros((2, 40))

@@ -45,7 +45,7 @@ def floats(model: VAE, images: list[Ints]) -> Tensor:
 
 
 def trained(model: nn.Module, images: list[Ints], steps: int) -> Any:
-    """A few steps of the ELBO, so that posteriors differ from priors."""
+    """Train for a few steps, so that posteriors differ from priors."""
     x = floats(model, images)  # type: ignore[arg-type]
     optimizer = torch.optim.Adamax(model.parameters(), lr=1e-2)
     torch.manual_seed(0)
@@ -157,7 +157,7 @@ def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_command_line_there_and_back(trained: Path, file: Path, tmp_path: Path) -> None:
+def test_command_line_compresses_and_decompresses(trained: Path, file: Path, tmp_path: Path) -> None:
     done = running.call("compress", "--run", trained, "--decompress", file, "--out", tmp_path / "back")
     assert done.code == 0, done.err
     images = np.load(tmp_path / "back" / "images.npy", allow_pickle=False)
@@ -197,7 +197,9 @@ DAMAGE: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_damaged_and_foreign_files_are_one_line(trained: Path, file: Path, tmp_path: Path, what: str) -> None:
+def test_damaged_and_foreign_files_are_refused_in_one_line(
+    trained: Path, file: Path, tmp_path: Path, what: str
+) -> None:
     damage, message = DAMAGE[what]
     (tmp_path / "bad").write_bytes(damage(file.read_bytes()))
     done = running.call("compress", "--run", trained, "--decompress", tmp_path / "bad", "--out", tmp_path / "out")
@@ -219,5 +221,5 @@ def test_header_is_plain_json(file: Path) -> None:
     assert json.loads(content[24 : 24 + size])["count"] == 7
 
 
-def test_a_folder_is_no_file_to_write(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_output_file_is_refused(trained: Path, tmp_path: Path) -> None:
     running.assert_one_error(running.call("compress", "--run", trained, "--out", tmp_path), "is a folder")

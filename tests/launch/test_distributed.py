@@ -95,7 +95,7 @@ def test_a_fault_on_one_rank_is_a_fault_of_all(trained: Path, tmp_path: Path) ->
         assert said["elbo"] == [float(v) for v in alone.elbo]
 
 
-def test_bad_input_is_said_once(data: Path, tmp_path: Path) -> None:
+def test_bad_input_is_reported_once(data: Path, tmp_path: Path) -> None:
     result = torchrun(TRAIN, *flags(data, tmp_path / "run", "--max-stps", "4"))
     assert result.code != 0
     assert result.err.count("error: there is no flag --max-stps") == 1

@@ -27,7 +27,7 @@ ALONE = Ranks(0, 1, CPU)
 
 
 class ThreadRanks:
-    """As many ranks as wanted in this process: collectives meet at a barrier."""
+    """A rank in a thread of this process; collectives meet at a barrier."""
 
     def __init__(self, rank: int, world_size: int, boxes: list[Any], meet: threading.Barrier) -> None:
         self.rank, self.world_size, self.device = rank, world_size, CPU
@@ -141,7 +141,7 @@ def test_numbers_are_those_of_the_beliefs(model_and_data: tuple[Any, datasets.Da
 
 
 def test_the_importance_bound_tightens(model_and_data: tuple[Any, datasets.Dataset]) -> None:
-    """In expectation never below the ELBO, and rising with the number of draws."""
+    """The bound is in expectation never below the ELBO, and it rises with the number of draws."""
     model, data = model_and_data
     values = {
         k: evaluation.evaluate(model, data, ALONE, batch_size=9, seed=2, importance_draws=k).summary()

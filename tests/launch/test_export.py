@@ -40,7 +40,7 @@ def test_a_copy_gives_the_same_model_from_less(run: Path, tmp_path: Path) -> Non
     assert call("sample", "--run", out, "--num", "2", "--out", tmp_path / "samples.png").code == 0
 
 
-def test_a_copy_takes_no_other_runs_place(run: Path, tmp_path: Path) -> None:
+def test_a_copy_does_not_overwrite_another_run(run: Path, tmp_path: Path) -> None:
     assert call("export", "--run", run, "--out", tmp_path / "copy").code == 0
     assert_one_error(call("export", "--run", run, "--out", tmp_path / "copy"), "--out")
 

@@ -26,11 +26,11 @@ KERNELS = {
     "burgess on 1": 325,
     "burgess on 8": 328,
 }
-"""Of one step in bf16, by the number of ranks. More needs a reason; fewer is good news to be written here."""
+"""Kernels of one step in bf16, by the number of ranks. If there are more, find the reason; if fewer, update the number."""
 
 
 def steps(*cases: str) -> dict[str, dict[str, Any]]:
-    """What was recorded, by case; a step that mixes devices or that CUDA's batch norm refuses fails here."""
+    """Records by case; a step that mixes devices or that CUDA's batch norm refuses fails here."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.launch.fake_cuda_worker", *cases]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -289,7 +289,7 @@ def test_hierarchy_report_of_stored_runs(studied: Path, tmp_path: Path) -> None:
 
 
 def renumber(folder: Path) -> None:
-    """Make a stored run one of seed 1, a nat worse."""
+    """Change a stored run to seed 1, and lower its ELBO by one nat."""
     config = json.loads((folder / "config.json").read_text())
     config["config"]["run"]["seed"] = 1
     (folder / "config.json").write_text(json.dumps(config))

@@ -72,7 +72,7 @@ def test_the_readers_of_runs_name_a_lost_rank_too(script: str, more: list[str], 
     assert "Traceback" not in said.err
 
 
-def test_a_rank_that_never_comes_is_said(data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_never_comes_is_reported(data: Path, tmp_path: Path) -> None:
     alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
     command = [str(TRAIN), *flags(data, tmp_path / "run", "--timeout-minutes", "0.03", batch=2)]
     said = finish(forking.Process(command, environment() | alone))
@@ -261,7 +261,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named(part: str, copied: Path, data: 
 
 
 @pytest.mark.parametrize("family", [{"a": 1}, [], None, 3])
-def test_a_family_of_no_name_is_refused(family: object, copied: Path) -> None:
+def test_a_family_that_is_not_a_name_is_refused(family: object, copied: Path) -> None:
     """Found by fuzzing: a list or an object in its place ended in a traceback."""
     record = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(record | {"family": family}))

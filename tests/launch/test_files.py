@@ -139,7 +139,7 @@ def test_a_planted_link_is_replaced_and_not_followed(tmp_path: Path, monkeypatch
     assert not (tmp_path / "out").is_symlink()
 
 
-def test_a_name_that_is_no_utf_8_can_be_written(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
     files.write_text(tmp_path / "out", os.fsdecode(b"run-\xff"))
     assert (tmp_path / "out").read_text() == "run-\\udcff"
 

@@ -170,7 +170,7 @@ def test_a_batch_norm_of_one_value_is_refused_before_a_folder_is_made(tmp_path: 
     assert not run.exists()
 
 
-def test_noise_that_another_device_drew_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_from_another_device_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     assert train(run, "--max-steps", "2").code == 0
     same = train(run, "--resume", "auto", "--max-steps", "4")

@@ -142,7 +142,7 @@ def questions(one: stepping.Trainer, images: Tensor) -> Counter[str]:
     captured."""
     one.settles_late = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihoods, "check_pixels", lambda x: None)  # which on a GPU looks at nothing
+        patch.setattr(likelihoods, "check_pixels", lambda x: None)  # on a GPU it reads no values
         return _questions(one, images)
 
 

@@ -53,7 +53,9 @@ def test_freed_memory_serves_the_next_tensor() -> None:
 
 
 @pytest.mark.parametrize(("most", "kept"), [(2**31 - 1, 2**31 - 1), (2**25, 2**25), (0, None)])
-def test_an_older_glibc_gets_what_it_takes(most: int, kept: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_glibc_gets_a_size_that_it_accepts(
+    most: int, kept: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If only the trim threshold is set, glibc stops adapting its mmap threshold, and page faults increase."""
     took: dict[int, int] = {}
 

@@ -37,7 +37,7 @@ READERS: dict[str, list[str]] = {
 
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The toy data, and an end to whatever hangs."""
+    """Use the toy data, and end a script that hangs."""
 
     def hangs(*_: object) -> None:
         raise AssertionError("a script hangs")
@@ -101,7 +101,7 @@ def compare(run: Path, *more: str, draws: bool = True) -> running.Result:
 
 
 def test_names_control_and_forge_nothing(run: Path) -> None:
-    """Folders, data, presets, factors, settings and files, in every script that reads a run."""
+    """Hostile names of folders, data, presets, factors, settings and files, in every script that reads a run."""
     change(run / "config.json", lambda c: c["data"].update(name=EVIL) or c["config"].update(preset=EVIL))
     change(
         run / "scores.json",
@@ -119,7 +119,7 @@ def test_names_control_and_forge_nothing(run: Path) -> None:
         assert "\\x1b" in said.out, "the name is shown, escaped"
 
 
-def test_what_a_container_says_of_itself(run: Path) -> None:
+def test_a_container_with_a_false_header(run: Path) -> None:
     assert read_by("compress", run).code == 0
     file = Path("compressed")
     header, words = container.from_bytes(file.read_bytes(), "")
@@ -140,7 +140,7 @@ def test_what_a_container_says_of_itself(run: Path) -> None:
 
 
 def setting(part: str, **values: Any) -> Callable[[Path], None]:
-    """Settings of config.json; ``part`` "" are those at its top."""
+    """Change settings in a part of config.json, or at its top if ``part`` is ""."""
 
     def edit(content: dict[str, Any]) -> None:
         (content["config"][part] if part in content["config"] else content[part] if part else content).update(values)

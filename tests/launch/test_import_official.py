@@ -108,7 +108,7 @@ def test_golden_case_imports_with_its_numbers(tmp_path: Path, shared: Path, case
 
 
 class Attack:
-    """Unpickled by the ordinary loader, this would run a command."""
+    """An object that would run a command if the ordinary loader unpickled it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)

@@ -92,7 +92,7 @@ def test_checkpoints_that_a_run_removes_meanwhile_are_looked_for_again(
     assert seen == []
 
 
-def test_names_that_are_no_checkpoints_are_none(tmp_path: Path) -> None:
+def test_names_that_only_resemble_checkpoints_are_ignored(tmp_path: Path) -> None:
     for name in ("step-zzz.pt", "step-.pt", "step-00000001.pt", "step-000000002.pt.sha256", "x-step-000000003.pt"):
         (tmp_path / name).touch()
     for step in (4, 1_000_000_000):

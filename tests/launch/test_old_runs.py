@@ -1,4 +1,4 @@
-"""Run folders that an older program wrote: they resume, evaluate, score and compare, with the numbers that they had."""
+"""Run folders of an older version: they resume, evaluate, score and compare with the same numbers."""
 
 from __future__ import annotations
 

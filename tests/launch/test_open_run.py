@@ -131,7 +131,7 @@ def test_data_that_changed_its_shape_is_refused(trained: Path, tmp_path: Path) -
 
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, as one program, with a small run in the place of the quickstart's."""
+    """The examples run in order, as one program, on a small run in place of the quickstart's."""
     shutil.copytree(STORED / "nvae", tmp_path / "runs" / "quickstart" / "nvae")
     monkeypatch.chdir(tmp_path)
     examples = re.findall(

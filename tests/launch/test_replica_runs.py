@@ -32,7 +32,7 @@ from tests.launch import running, toy
 
 STEPS = 100
 TOLERANCE = 1e-4
-# Adam's own 1e-8 makes a whole step, up or down, of a gradient that is nothing but rounding, about 1e-6 here.
+# With Adam's own 1e-8, a gradient that is only rounding error, about 1e-6 here, would cause a whole step.
 EPSILON = 1e-4
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SMALL = ["--preset", "tiny", "--conv-channels", "4", "--latent-dim", "3", "--batch-size", "4", "--max-steps", "6"]
@@ -184,7 +184,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, seed: int, steps: range) -> None:
 
 @pytest.mark.parametrize("bad", [range(1), range(2, 4)], ids=["first", "later"])
 def test_a_step_is_skipped_for_one_replica_alone(bad: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the optimiser's count of steps, which corrects the bias of its moments."""
+    """The optimiser's count of steps, which corrects the bias of its moments, skips the step too."""
     poison(monkeypatch, 4, bad)
     configs = [config(seed, {"ema_decay": 0.9}, {"objective": "vae"}) for seed in (3, 4)]
     singles, _ = steps_alone(configs, 8)
@@ -304,7 +304,7 @@ def test_a_kill_between_two_checkpoints(batched: Path, data: Path, tmp_path: Pat
 
 
 def test_a_replica_that_is_added_later_wipes_nothing(batched: Path, data: Path, tmp_path: Path) -> None:
-    """The new one has no checkpoint, so there is no step from which all could go on; the finished ones stay as they are."""
+    """The new replica has no checkpoint, so there is no common step to continue from; the finished ones are not changed."""
     out = Path(shutil.copytree(batched, tmp_path / "out"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = call(data, out, "--seed", "5", "--replicas", "3", "--resume", "auto")

@@ -28,7 +28,7 @@ def resume(data: Path, run: Path, *more: str) -> running.Result:
 
 
 def test_eight_and_eight_equal_sixteen(data: Path, trained: Path, tmp_path: Path) -> None:
-    """The second half runs in a new process, connected to the first only by the folder."""
+    """The second half runs in a new process, which shares only the folder with the first."""
     run = tmp_path / "run"
     first = call("train_nvae", *flags(data, run, "--stop-at-step", "8"))
     assert first.code == 0, first.err
@@ -145,7 +145,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data: Path, trained: Path, t
 
 
 def test_a_run_without_a_checkpoint_yet_starts_over(data: Path, trained: Path, tmp_path: Path) -> None:
-    """As it is after a kill in the first steps, or in the first write: with --resume auto the same command works."""
+    """After a kill in the first steps, or in the first write, the same command works with --resume auto."""
     run = tmp_path / "run"
     run.mkdir()
     (run / f".config.json.123{files.TEMPORARY}").write_text("{")
@@ -215,7 +215,7 @@ def test_ranks_share_one_order_of_images() -> None:
         assert len(set(seen.tolist())) == 16
 
 
-def test_a_person_who_insists_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_of_the_user_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = errors.StopRequest()

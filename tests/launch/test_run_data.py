@@ -113,7 +113,7 @@ def test_resuming_on_other_images_of_equal_number_is_refused(tmp_path: Path) -> 
     running.assert_one_error(result, "trained on other data (other images in the split)")
 
 
-def test_without_a_valid_split_the_test_images_are_held_out_and_said(tmp_path: Path) -> None:
+def test_without_a_valid_split_the_test_images_are_held_out_and_reported(tmp_path: Path) -> None:
     for split, count in (("train", 20), ("test", 9)):
         draw(tmp_path / "data" / split, count, seed=count)
     result = train(tmp_path / "data", tmp_path / "run", "--dry-run")
@@ -158,7 +158,9 @@ def test_a_run_recorded_before_the_rules_keeps_its_split(images: Path, trained: 
     assert evaluate(run, draw(tmp_path / "other", seed=1)).code == errors.EXIT_BAD_INPUT
 
 
-def test_too_few_steps_are_said_before_training(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_steps_are_reported_before_training(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Thirty epochs of 150 images are too short, so a warning is printed, but not if the user chose the number of steps."""
     monkeypatch.setattr(memory, "seconds_of_step", lambda *_: 1.0)
     where = [

@@ -112,7 +112,7 @@ def _fake_apex(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, s
 
 @pytest.fixture
 def no_apex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the real one is installed."""
+    """Hide apex, even where it is installed."""
     for name in ("apex", "apex.optimizers", "amp_C"):
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
 

@@ -260,7 +260,9 @@ def test_bad_input_is_one_line_before_any_work(
     assert_one_error(call("score", "--run", runs["nvae"], *more), *words)
 
 
-def test_factors_are_missed_before_anything_is_encoded(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_factors_are_reported_before_anything_is_encoded(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder of images has none; without --metrics the other scores are computed."""
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "encode", refuse)
@@ -337,7 +339,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ("absent", ["absent.npz"]),
     ],
 )
-def test_bad_codes_are_one_line(name: str, words: list[str], tmp_path: Path) -> None:
+def test_bad_codes_are_refused_in_one_line(name: str, words: list[str], tmp_path: Path) -> None:
     path = bad_files(tmp_path).get(name, tmp_path / "absent.npz")
     assert_one_error(call("score", "--codes", path, "--metrics", "mig"), *words)
 
@@ -494,7 +496,7 @@ def test_wide_codes_leave_out_what_would_take_hours(tmp_path: Path) -> None:
         ("table.parquet", "no parquet", ["table.parquet", "save a csv" if find_spec("pyarrow") is None else "again"]),
     ],
 )
-def test_bad_tables_are_one_line(name: str, text: str, words: list[str], tmp_path: Path) -> None:
+def test_bad_tables_are_refused_in_one_line(name: str, text: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert_one_error(call("score", "--codes", tmp_path / name), *words)
 

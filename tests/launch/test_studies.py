@@ -56,7 +56,7 @@ def test_critical_betas_are_squared_singular_values_of_whitened_pixels() -> None
     np.testing.assert_allclose(critical_betas(x), singular**2 / 39 / 7, rtol=1e-10)
 
 
-def test_constant_pixels_add_nothing_but_count() -> None:
+def test_constant_pixels_have_no_variance_but_are_counted() -> None:
     x = np.random.default_rng(0).uniform(0.1, 0.9, (40, 3))
     padded = np.concatenate([x, np.zeros((40, 1)), np.ones((40, 2))], axis=1)
     np.testing.assert_allclose(critical_betas(padded), [*critical_betas(x) / 2, 0, 0, 0], rtol=1e-10)
@@ -190,7 +190,7 @@ def test_frey_study_resumes(
     assert "**2 of 3 runs are done**" in (studied / "report" / "index.md").read_text()
 
 
-def test_the_most_telling_runs_come_first() -> None:
+def test_the_most_informative_runs_come_first() -> None:
     order = frey.FreyConfig().jobs()
     assert len(order) == 12 * 3 * (3 + 1)  # held out with one seed
     assert [(j.split, j.latent_dim, j.beta, j.seed) for j in order[:3]] == [("all", 2, 1e-3, s) for s in range(3)]
@@ -266,7 +266,7 @@ def test_the_workers_of_a_cluster_do_the_jobs(cluster: str, tmp_path: Path) -> N
 def test_runs_on_a_cluster_keep_the_environment_of_its_workers(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No pool of this machine's devices travels along."""
+    """The pool of this machine's devices is not sent to the workers."""
     took: list[dict[str, str]] = []
 
     def train(command: list[str], env: dict[str, str], output: Any) -> int:
@@ -284,7 +284,7 @@ def test_runs_on_a_cluster_keep_the_environment_of_its_workers(
     assert [env["CUDA_VISIBLE_DEVICES"] for env in took] == ["of the worker"] * 3
 
 
-def test_a_cluster_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="Dask, of the extra cluster, is not installed")
     monkeypatch.setattr(jobs, "CONNECT_SECONDS", 0.2)
     with pytest.raises(ValueError, match=r"--dask .* does not answer"):

@@ -127,7 +127,7 @@ def test_machines_share_a_sweep(swept: Path, data: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "2", "1/", "/2", "1/2/2", "a/b", "01/2"])
-def test_a_share_that_is_none_is_refused(share: str) -> None:
+def test_an_invalid_share_is_refused(share: str) -> None:
     with pytest.raises(ValueError, match=f"--share {share}"):
         sweep.SweepConfig(values=("1",), share=share)
 

@@ -59,7 +59,7 @@ def run(shell: str, tmp_path: Path, ends: str = "", *, prints_result: bool = Fal
         "PROGRAM <&- >&- 2>&-",
     ],
 )
-def test_the_work_is_done_whoever_listens(shell: str, tmp_path: Path) -> None:
+def test_work_continues_when_nobody_reads_the_output(shell: str, tmp_path: Path) -> None:
     assert run(shell, tmp_path) == (0, True, "")
 
 
@@ -135,6 +135,6 @@ def test_every_name_that_is_printed_is_one_line() -> None:
     assert found == [], "terminal.say prints one line, whatever names are in it; print is for tables and fixed words"
 
 
-def test_a_line_that_is_said_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     say("samples of a\nerror: forged\r\x1b[2J")
     assert capsys.readouterr().out == "samples of a\\nerror: forged\\r\\x1b[2J\n"

@@ -116,7 +116,7 @@ def nvae() -> tuple[stepping.Trainer, ImageSpec]:
 
 
 def test_steps_are_those_of_a_calculation_in_float64() -> None:
-    """Forward, noise, Adamax and averaged weights of five steps, without a line of the trainer."""
+    """Five steps (forward pass, noise, Adamax, averaged weights) computed without the trainer's code."""
     subject = toy(weight_decay=0.01, ema_decay=0.9)
     reference = copy.deepcopy(subject.state.model).double()  # type: ignore[type-var]
     weights = list(reference.parameters())  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ FACTORS = np.stack([RNG.integers(size, size=3_000) for size in SIZES], axis=1)
 
 
 def place_code(factors: np.ndarray) -> np.ndarray:
-    """One 8x8 channel, 1 at the place (x, y) of the factors 1 and 2: lossless, and no axis of it is a factor."""
+    """An 8x8 channel that is 1 at the place (x, y) given by factors 1 and 2: lossless, but none of its axes is a factor."""
     code = np.zeros((len(factors), 1, 8, 8), np.float32)
     code[np.arange(len(factors)), 0, factors[:, 2], factors[:, 1]] = 1.0
     return code
@@ -97,7 +97,7 @@ def test_group_information_finds_where_a_factor_lives() -> None:
 
 
 def test_information_does_not_fall_when_noise_is_added() -> None:
-    """With few points the joint probe drowns in 60 numbers of noise; what group 0 says alone still bounds it."""
+    """With few points the joint probe overfits 60 numbers of noise; the information of group 0 alone still bounds it."""
     groups = [np.eye(3)[FACTORS[:200, 0]] * 8.0, noise(30)[:200], noise(60)[:200, 30:]]
     result = metrics.group_information(groups, FACTORS[:200, :1], seed=0)
     assert (result.conditional_gain >= 0).all()

@@ -131,7 +131,7 @@ def test_unsupervised_scores_of_extreme_scale() -> None:
         np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-9)
 
 
-def test_an_outlier_is_noted_and_quantile_bins_do_not_mind() -> None:
+def test_an_outlier_is_noted_and_does_not_affect_quantile_bins() -> None:
     rng = np.random.default_rng(1)
     factors = rng.integers(5, size=(1_000, 1))
     codes = np.concatenate([factors + 0.01 * rng.normal(size=factors.shape), rng.normal(size=(1_000, 1))], axis=1)

@@ -97,7 +97,7 @@ def test_idle_latents_do_not_spoil_infomec() -> None:
     assert list(beside.informed) == [True] * 3 + [False] * 3
 
 
-def test_jemmig_minds_a_latent_that_knows_two_factors_and_mig_does_not() -> None:
+def test_jemmig_penalises_a_latent_that_knows_two_factors_and_mig_does_not() -> None:
     grid = np.indices((2, 2)).reshape(2, -1).T
     factors = np.tile(grid, (50, 1))
     both = (2 * factors[:, :1] + factors[:, 1:]).astype(float)
@@ -117,7 +117,7 @@ def test_irs_of_noise_is_reported_beside_it() -> None:
         assert result.noise_level == pytest.approx(result.score, abs=0.03)
 
 
-def test_probes_see_what_is_there_linearly_and_otherwise() -> None:
+def test_probes_find_linear_and_nonlinear_information() -> None:
     rng = np.random.default_rng(0)
     source = rng.uniform(-1.0, 1.0, size=(1_500, 1))
     curved = np.concatenate([np.cos(3.0 * source), np.sin(3.0 * source)], axis=1)

@@ -61,7 +61,7 @@ def test_noise_is_at_chance_and_its_bias_is_seen() -> None:
     assert "too high" in found.bias_note
 
 
-def test_it_is_reproducible_and_keeps_what_the_score_said() -> None:
+def test_it_is_reproducible_and_keeps_the_result_of_the_score() -> None:
     codes, factors = noisy_copies(300, np.random.default_rng(2))
     first, again, other = (
         metrics.with_uncertainty(metrics.mcc, codes, factors, num_resamples=20, seed=seed, correlation="spearman")
@@ -77,7 +77,7 @@ def test_it_is_reproducible_and_keeps_what_the_score_said() -> None:
 
 
 def test_every_kind_of_score() -> None:
-    """One that needs test rows, one of codes alone, a plain function, factors by name."""
+    """A score that needs test rows, one of codes alone, a plain function, and factors by name."""
     codes, factors = noisy_copies(200, np.random.default_rng(4))
     few = {"num_resamples": 4, "num_shuffles": 4}
     read = metrics.with_uncertainty(metrics.explicitness, codes, factors, **few)
@@ -188,7 +188,7 @@ def noisy_mixtures(num_points: int) -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_scores_whose_intervals_do_not_cover_say_so(score: Callable[..., Any]) -> None:
-    """To be stated in its place: the spread over halves, the chance level, and the reason in one line."""
+    """In place of an interval there are the spread over halves, the chance level, and the reason in one line."""
     found = metrics.with_uncertainty(score, *noisy_mixtures(100), num_resamples=4, num_shuffles=2)
     assert not found.covers
     low, high = found.interval

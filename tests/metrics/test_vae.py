@@ -40,7 +40,7 @@ def test_everything_follows_from_the_two_passes(model: VAE) -> None:
 
 
 @torch.no_grad()
-def test_the_walk_without_the_image_has_the_same_groups(model: VAE) -> None:
+def test_the_pass_without_a_likelihood_has_the_same_groups(model: VAE) -> None:
     x, eps = images(model), noise(model)
     decisions = [PosteriorSample(e) for e in eps]
     whole, short = (walk(decisions, model.bottom_up(x)) for walk in (model.top_down, model.descend))

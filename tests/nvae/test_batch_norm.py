@@ -66,7 +66,7 @@ def test_module_matches_the_formula_and_moves_its_statistics(activation: Activat
 
 
 def test_moments_of_channels_far_from_zero() -> None:
-    """From sums of squares the variance would have an error of about 1e8 * 6e-8 = 6 and could be negative."""
+    """A variance from sums of squares would have an error of about 1e8 * 6e-8 = 6 and could be negative."""
     x = torch.randn(8, 1, 32, 32) * 0.1 + 1e4
     moments = batch_moments(x)
     assert float(moments.var) == pytest.approx(float(x.double().var(correction=0)), rel=1e-3)
@@ -89,7 +89,7 @@ def test_half_precision_input_keeps_float32_statistics() -> None:
 
 @pytest.mark.parametrize("arch", ["res_mbconv", "res_elu"])
 def test_checkpointing_changes_nothing(arch: str) -> None:
-    """Neither loss nor gradients, and running statistics move once."""
+    """Loss and gradients stay the same, and running statistics move once."""
     found = []
     for checkpointing in (False, True):
         model = small(cell_arch=arch, checkpointing=checkpointing).train()

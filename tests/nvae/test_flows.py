@@ -87,7 +87,7 @@ def test_data_dependent_initialisation_once_and_saved() -> None:
 
 @pytest.mark.parametrize("channels", [7, 8, 10, 16])
 def test_factorized_reduce_is_four_strided_convolutions(channels: int) -> None:
-    """Also the odd split of 7 -> 14; at 8 to 14 input channels PyTorch's strided ones corrupt memory on CPU."""
+    """The odd split of 7 -> 14 is included; at 8 to 14 input channels PyTorch's strided convolutions corrupt memory on CPU."""
     reduce = FactorizedReduce(channels, 2 * channels)
     x = torch.randn(2, channels, 6, 4).to(memory_format=torch.channels_last).requires_grad_()
     parts = []

@@ -207,7 +207,7 @@ def test_channels_last_and_autocast() -> None:
     elbo.mean().backward()
 
 
-def test_weights_go_through_a_file(tmp_path: Any) -> None:
+def test_weights_survive_saving_and_loading(tmp_path: Any) -> None:
     model = small(cell_arch="res_elu", num_flows=1).train()
     x, eps = images(model), noise(model)
     model(x, eps)

@@ -193,7 +193,7 @@ def test_prior_sample(case: Case) -> None:
 
 
 def regulariser(case: Case, model: NVAE) -> SpectralRegulariser:
-    """With the recorded vectors, as after the long first call."""
+    """The penalty with the recorded vectors, as after the long first call."""
     golden = case.golden["spectral"]
     ours = SpectralRegulariser(model, golden["num_power_iter"])
     state = {"started": torch.tensor(True)}
@@ -300,7 +300,7 @@ def test_loss_gradients_and_one_step(case: Case) -> None:
     "arch",
     sorted(CELL_OPS),
 )
-def test_published_names_go_there_and_back(arch: str, num_nf: int) -> None:
+def test_published_names_round_trip(arch: str, num_nf: int) -> None:
     args = {**ARGS, "arch_instance": arch, "num_nf": num_nf}
     model = randomised(args)
     again = official.load(published_form(model), args)

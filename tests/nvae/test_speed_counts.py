@@ -71,7 +71,7 @@ def test_a_step_launches_half_of_what_a_plain_port_does(checkpointing: bool) -> 
 
 
 def test_weights_are_normalised_once_for_each_shape() -> None:
-    """Not once for each layer, nor again for the penalty; one norm serves the vectors of all shapes."""
+    """There is no norm per layer and none for the penalty alone; one norm serves the vectors of all shapes."""
     model = small()
     objective = objective_of(model)
     shapes = sum(group.has_normalised for group in objective.spectral.stacks.groups)
@@ -131,7 +131,7 @@ def test_stacked_weights_are_those_of_the_layers() -> None:
 
 
 def test_gradients_of_stacked_weights() -> None:
-    """Those of autograd through each layer's own normalisation, in float64."""
+    """The gradients are those of autograd through each layer's own normalisation, in float64."""
     model = small(num_flows=1).double()
     stacks = SpectralRegulariser(model).stacks.double()
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -149,7 +149,7 @@ def test_gradients_of_stacked_weights() -> None:
 
 
 def test_gradients_of_a_gated_cell() -> None:
-    """Those of autograd, in float64."""
+    """The gradients are those of autograd, in float64."""
     torch.manual_seed(0)
     gate = SqueezeExcite(8).double()
     skip, x, upstream = (torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -190,7 +190,7 @@ def test_sharing_weights_changes_no_gradient(monkeypatch: pytest.MonkeyPatch, ch
 
 
 def test_the_plain_port_computes_the_same() -> None:
-    """Else the benchmark would compare two models."""
+    """Otherwise the benchmark would compare two different models."""
     model = small()
     port = plain_model(model)
     x, given = images(model), noise(model)
@@ -228,7 +228,7 @@ def test_one_bottom_up_pass_serves_all_draws() -> None:
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_layout_is_the_same_throughout(layout: torch.memory_format) -> None:
-    """Channels_last in ours, contiguous in the plain port."""
+    """Our model uses channels_last, the plain port the contiguous layout."""
     model = small().train()
     model = model if layout is torch.channels_last else plain_model(model)
     layouts: list[bool] = []
@@ -241,7 +241,7 @@ def test_layout_is_the_same_throughout(layout: torch.memory_format) -> None:
 
 
 class _WeightGradients(counting.OperationCounter):
-    """Notes how wide the kernels are whose gradient is taken."""
+    """Records the widths of the kernels whose gradients are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class _WeightGradients(counting.OperationCounter):
 @pytest.mark.parametrize("kernel", [3, 5, 11])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_depthwise_gradients(kernel: int, stride: int, layout: torch.memory_format) -> None:
-    """As PyTorch's, and by kernels narrow enough for oneDNN's fast path."""
+    """The gradients are PyTorch's, by kernels narrow enough for oneDNN's fast path."""
     x = torch.randn(2, 24, 12, 9).to(memory_format=layout).requires_grad_()
     weight = torch.randn(24, 1, kernel, kernel, requires_grad=True)
     expected = F.conv2d(x.double(), weight.double(), None, stride, kernel // 2, groups=24)

@@ -107,7 +107,7 @@ class Try:
         return not self.alive
 
     def wait(self, condition: Any, seconds: float) -> bool:
-        """Until the condition holds (True), all have ended, or the time is over."""
+        """Wait until the condition holds (True), all processes have ended, or the time is over."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.reap() or time.monotonic() > deadline:
@@ -136,7 +136,7 @@ def named_steps(run: Path) -> list[int]:
 
 
 def kill_once(run: Path, attempt: Try, chance: random.Random) -> str:
-    """Kill at a random moment, in the write of a checkpoint, or at the start; all ranks, or one. Says which, or "done"."""
+    """Kill one rank or all at a random moment, in the write of a checkpoint, or at the start; return which, or "done"."""
     kind = chance.choice(["any time", "any time", "in a write", "in a write", "at the start"])
     if kind == "in a write":
         count, wanted = 0, chance.randrange(1, 4)
@@ -215,7 +215,7 @@ class Soak:
         return False
 
     def one_run(self, kind: str, most_kills: int) -> int:
-        """Kill and resume a run at most so often, and compare it with the uninterrupted one; how often it was killed."""
+        """Kill and resume a run up to ``most_kills`` times, compare it with the uninterrupted one; return the number of kills."""
         reference, run = self.folder / f"reference-{kind}", self.folder / f"run-{self.runs}"
         if not reference.exists():
             self.uninterrupted(kind, reference)

@@ -26,7 +26,7 @@ def _look(pid: int, run: Path) -> tuple[float, int, int]:
 
 @pytest.mark.soak
 def test_nothing_grows_with_the_steps(data: Path, tmp_path: Path) -> None:
-    """Looked at after every tenth of the run; the first three tenths may fill caches and pools."""
+    """Measure after every tenth of the run; the first three tenths may fill caches and pools."""
     run, tenth = tmp_path / "run", STEPS // 10
     length = ["--max-steps", str(STEPS), "--checkpoint-every", str(tenth // 2), "--eval-every", str(tenth)]
     process = running.start("train_nvae", *running.flags(data, run, *length, "--log-every", "50"))
