@@ -113,7 +113,7 @@ def aggregate_posterior(codes: Codes, source: torch.Generator, *, title: str = "
     drawn = codes.draw(SCATTERED, source)
     prior = torch.randn(drawn.shape, generator=source)
     panels = (("aggregate posterior q(z)", drawn, "#c0504d"), ("prior p(z)", prior, "#4472a8"))
-    figure, axes = figures.pyplot().subplots(1, 2, figsize=(8.0, 4.0), sharex=True, sharey=True)
+    figure, axes = figures.subplots(1, 2, size=(8.0, 4.0), sharex=True, sharey=True)
     chosen = codes.order[:2]
     limit = max(3.5, float(drawn[:, chosen].abs().quantile(0.999)))
     for panel, (name, points, colour) in zip(axes, panels, strict=True):

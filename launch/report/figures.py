@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from launch.console.figures import Picture, entitle, pyplot, rasterise, settle
+from launch.console.figures import Picture, entitle, rasterise, settle, subplots
 from launch.report.runs import ScoredRun, clean
 from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Float64
 
@@ -91,8 +91,8 @@ def heat_map(configuration: Configuration) -> Drawing:
 
     def build() -> Figure:
         height = max(2.2, 0.34 * min(len(share), MOST_ROWS) + 1.2)
-        figure, (left, right) = pyplot().subplots(
-            1, 2, figsize=(_width(share), height), sharey=True, width_ratios=(3, 1.2), layout="constrained"
+        figure, (left, right) = subplots(
+            1, 2, size=(_width(share), height), sharey=True, width_ratios=(3, 1.2), layout="constrained"
         )
         shades = left.pcolormesh(share, cmap="Blues", vmin=0.0, vmax=top, edgecolors="none")
         if share.size <= 160 and share.shape[1] <= 10:
@@ -123,7 +123,7 @@ def gains(configuration: Configuration) -> Drawing:
     gain, run = configuration.shares("conditional_gain"), configuration.first
 
     def build() -> Figure:
-        figure, axes = pyplot().subplots(figsize=(_width(gain), 3.2), layout="constrained")
+        figure, axes = subplots(size=(_width(gain), 3.2), layout="constrained")
         places, bottom = [float(i) for i in range(gain.shape[1])], np.zeros(gain.shape[1])
         palette = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, len(gain)))
         for row, (label, colour) in enumerate(zip(run.unit_names, palette, strict=True)):
@@ -172,7 +172,7 @@ def mig_against_dimension(compared: Comparable) -> Drawing:
     dims = compared.dims
 
     def build() -> Figure:
-        figure, axes = pyplot().subplots(figsize=(6.4, 4.0), layout="constrained")
+        figure, axes = subplots(size=(6.4, 4.0), layout="constrained")
         for index, configuration in enumerate(compared.configurations):
             colour, name = _identity(compared, index)
             trained, fresh = (
@@ -211,7 +211,7 @@ def intervals(compared: Comparable) -> Drawing:
 
     def build() -> Figure:
         height = 1.4 + len(names) * max(0.3, 0.13 * len(shown))
-        figure, axes = pyplot().subplots(figsize=(6.4, height), layout="constrained")
+        figure, axes = subplots(size=(6.4, height), layout="constrained")
         for index, configuration in enumerate(shown):
             offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
             _interval_lines(axes, configuration.first, names, offset, COLOURS[index], clean(configuration.label))
@@ -242,7 +242,7 @@ def rate_distortion(compared: Comparable) -> Drawing:
             by_family.setdefault(run.saved.family.title, []).append(run)
 
     def build() -> Figure:
-        figure, axes = pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+        figure, axes = subplots(size=(6.4, 4.2), layout="constrained")
         known = [v for run in compared.runs if (v := run.reduced(HEADLINE_KIND, dim)) is not None]
         drawn = None
         for index, (title, runs) in enumerate(by_family.items()):

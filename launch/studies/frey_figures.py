@@ -11,7 +11,7 @@ import torch
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
-from launch.console.figures import Picture, pyplot, render
+from launch.console.figures import Picture, render, subplots
 from launch.families.flat_figures import Codes
 from launch.machine import files, noise
 from launch.report.statistics import Float64
@@ -46,7 +46,7 @@ def _line(
 
 def _axes(critical: Float64, label: str) -> tuple[Any, Any]:
     """A plot against beta with the critical betas and the beta of the ELBO as vertical lines."""
-    figure, axes = pyplot().subplots(figsize=(7.0, 4.0))
+    figure, axes = subplots(size=(7.0, 4.0))
     for i, beta in enumerate(critical[:MARKED]):
         axes.axvline(beta, color="#999999", linewidth=0.8, label="critical betas" if i == 0 else None)
     axes.axvline(ELBO_BETA, color="#333333", linewidth=0.8, linestyle=":", label="beta = 1/560 (ELBO)")
@@ -99,7 +99,7 @@ def held_out(results: Results, critical: Float64) -> Picture:
 
 def _panels(count: int, draw: Draw, title: str, *, columns: int = 4, size: float = 2.4) -> Picture:
     rows = math.ceil(count / columns)
-    figure, grid = pyplot().subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+    figure, grid = subplots(rows, columns, size=(size * columns, size * rows), squeeze=False)
     for i, axes in enumerate(grid.flat):
         if i < count:
             draw(axes, i)

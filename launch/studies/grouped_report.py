@@ -178,7 +178,7 @@ def _tests(records: Records, point: int) -> Iterator[str]:
 
 def _bars(records: Records, point: int) -> figures.Picture:
     shown = [variant for variant in VARIANTS if records[variant]]
-    figure, panels = figures.pyplot().subplots(1, 1 + len(MIC_FACTORS), figsize=(3.2 * (1 + len(MIC_FACTORS)), 3.2))
+    figure, panels = figures.subplots(1, 1 + len(MIC_FACTORS), size=(3.2 * (1 + len(MIC_FACTORS)), 3.2))
     specs: list[tuple[str, str | None]] = [("mig", None), *(("mic", factor) for factor in MIC_FACTORS)]
     for axes, (name, factor) in zip(panels, specs, strict=True):
         for i, variant in enumerate(shown):
@@ -203,7 +203,7 @@ def _seeds(axes: Any, x: float, numbers: Sequence[float], colour: str) -> None:
 
 def _curves(records: Records) -> figures.Picture:
     names = {"distortion": "test reconstruction, nats", "rate": "KL, nats", "mig": "MIG"}
-    figure, panels = figures.pyplot().subplots(1, len(names), figsize=(4.0 * len(names), 3.2))
+    figure, panels = figures.subplots(1, len(names), size=(4.0 * len(names), 3.2))
     colours = dict(zip(VARIANTS, ("#c0504d", "#4472a8", "#5f9e5f", "#8064a2"), strict=True))
     for axes, (name, label) in zip(panels, names.items(), strict=True):
         for variant in VARIANTS:

@@ -24,7 +24,7 @@ sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 import numpy as np
 
 from launch.console import errors, flags
-from launch.console.figures import Picture, pyplot, render, save
+from launch.console.figures import Picture, render, save, subplots
 from launch.report import comparison, words
 from launch.report.runs import ScoredRun, read_runs
 from launch.report.statistics import Comparable, Configuration, Float64, comparable_sets, spread
@@ -219,7 +219,7 @@ def _curves(configuration: Configuration) -> list[Float64]:
 
 def _draw(compared: Comparable, title: str, floor: float | None) -> Picture:
     """Draw every run's held-out negative ELBO against its CPU time; no model can be below ``floor`` nats, if it is known."""
-    figure, axes = pyplot().subplots(figsize=(7.0, 4.2))
+    figure, axes = subplots(size=(7.0, 4.2))
     for configuration, colour in zip(compared.configurations, itertools.cycle(COLOURS), strict=False):
         for i, (minutes, loss) in enumerate(_curves(configuration)):
             label = configuration.label if i == 0 else None

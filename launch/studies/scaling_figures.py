@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.console.figures import Picture, pyplot, render
+from launch.console.figures import Picture, render, subplots
 from launch.studies.scaling_fit import Measured, PowerLaw
 
 COLOURS = ("#4472a8", "#c46a2f", "#4f9a5b", "#8a5ca8", "#a84453", "#777777")
@@ -42,7 +42,7 @@ def against(
 
     ``data`` names the data set in the title, here and below.
     """
-    figure, axes = pyplot().subplots(figsize=SIZE)
+    figure, axes = subplots(size=SIZE)
     for name, (colour, of) in _families(runs, kind).items():
         for i, run in enumerate(of):
             x, y = zip(*coordinates(run), strict=True)
@@ -66,7 +66,7 @@ def against(
 
 def depth(runs: Sequence[Measured], data: str) -> Picture:
     """ELBO against the number of groups at equal parameters; a line for each width, joining the means."""
-    figure, axes = pyplot().subplots(figsize=SIZE)
+    figure, axes = subplots(size=SIZE)
     one_scale = [run for run in runs if run.num_scales == 1]
     for name, (colour, of) in _families(
         one_scale, lambda run: "flat VAE" if run.is_flat else f"width {run.width}"
@@ -108,7 +108,7 @@ def cost(runs: Sequence[Measured], data: str) -> Picture:
 
 def _panels(runs: Sequence[Measured], xlabel: str, x: Value, panels: Mapping[str, Value]) -> tuple[Any, Any]:
     """Two panels with a point for each run that has the number, a colour for each kind."""
-    figure, grid = pyplot().subplots(1, len(panels), figsize=(8.4, 3.4))
+    figure, grid = subplots(1, len(panels), size=(8.4, 3.4))
     for axes, (ylabel, y) in zip(grid, panels.items(), strict=True):
         for name, (colour, of) in _families(runs, kind).items():
             points = [(x(run), y(run)) for run in of if y(run) is not None]

@@ -110,7 +110,7 @@ def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
     """Plot each number against the flag: a point per seed, a line through the means, a colour for each series."""
     every = flat(series)
     names = [name for name in _common(every) if name in PLOTTED]
-    figure, panels = figures.pyplot().subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
+    figure, panels = figures.subplots(1, len(names), size=(3.6 * len(names), 3.2), squeeze=False)
     for axes, name in zip(panels[0], names, strict=True):
         for colour, (label, results) in zip(cycle(COLOURS), series.items(), strict=False):
             positions, logarithmic = _positions(flag, results)

@@ -22,7 +22,7 @@ SCRIPTS = ("compress", "evaluate", "score", "train_flat_vae", "train_nvae")
 PRELOADED = [
     "tests.launch.forking",
     "torch._dynamo",
-    "matplotlib.pyplot",
+    "matplotlib.figure",
     "benchmarks.steps",
     *(f"launch.{name}" for name in SCRIPTS),
 ]

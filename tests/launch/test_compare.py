@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from launch.console.figures import subplots
 from launch.report import comparison, words
 from launch.report.comparison import likelihood_table
 from launch.report.figures import draw
@@ -456,9 +457,7 @@ def test_seeds_make_one_configuration_and_settings_name_it(runs: dict[str, Path]
 
 def test_blocks_escape_what_users_name() -> None:
     def build() -> Any:
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots()
+        figure, axes = subplots(size=(3.0, 2.0))
         axes.plot([0, 1], label="a<b>&c")
         axes.legend()
         return figure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot
 from torchvision.utils import make_grid
 
 from launch.console import figures
@@ -39,7 +38,7 @@ def test_pairs_say_which_row_is_the_original() -> None:
 
 def test_a_title_stands_above_a_plot_and_is_no_formula() -> None:
     def plot(title: str) -> figures.Picture:
-        figure, axes = pyplot.subplots(figsize=(3.0, 2.0))
+        figure, axes = figures.subplots(size=(3.0, 2.0))
         axes.plot([0, 1])
         return figures.render(figure, title)
 
