@@ -81,7 +81,7 @@ NO_READERS = {  # they write, ask the kernel, open what this process has just ma
     "datasets.download:fetch",  # what it wrote is checked by the reader of the data set
     "datasets.download:_md5",
     "launch.compress:_compress",
-    "launch.console.figures:render",
+    "launch.console.figures:rasterise",
     "launch.console.terminal:_point_at_nothing",
     "launch.console.terminal:protect",
     "launch.machine.files:_fsync_folder",
