@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-# Put first, and this folder taken off: this script has the package's name.
+# The root comes first and this folder is removed, because this script has the name of the package ``metrics``.
 sys.path = [str(ROOT)] + [p for p in sys.path if Path(p or ".").resolve() != ROOT / "benchmarks"]
 
 import metrics

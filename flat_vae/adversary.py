@@ -38,8 +38,8 @@ class FactorVAE(FlatObjective):
     """distortion + rate + gamma * TC, TC = mean over q(z) of log D(z) - log(1 - D(z)) (Kim & Mnih 2018).
 
     The discriminator belongs to the objective: its weights and its Adam(1e-4; .5, .9) are in ``state_dict``. It learns
-    from the batch of the VAE, permuted by the noise; the paper draws a second batch for it. It takes a step with every
-    step of the optimiser that is not skipped. With several processes its gradient is averaged over them, and the
+    from the batch of the VAE, permuted by the noise; the paper draws a second batch for it. It takes one step
+    for each step of the VAE that is not skipped. With several processes its gradient is averaged over them, and the
     permutation is within each local batch. The processes must build discriminator and model from the same seed.
 
     Args:

@@ -45,7 +45,7 @@ class FlatVAE(VAE):
         self.log_variance = nn.Linear(network.num_features, config.latent_dim)
         by_network: Initialisation = "glorot" if config.network == "mlp" else "he"
         networks.initialise(self, by_network if config.init == "auto" else config.init)
-        # kernels in this layout, and with them the activations, save 12 % of a step on Frey faces on a CPU
+        # activations take the layout of the kernels; this one shortens a step on Frey faces on a CPU by 12 %
         self.to(memory_format=torch.channels_last)
 
     def compile_parts(self, backend: str = "inductor") -> None:

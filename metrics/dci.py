@@ -88,7 +88,7 @@ def dci(
 
 
 def _of_fits(fits: list[Fit], train: Pairs, test: Pairs, regressor: Regressor, seed: int) -> DCI:
-    """Concentration of the importances, with the weights of the whole."""
+    """The result from one fit per factor, notes included."""
     importance = np.stack([fit.weights for fit in fits], axis=1)
     accuracy = np.array([fit.performance for fit in fits])
     fit_notes = tuple(f"factor {k}: {note}" for k, fit in zip(train.kept, fits, strict=True) for note in fit.notes)

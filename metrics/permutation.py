@@ -17,8 +17,8 @@ class Baseline:
 
     Args:
         mean: S, mean over the shuffles: subtract it to remove the bias of the estimator.
-        threshold: the 95 % quantile over shuffles of the statistic's largest entry. A cell of a heat map above it is
-            not explained by the number of cells.
+        threshold: the 95 % quantile over shuffles of the statistic's largest entry. A cell above it is unlikely to be
+            chance, however many cells the table has.
         draws: [num_draws, *S].
     """
 

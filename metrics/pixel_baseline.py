@@ -45,7 +45,7 @@ def count_levels(counts: Tensor, images: Tensor) -> None:
 def fit_pixel_baseline(counts: Tensor, num_bits: int, num_steps: int = 40) -> PixelBaseline:
     """Fit by maximum likelihood to the training images' ``counts`` [P, 2^bits].
 
-    One pseudo-image, spread evenly over the levels, keeps pixels that never change from having no mass elsewhere.
+    One pseudo-image, spread evenly over the levels, gives a pixel that never changes some mass at every level.
     """
     counts = counts.float() + 1.0 / counts.shape[1]
     weights = counts / counts.sum(1, keepdim=True)

@@ -23,8 +23,8 @@ class ProbeR2:
         score: mean over factors of 1 - squared error / variance; at most 1, below 0 if the probe does worse than the
             mean.
         per_factor: [K].
-        adjusted: the score corrected for the latents that a linear fit spends (Wherry 1931), where rows are scored that
-            were fitted; else the score.
+        adjusted: the score corrected for the number of latents (Wherry 1931), if a linear map was scored on the rows that
+            it was fitted to; else the score.
         num_train: rows of the fit. num_test: rows that were scored.
     """
 

@@ -1,11 +1,11 @@
 """An interval, a chance level and a bias for any score of codes and factors.
 
 A score is computed again on many random halves of the rows, drawn without replacement. For a statistic whose variance
-and bias fall as 1/N, halves spread around the score as the score spreads around its limit, and lie above it by as much
-as it lies above its limit (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). A score that is
-fitted on one half of its rows and computed on the other varies with that split as well, so its interval is centred on the
-mean over ten splits: see :func:`_scale`. Resampling with replacement would repeat rows, which raises every information,
-every nearest-neighbour estimate and every fit.
+and bias fall as 1/N, the scores of halves vary around the full score as much as the full score varies around its limit, and
+are shifted by as much (the delete-d jackknife with d = N/2; Shao & Wu 1989, Politis & Romano 1994). A score that is fitted on
+one half of its rows and computed on the other varies with that split as well, so its interval is centred on the mean over
+ten splits: see :func:`_scale`. Resampling with replacement would repeat rows, which raises information and nearest-neighbour
+estimates and makes fits look better.
 
 Where the assumption fails, there is no interval, and :func:`_why_none` gives the reason. docs/metrics/uncertainty.md has the
 measured coverage of every score.

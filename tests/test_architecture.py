@@ -231,7 +231,7 @@ def test_nothing_names_this_machine_or_an_index() -> None:
 
 
 def test_the_reliability_page_names_tests_that_exist() -> None:
-    """Its table says which test shows what, file by file: `test_x`: `name`, `name`; each name is a test's beginning."""
+    """The tables of docs/reliability.md list tests as `test_file`: `name`, `name`; each name is the start of a test's name."""
     sources = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     page = (ROOT / "docs" / "reliability.md").read_text()
     named = [

@@ -122,7 +122,7 @@ def _who_knows(share: Float64, name: str, unit: str, unit_names: Sequence[str]) 
         return f"no single {unit} encodes {CLEAR_SHARE:.0%} of {name}"
     if known == 1:
         return f"{name} is encoded mainly in {unit} {unit_names[best]} ({share[best]:.0%})"
-    return f"{name} is spread over {known} {unit}s, most in {unit_names[best]} ({share[best]:.0%})"
+    return f"{name} is spread over {known} {unit}s, with the largest share in {unit} {unit_names[best]} ({share[best]:.0%})"
 
 
 def heat_map(configuration: Configuration) -> str:

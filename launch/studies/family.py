@@ -1,8 +1,8 @@
 """The studies of hierarchies: the models that they train, small NVAEs and flat VAEs, and how they train and score them.
 
-NVAEs of one scale share ``CELLS`` cells and ``CHANNELS`` latent channels among their groups, so that depth changes neither
-the number of parameters (by more than a tenth) nor the work of a step nor the number of latents: only how these are
-factorised. All are small enough for two CPU cores. Their sizes are given by the command line of a training script.
+NVAEs of one scale share ``CELLS`` cells and ``CHANNELS`` latent channels among their groups, so depth changes neither the
+work of a step nor the number of latents, and the number of parameters by at most a tenth. It changes only how the latents
+are grouped. All are small enough for two CPU cores. Their sizes are given by the command line of a training script.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the family: name, flags, and ``pace``, its number of steps in the time of one of the simplest model."""
+    """A model of the family: name, flags, and ``pace``, its steps in the time of one step of the simplest model."""
 
     name: str
     script: Script

@@ -83,7 +83,8 @@ def _opening(results: Results, wanted: Sequence[Job], mean_face: float) -> Itera
         f"Protocol: the preset `frey` (the thesis' network, Bernoulli cross entropy of grey pixels, batch 16, RMSprop 1e-3 "
         f"with decay .9 and epsilon 560 x 1e-7, weights {job.init}), {job.epochs} epochs. beta is the pixel-mean beta: the loss is "
         f"distortion / 560 + beta KL, and beta = 1/560 gives the ELBO. Split all: the thesis' 1,965 frames; train: 1,415 frames, "
-        f"with 200 held out (valid, blocks of the video). torch {torch.__version__.partition('+')[0]}, one CPU thread per run. "
+        f"with 200 held out (valid, blocks of the video). z is the number of latents. "
+        f"torch {torch.__version__.partition('+')[0]}, one CPU thread per run. "
         f"Decoding every frame to the mean face costs {mean_face:.2f} nats."
     )
     yield (
@@ -127,8 +128,8 @@ def _stopping(results: Results, critical: Float64) -> Iterator[str]:
             agrees = theory_agrees(stop, foreseen)
             verdicts.append(agrees)
             yield (
-                f"* {split}, z = {latent_dim}: {stop.words} (mean KL over seeds of at least {COLLAPSED} nats). The predicted KL "
-                f"falls to {COLLAPSED} nats at beta {foreseen:.4f}: **{'agrees' if agrees else 'does not agree'}**."
+                f"* {split}, z = {latent_dim}: {stop.words} (learning: a mean KL over seeds of at least {COLLAPSED} nats). The "
+                f"predicted KL falls to {COLLAPSED} nats at beta {foreseen:.4f}: **{'agrees' if agrees else 'does not agree'}**."
             )
     yield (
         f"Theory predicts where learning stops in {sum(verdicts)} of {len(verdicts)} settings. Both splits use the critical betas "

@@ -25,7 +25,7 @@ COLLAPSED = 0.05
 def critical_betas(images: npt.NDArray[Any]) -> Float64:
     """Eigenvalues of the covariance (ddof 1) of whitened pixels divided by their number, highest first: [P].
 
-    These are pixel-mean betas: a latent direction is used only below its own. Constant pixels are left out of the
+    An eigenvalue is the pixel-mean beta below which its latent direction is used. Constant pixels are left out of the
     covariance, but count among the pixels.
 
     Args:

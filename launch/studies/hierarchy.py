@@ -44,7 +44,7 @@ COMMON = ("--compile", "--log-every", "100")
 # NVAE of one scale and flat VAE, compiled, on one core of an AMD EPYC 7003; those of CelebA are estimates. Whether models
 # train for equal times depends on the ratios alone; the report states the CPU time of each.
 STEPS_PER_MINUTE = {"dsprites": (375, 440), "celeba": (100, 250)}
-PACES = {1: 1.0, 2: 0.8, 3: 0.65}  # by number of scales: steps in the time of one step with one scale
+PACES = {1: 1.0, 2: 0.8, 3: 0.65}  # number of scales -> steps in the time of a one-scale step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ def leaders(compared: Comparable) -> str:
         means = {c.label: values.mean() for c in compared.configurations if len(values := _at(c, portion * last))}
         if means:
             order = sorted(means, key=lambda label: float(means[label]))
-            rest = f", then {order[1]} ({means[order[1]]:.1f})" if len(order) > 1 else ""
+            rest = f", followed by {order[1]} ({means[order[1]]:.1f} nats)" if len(order) > 1 else ""
             said.append(f"after {portion * last:.1f} CPU minutes {order[0]} ({means[order[0]]:.1f} nats){rest}")
     return f"Smallest negative ELBO at equal CPU time, mean over seeds: {'; '.join(said)}."
 

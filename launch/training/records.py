@@ -34,7 +34,7 @@ CURVES = {
 
 NAME = "metrics.jsonl"
 MOST_BYTES = 4 * files.GIB
-CLOCKS = {"seconds", "cpu_seconds"}  # of this process, and of all processes that led to the step (on rank 0)
+CLOCKS = {"seconds", "cpu_seconds"}  # wall-clock time since the last start; CPU time of rank 0 since the first start
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,15})\..+")
 MAY_FAIL = (OSError, ValueError, RuntimeError)  # errors of the libraries that write pictures and events
 

@@ -82,7 +82,7 @@ class TrainState:
         self.num_bad_in_a_row = int(content["num_bad_in_a_row"])
 
     def settle(self, report: StepReport, *, is_lost: bool = False) -> None:
-        """Count the findings of a step; a run that ``is_lost`` skips every step, and no longer counts why."""
+        """Count the findings of a step; if ``is_lost``, the run has diverged and the step counts as skipped only."""
         found = report.verdict.read()
         report.settled, report.skipped = True, found.skips or is_lost
         report.stop = report.stop or found.stop

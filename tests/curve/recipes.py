@@ -1,8 +1,8 @@
 """A hundred deterministic steps of each family in double precision, and the losses that they had at commit 32c0d67.
 
-In double precision another processor, with its other kernels, gives the same curve to about ten digits; in single
-precision a hundred steps would leave three. ``python -m tests.curve.recipes`` rewrites the curves, which is right
-only after a change that means to move them; say so in its commit.
+In double precision another processor, with other kernels, gives the same curve to about ten digits; in single
+precision only three would agree after a hundred steps. ``python -m tests.curve.recipes`` rewrites the curves. Do this
+only after a change that is meant to move them, and say so in its commit.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ SHORT += ["--final-eval-images", "4", "--eval-every", "100", "--device", "cpu"]
 SHORT_NVAE = [*running.MODEL, *SHORT]
 SHORT_SCORES = ["--images", "24", "--elbo-images", "8", "--shuffles", "1", "--resamples", "2", "--dims", "2"]
 
-# What makes a command as short as a test: these words follow its own, and the last of a flag counts.
+# Arguments that shorten a command for a test. They are appended, and the last value of a flag counts.
 SHORTENED: dict[str, list[str]] = {
     "torchrun --standalone --nproc-per-node=gpu launch/train_nvae.py": [*SHORT_NVAE, "--run-dir", "runs/recipe"],
     "python launch/train_nvae.py": SHORT_NVAE,
@@ -121,7 +121,7 @@ SHORTENED: dict[str, list[str]] = {
 }
 # The tutorial's second comparison needs scores of four runs, because it must have intervals over seeds.
 SHORTENED_IN_TUTORIAL = {"python launch/compare.py": ["--pictures", "0", "--no-untrained"]}
-# What a test cannot run, and what runs it instead.
+# Commands that these tests do not run, and what tests them instead.
 NOT_RUN = {
     "make quickstart": "tests/launch/test_quickstart.py",
     "make install": "the environment of this very test",

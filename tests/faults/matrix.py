@@ -2,7 +2,7 @@
 
 Each cell runs a script in a process of its own, on the toy data set and a run of a few steps, under one fault, and prints
 a JSON line: its exit code, whether that is one that the fault allows, what it said last, and what is left of the run.
-``--table`` makes of such lines the table of docs/reliability.md.
+``--table`` turns such lines into the tables of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def cell(command: str, fault: str, made: Path) -> dict[str, Any]:
     home = Path(tempfile.mkdtemp(prefix="fault-"))
     _prepare(home, command, made)
     script, arguments = _commands(home)[command]
-    reader, writer = os.pipe()  # not a file, which a limit of files would keep from growing
+    reader, writer = os.pipe()  # a file could not grow under the fault that limits file sizes
     pieces: list[bytes] = []
     listener = threading.Thread(target=lambda: pieces.extend(iter(lambda: os.read(reader, 65_536), b"")))
     listener.start()

@@ -1,8 +1,8 @@
 """Permitted ends of a fuzzed case.
 
-A target damages a genuine input and reads it as the project does. It returns True where the damaged input was read as
-something, False where it was refused with a ValueError whose message, as a script prints it, is a line that a terminal
-shows; every other end is a finding. Where the right result is known, a wrong one is a finding too.
+A target damages a genuine input and reads it as the project does. It returns True if the damaged input was read, and
+False if it was refused with a ValueError whose message is one printable line. Every other end is a finding. If the right
+result is known, a wrong one is a finding too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scripts as separate processes that start at once, forked from a server that has imported their modules.
 
-A new interpreter imports for seven seconds of a core before a script's first line. Where a test needs a process for its
-signals, its ranks or its death, and not for its start, it comes from here.
+A new interpreter spends seven CPU seconds on imports before the first line of a script. Tests of signals, ranks and killed
+processes, which do not depend on how a process starts, fork it here instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A CUDA graph emulated on a CPU: the operations of a call are recorded, and repeated on the same memory.
 
-As in a graph's replay no host code runs, numbers from the host are those of the recording, and memory is where it was.
-Streams and an allocator's reuse of memory are not seen.
+As in the replay of a graph, no host code runs, numbers from the host keep their recorded values, and memory keeps its
+addresses. Streams and the reuse of memory by an allocator are not emulated.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_a_run_whose_last_weights_are_on_no_disk_says_so(
 def test_room_that_comes_back_by_the_end_is_used(
     refused: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last checkpoint is tried once more, at the end of the run and where it stops before."""
+    """A last checkpoint that cannot be written is tried once more, whether the run ends or is stopped earlier."""
     real, tries = files.write_atomically, 0
     name, *more = refused
 

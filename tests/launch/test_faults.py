@@ -126,7 +126,7 @@ def test_two_machines_are_two_agents(data: Path, trained: Path, tmp_path: Path) 
 
 
 def copies(root: Path, counts: dict[str, int], height: int, width: int) -> Path:
-    """Many names for one image, whose size says how long decoding takes."""
+    """A folder of hard links to one image; a larger image takes longer to decode."""
     root.mkdir()
     one = root / "one"
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

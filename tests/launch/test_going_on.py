@@ -65,7 +65,7 @@ def test_a_diverged_run_goes_on_with_the_printed_advice_from_a_good_checkpoint(
         result = train(run, "--max-bad-steps", "6", "--keep-checkpoints", "2")
     assert result.code == errors.EXIT_DIVERGED
     assert all(word in result.err for word in ("--resume auto", "--lr", "--grad-clip", "--precision fp32"))
-    assert steps(run) == [2, 4]  # those of steps 6, 8 and 10, between steps that were not finite, pushed none out
+    assert steps(run) == [2, 4]  # none is saved between steps that are not finite
     assert json.loads((run / "diverged.json").read_text())["last_good_checkpoint"] == "step-000000004.pt"
     refused = train(run, "--resume", "auto", "--weight-decay", "0.5")
     running.assert_one_error(refused, "optim.weight_decay", "--init-from")
@@ -75,7 +75,7 @@ def test_a_diverged_run_goes_on_with_the_printed_advice_from_a_good_checkpoint(
     assert config(run)["optim"]["lr"] == 1e-5
     assert not (run / "diverged.json").exists()
     assert (run / "diverged-before-step-4.json").exists()
-    assert train(run, "--resume", "auto", "--lr", "1e-4").code == errors.EXIT_BAD_INPUT  # it is no diverged run now
+    assert train(run, "--resume", "auto", "--lr", "1e-4").code == errors.EXIT_BAD_INPUT  # no longer a diverged run
 
 
 def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
     assert all(word in result.err for word in ("at step 12", "run.max_steps: 12 -> 14", "schedules"))
     assert json.loads((run / "summary.json").read_text())["step"] == 14
     assert config(run)["run"]["max_steps"] == 14
-    assert "run.max_steps" in train(run, "--resume", "auto", "--max-steps", "13").err  # shorter than it was to be
+    assert "run.max_steps" in train(run, "--resume", "auto", "--max-steps", "13").err  # shorter than planned
 
 
 def test_leaving_out_what_was_typed_before_makes_no_run_longer() -> None:

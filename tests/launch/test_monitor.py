@@ -264,7 +264,7 @@ def test_a_kill_after_the_final_evaluation_leaves_one_point(tmp_path: Path) -> N
 
 
 def test_a_thread_of_tensorboard_that_fails_prints_no_traceback(tmp_path: Path) -> None:
-    """A renamed folder or a full disk used to cause one. Run in a subprocess, because pytest would catch it."""
+    """A renamed folder or a full disk used to cause a traceback. The program is a subprocess, because pytest would catch it."""
     program = """
 import pathlib, sys, threading
 from launch.training.records import Monitor

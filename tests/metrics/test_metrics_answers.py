@@ -120,7 +120,7 @@ def test_gaussian_total_correlation_in_closed_form() -> None:
 
 
 def test_sap_discrete_of_separable_classes() -> None:
-    """One latent separates two classes, the other is constant: gap 1 - 1/2. Also with test rows missing, said so."""
+    """One latent separates two classes, the other is constant: gap 1 - 1/2. A note reports missing test rows."""
     factor = np.arange(200)[:, None] % 2
     codes = np.concatenate([10.0 * factor - 5.0, np.zeros((200, 1))], axis=1)
     result = metrics.sap(codes, factor, codes, factor, kind="discrete", ceiling=True)

@@ -1,4 +1,4 @@
-"""Scores of generated images on feature arrays, and the extractor that only a user's file brings."""
+"""Scores of generated images on feature arrays, and the feature extractor, whose weights come from a user's file."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_the_code_functions_reproduce_the_stored_latents(golden: Golden) -> None
 
 def test_bins_are_exact(golden: Golden) -> None:
     ours, theirs = bin_codes(golden.codes[TRAIN]).T + 1, golden.peer["peer_bins"]
-    varying = golden.codes.min(axis=0) != golden.codes.max(axis=0)  # a constant's bin has no meaning but to be one
+    varying = golden.codes.min(axis=0) != golden.codes.max(axis=0)  # which bin a constant falls into does not matter
     np.testing.assert_array_equal(ours[:, varying], theirs[:, varying])
     assert (np.ptp(ours[:, ~varying], axis=0) == 0).all()
 

@@ -1,7 +1,7 @@
 """Kill -9 training runs again and again, resume them, and compare: ``kill_loop.py DATA FOLDER --ranks 2 --kills 25 --seed 0``.
 
-A process of its own that has torch imported and forks the ranks, so that a try costs its training only. Each rank is a
-process that runs a training script; each checkpoint is reported through a pipe when ``checkpoint.save`` returned.
+This process imports torch once and forks the ranks, so that an attempt takes only the time of its training. Each rank is
+a process that runs a training script; each checkpoint is reported through a pipe when ``checkpoint.save`` has returned.
 The kinds of runs take turns. Prints a JSON line: what was tried and what was lost.
 """
 
@@ -107,7 +107,7 @@ class Try:
         return not self.alive
 
     def wait(self, condition: Any, seconds: float) -> bool:
-        """Wait until the condition holds (True), all processes have ended, or the time is over."""
+        """Wait until the condition holds (True), all processes have ended, or the time limit has passed."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.reap() or time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Growth in a long run of memory, open files and records; a month's log can still be opened."""
+"""In a long run, memory, open files and bytes per step do not grow; a month of records can still be opened."""
 
 from __future__ import annotations
 
