@@ -93,7 +93,7 @@ def gaussian_total_correlation(codes: np.ndarray) -> float:
 
 
 def irs(codes: np.ndarray, factors: np.ndarray, quantile: float = 0.99) -> np.ndarray:
-    """Interventional robustness of each latent to all factors but each one, [D, K], before it is summarised."""
+    """Matrix [D, K] of IRS: robustness of each latent to changes of all factors except factor k."""
     centred = codes - codes.mean(axis=0)
     largest = np.abs(centred).max(axis=0)
     robust = np.zeros((codes.shape[1], factors.shape[1]))

@@ -44,8 +44,8 @@ class NearestScores:
         distances: the stated distances, pixels.
         precision: share of samples within each of them.
         median_distance: of all samples, pixels.
-        coverage: for each factor, the share of its values that the nearest images of the samples within ``within`` have.
-        value_shares: for each factor, how these samples spread over its values; sums to 1, or all 0 without such samples.
+        coverage: for each factor, the share of its values that occur among the nearest images of samples within ``within``.
+        value_shares: for each factor, the shares of its values among these samples; sums to 1, or all 0 without such samples.
         num_samples: rows.
         notes: warnings for the reader.
     """

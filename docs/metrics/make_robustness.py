@@ -1,7 +1,7 @@
 """Write into index.md how each score reacts to known changes of a perfect code: `python docs/metrics/make_robustness.py`.
 
 2,000 draws of dSprites' factors. perfect: z_k = v_k in [-1, 1]. Then: rotated by a random orthogonal matrix; every
-latent twice; warped by exp(2 z); one row of 2,000 multiplied by 1e4; ten latents of noise beside; noise alone.
+latent twice; warped by exp(2 z); one row of 2,000 multiplied by 1e4; ten latents of noise added; noise alone.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_tensorboard_gets_pictures_and_text_and_opens_on_those_of_the_runs(repor
     events.Reload()
     pictures = events.Tags()["images"]
     assert len(pictures) == len(list((report[1] / "figures").iterdir()))
-    assert min(pictures) > "images/"  # a run's own: groups of cards stand in the order of their names
+    assert min(pictures) > "images/"  # TensorBoard sorts by name: images of a run come first
     assert events.Tags()["scalars"] == []  # each would be a card of one point
     assert events.Tags()["tensors"] == ["report/text/text_summary"]
 

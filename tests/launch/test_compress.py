@@ -86,7 +86,7 @@ def negative_elbo_bits(model: VAE, images: list[Ints], draws: int = 8) -> float:
 @pytest.mark.parametrize("kind", ["nvae", "nvae one bit", "flat", "flat one bit"])
 def test_images_cost_their_negative_elbo_and_come_back_exactly(kind: str) -> None:
     model, images = make(kind)
-    # small codes: a draw of all latents moves those of the flat VAE by 1 %
+    # code lengths of 1-bit images are short: one draw of the latents changes those of the flat VAE by 1 %
     seeds = range({"flat one bit": 4, "nvae one bit": 2}.get(kind, 1))
     first = codec_of(model, images)
     codecs = [replace(first, seed=seed) for seed in seeds]

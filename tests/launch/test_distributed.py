@@ -43,7 +43,7 @@ def losses(run: Path, tag: str = "train/loss") -> list[float]:
 
 def test_two_processes_take_the_steps_of_one(on_two: Path, trained: Path) -> None:
     """Sums of float32 in another order differ by about 1e-7 of their size in the first step, and Adamax' normalised
-    updates carry that on: a few 1e-5 of the loss after nine steps. A wrong slice of images, of noise, or of the batch
+    updates let this grow to a few 1e-5 of the loss after nine steps. A wrong slice of images, of noise, or of the batch
     statistics shows at 1e-3 or more in the second step.
     """
     one, two = losses(trained), losses(on_two)

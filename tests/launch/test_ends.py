@@ -1,4 +1,4 @@
-"""Exit codes tell the truth, and what surrounds a script (git, torchrun's variables, early flags) cannot end it."""
+"""Exit codes are right; a missing or hanging git, a bad variable of torchrun and wrong early flags are handled."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def test_evaluate_uses_the_averaged_weights_unless_told(copied: Path) -> None:
     assert values["auto"]["elbo"] != values["raw"]["elbo"]
     assert values["auto"]["no_latents"] is None
     said = json.loads((copied / "summary.json").read_text())["valid"]
-    assert values["auto"]["elbo"] == pytest.approx(said["elbo"], rel=1e-6)  # what training said at its end
+    assert values["auto"]["elbo"] == pytest.approx(said["elbo"], rel=1e-6)  # the final evaluation of training
 
 
 def test_data_that_moved_is_found_where_the_user_says(copied: Path, data: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_samples_are_a_png_of_the_right_size(temperature: str, copied: Path, tmp
         assert result.code == 0, result.err
         assert str(path) in result.out
     pictures = [np.asarray(Image.open(path)) for path in paths]
-    assert np.array_equal(*pictures)  # the seed says it all
+    assert np.array_equal(*pictures)  # the same seed gives the same picture
     scale = 96 // 16  # small images are shown enlarged; 3 columns, 2 rows, 2 pixels of frame
     height, width = 2 * (12 * scale + 2) + 2, 3 * (16 * scale + 2) + 2
     assert height < len(pictures[0]) <= height + 80, "a title stands above"

@@ -33,7 +33,7 @@ def test_quickstart_ends_with_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (tmp_path / "first" / "zoo-samples.png").is_file()
     record = json.loads((tmp_path / "first" / "report" / "comparison.json").read_text())
     assert record["skipped"] == []
-    (one_set,) = record["sets"]  # they compare
+    (one_set,) = record["sets"]  # the two runs are comparable
     assert "bernoulli" in one_set["terms"]["likelihood"]
     assert len(one_set["configurations"]) == 2
     page = (tmp_path / "first" / "report" / "report.html").read_text()

@@ -96,7 +96,7 @@ def test_where_learning_stops() -> None:
     assert where_learning_stops(betas, [2.0, 0.5, 0.0]) == Stop(1e-2, 1e-1)
     assert where_learning_stops(betas, [2.0, 1.0, 0.5]) == Stop(1e-1, None)
     assert where_learning_stops(betas, [0.0, 0.0, 0.0]) == Stop(None, 1e-3)
-    # a run that stuck at a small beta does not hide that larger ones learn
+    # one beta at which nothing is learnt is not the end if a larger beta learns
     assert where_learning_stops(betas, [0.0, 0.5, 0.0]) == Stop(1e-2, 1e-1)
 
 

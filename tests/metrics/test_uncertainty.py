@@ -145,7 +145,7 @@ def half_mean(codes: np.ndarray, *, seed: int) -> HalfMean:
 
 
 def test_a_score_of_one_split_is_centred_on_ten() -> None:
-    """The mean of normal rows, whose limit is 0: the interval is right, and better placed than the score of one split."""
+    """The mean of normal rows, whose limit is 0: intervals cover it, and their centres vary less than the score."""
     rng = np.random.default_rng(11)
     found = [
         metrics.with_uncertainty(half_mean, rng.normal(size=(60, 1)), num_resamples=20, num_shuffles=1)
