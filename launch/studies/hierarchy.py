@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from launch.console import errors, flags
 from launch.console.figures import Picture, render, save, subplots
@@ -219,7 +220,7 @@ def _curves(configuration: Configuration) -> list[Float64]:
 
 def _draw(compared: Comparable, title: str, floor: float | None) -> Picture:
     """Draw every run's held-out negative ELBO against its CPU time; no model can be below ``floor`` nats, if it is known."""
-    figure, axes = subplots(size=(7.0, 4.2))
+    figure, axes = subplots(size=(7.0, 4.2), layout="constrained")
     for configuration, colour in zip(compared.configurations, itertools.cycle(COLOURS), strict=False):
         for i, (minutes, loss) in enumerate(_curves(configuration)):
             label = configuration.label if i == 0 else None
@@ -227,6 +228,8 @@ def _draw(compared: Comparable, title: str, floor: float | None) -> Picture:
     if floor is not None:
         axes.axhline(floor, color="black", linewidth=0.8, linestyle=":", label=f"no model can be below {floor:.1f}")
     axes.set_yscale("log")
+    for of_numbers in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        of_numbers(LogFormatter(minor_thresholds=(2.0, 0.5)))
     axes.set_xlabel("CPU minutes, compilation and evaluations included")
     axes.set_ylabel("held-out negative ELBO, nats")
     axes.legend(fontsize=8)
