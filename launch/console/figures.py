@@ -136,7 +136,7 @@ def save(picture: Picture, path: Path) -> Path:
 
 
 def subplots(*args: Any, size: tuple[float, float], layout: Any = None, **named: Any) -> tuple[Figure, Any]:
-    """Make a figure of ``size`` inches with axes, as ``pyplot.subplots`` does, but outside pyplot, which keeps every figure.
+    """Make a figure of ``size`` inches with axes, as ``pyplot.subplots`` does, but outside pyplot, which never frees one.
 
     Matplotlib is imported here, because scripts that draw nothing start most of a second sooner without it.
     """
@@ -155,11 +155,11 @@ def entitle(figure: Figure, title: str) -> None:
 
 
 def settle(figure: Figure) -> Bbox:
-    """Lay a figure out for good and measure it in inches, which takes as long as drawing it."""
+    """Fix the layout of a figure and return its extent in inches; this takes as long as drawing it."""
     from matplotlib import rcParams
 
     figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # "none" would leave a placeholder, for which it is drawn once more
+    figure.set_layout_engine(None)  # "none" would leave a placeholder, and savefig would lay it out again
     return figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
 
 

@@ -119,7 +119,7 @@ def protect() -> None:
 
 
 def finish() -> OSError | None:
-    """Flush the standard streams for the last time; return the error that lost text of standard output, or None."""
+    """Flush the standard streams for the last time; return the error that made standard output lose text, or None."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Stream):
             stream.abandon()

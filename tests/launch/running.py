@@ -91,15 +91,15 @@ def call(script: str, *arguments: object, draws: bool | None = None) -> Result:
     """
     if draws is None:
         draws = not script.startswith("train_")
-    with contextlib.nullcontext() if draws else blank_plots():
-        return _call(script, *arguments)
-
-
-def _call(script: str, *arguments: object) -> Result:
     module = importlib.import_module(f"launch.{script}")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     said, warned = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
+    with (
+        contextlib.nullcontext() if draws else blank_plots(),
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(warned),
+    ):
         patch.setattr(sys, "argv", [f"launch/{script}.py", *map(str, arguments)])
         patch.setattr(threading, "excepthook", threading.excepthook)  # put back too
         try:
