@@ -327,9 +327,15 @@ def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:
     telling = {base: _telling([run for run, b in zip(runs, bases, strict=True) if b == base]) for base in set(bases)}
     named = []
     for run, base in zip(runs, bases, strict=True):
-        more = clean(", ".join(f"{key.rsplit('.', 1)[-1]} {run.config.get(key)}" for key in telling[base]))
+        more = clean("; ".join(_in_words(key, run.config.get(key)) for key in telling[base]))
         named.append(replace(run, label=f"{base} ({more})" if more else base))
     return named
+
+
+def _in_words(key: str, value: object) -> str:
+    """A setting in a label: model.groups_per_scale of [2, 1] becomes 'groups per scale 2, 1'."""
+    name = key.rsplit(".", 1)[-1].replace("_", " ")
+    return f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _telling(alike: Sequence[ScoredRun]) -> list[str]:

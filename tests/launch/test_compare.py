@@ -533,4 +533,17 @@ def test_labels_name_few_settings_and_tell_all_configurations_apart(runs: dict[s
     assert not skipped
     labels = [run.label for run in found]
     assert len(set(labels)) == 4
-    assert all(label.count(",") == 1 and "lr " in label for label in labels), labels
+    assert all(label.count(";") == 1 and "lr " in label for label in labels), labels
+
+
+def test_a_label_gives_settings_in_words(runs: dict[str, Path], tmp_path: Path) -> None:
+    paths = []
+    for groups in ([2, 1], [1, 1]):
+        path = tmp_path / "-".join(map(str, groups))
+        shutil.copytree(runs["nvae0"], path, ignore=shutil.ignore_patterns("checkpoints"))
+        record = json.loads((path / "config.json").read_text())
+        record["config"]["model"]["groups_per_scale"] = groups
+        (path / "config.json").write_text(json.dumps(record))
+        paths.append(path)
+    found, _ = read_runs(paths, None)
+    assert [run.label.partition(" (")[2] for run in found] == ["groups per scale 2, 1)", "groups per scale 1, 1)"]
