@@ -1,4 +1,4 @@
-"""What each ingredient of NVAE contributes: the dSprites recipe with one ingredient changed at a time, over several seeds.
+"""Ablation of NVAE: the dSprites recipe with one ingredient changed at a time, over several seeds.
 
 Trains the missing runs, stores a record of each beside the report as soon as it ends, and writes the report from these
 records. Repeat the command to continue a stopped study.
