@@ -43,21 +43,21 @@ def _mean(measure: Callable[..., float | None], digits: int = 3, **arguments: An
     return lambda c: spread(c.values(partial(measure, **arguments)), digits)
 
 
-def _speed(run: ScoredRun) -> float | None:
-    seen, seconds = run.summary.get("images_seen"), run.summary.get("seconds")
-    return seen / seconds if seen and seconds else None
-
-
 def training_table(compared: Comparable) -> Table:
     """List the cost of training each configuration."""
+
+    def speed(run: ScoredRun) -> float | None:
+        seen, minutes = run.summary.get("images_seen"), compared.minutes(run)
+        return seen / minutes / 60 if seen and minutes else None
+
     columns: dict[str, Cell] = {
         "runs": lambda c: str(len(c.runs)),
         "parameters": lambda c: f"{c.first.record['num_parameters'] / 1e6:.2f} M",
         "steps": _mean(lambda run: run.record["step"], 0),
         "images seen": _mean(lambda run: run.summary.get("images_seen"), 0),
         "epochs": _mean(lambda run: run.epochs, 2),
-        "minutes": lambda c: spread(c.values(lambda run: run.summary.get("seconds")) / 60, 1),
-        "images/s": _mean(_speed, 0),
+        compared.clock: _mean(compared.minutes, 1),
+        "images/s": _mean(speed, 0),
     }
     caption = "Training (mean ± standard deviation over seeds; a dash if no run was completed)"
     return _table(compared.configurations, columns, caption)

@@ -156,6 +156,7 @@ class Summary(Record):
     """Part of summary.json that a comparison reads."""
 
     seconds: FiniteFloat | None = None
+    cpu_seconds: FiniteFloat | None = None
     images_seen: FiniteFloat | None = None
     step: NonNegativeInt | None = None
 
@@ -224,6 +225,18 @@ class ScoredRun:
         """Passes over the training images; None if the run did not reach its end."""
         seen, there = self.summary.get("images_seen"), self.saved.record["data"].get("num_images")
         return seen / there if seen and isinstance(there, int) and there > 0 else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of the training on the wall clock; None if the run did not reach its end."""
+        return self.summary.get("seconds")
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """CPU time of a training without a GPU, which other work on the machine does not lengthen; None if it is not known."""
+        hardware = self.saved.record.get("hardware")
+        on_cpu = isinstance(hardware, dict) and hardware.get("gpu", "unknown") is None
+        return self.summary.get("cpu_seconds") if on_cpu else None
 
     def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> float | None:
         """Return the MIG of a reduction; None if it was not computed or does not reach the dimension."""

@@ -279,6 +279,21 @@ class Comparable:
         return f"MIG ({HEADLINE_KIND}, d = {self.headline_dim})"
 
     @cached_property
+    def has_cpu_times(self) -> bool:
+        """True if the CPU time of every run is known."""
+        return all(run.cpu_seconds is not None for run in self.runs)
+
+    @property
+    def clock(self) -> str:
+        """The kind of ``minutes``, as a heading."""
+        return "CPU minutes" if self.has_cpu_times else "minutes"
+
+    def minutes(self, run: ScoredRun) -> float | None:
+        """Training time of a run, on the clock that all runs have."""
+        seconds = run.cpu_seconds if self.has_cpu_times else run.seconds
+        return None if seconds is None else seconds / 60
+
+    @cached_property
     def differences(self) -> list[tuple[Configuration, Estimate | None, Estimate | None]]:
         """Each other configuration, with the differences of its ELBO and of its headline score from the reference."""
         reference, *others = self.configurations

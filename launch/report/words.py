@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from launch.report import statistics
+from launch.report.runs import ScoredRun
 from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Estimate, Float64
 
 MOST_SENTENCES = 8
@@ -72,15 +73,18 @@ def summary(compared: Comparable) -> list[str]:
 
 def unequal_training(compared: Comparable) -> list[str]:
     """Warn of configurations that were trained for different times or on different numbers of images."""
-    said = [_unequal(compared, "images_seen", "images seen", 1.0, 0), _unequal(compared, "seconds", "minutes", 60.0, 1)]
+    said = [
+        _unequal(compared, lambda run: run.summary.get("images_seen"), "images seen", 0),
+        _unequal(compared, compared.minutes, compared.clock, 1),
+    ]
     if not any(said):
         return []
     return [f"Warning: unequal training. {' '.join(filter(None, said))} Part of any difference may be due to this."]
 
 
-def _unequal(compared: Comparable, name: str, unit: str, scale: float, digits: int) -> str:
-    """Name the configurations with the least and the most of a number of summary.json if they are far apart."""
-    means = [(c.values(lambda run: run.summary.get(name)) / scale, c.label) for c in compared.configurations]
+def _unequal(compared: Comparable, cost: Callable[[ScoredRun], float | None], unit: str, digits: int) -> str:
+    """Name the configurations with the least and the highest cost of training if they are far apart."""
+    means = [(c.values(cost), c.label) for c in compared.configurations]
     known = sorted((float(values.mean()), label) for values, label in means if len(values))
     if not known or known[-1][0] <= UNEQUAL * known[0][0]:
         return ""

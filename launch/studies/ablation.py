@@ -131,12 +131,10 @@ def outcome(folder: Path) -> dict[str, Any] | None:
         return None
     summary = RunFolder(folder).read_json("summary.json")
     norms = [float(r["optim/grad_norm"]) for r in records.with_number(folder, "optim/grad_norm").values()]
-    times = records.with_number(folder, "cpu_seconds").values()
     return {
         "diverged_at": None,
-        **{name: summary[name] for name in ("step", "images_seen", "skipped_steps", "num_parameters")},
+        **{name: summary[name] for name in ("step", "images_seen", "cpu_seconds", "skipped_steps", "num_parameters")},
         **{name: summary["valid"][name] for name in ("elbo", "rate", "distortion", "active_units", "kl_group")},
-        "cpu_seconds": max((float(r["cpu_seconds"]) for r in times), default=None),
         "grad_norm_median": float(np.median(norms)) if norms else None,
         "grad_norm_largest": max(norms, default=None),
     }

@@ -148,13 +148,11 @@ def _no_pictures(run: ScoredRun) -> Mapping[str, Picture]:
 
 
 def _cost(compared: Comparable) -> str:
-    minutes = [found for run in compared.runs if (found := _cpu_minutes(run)) is not None]
-    return f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}, {sum(minutes) / 60:.1f} hours of one CPU core in total."
-
-
-def _cpu_minutes(run: ScoredRun) -> float | None:
-    minutes = curve(run.path)[0]
-    return float(minutes[-1]) if minutes.size else None
+    minutes = [found for run in compared.runs if (found := compared.minutes(run)) is not None]
+    clock = "one CPU core" if compared.has_cpu_times else "one device"
+    return (
+        f"{len(compared.runs)} run{'s' * (len(compared.runs) > 1)}, {sum(minutes) / 60:.1f} hours of {clock} in total."
+    )
 
 
 def _table(compared: Comparable, floor: float | None) -> str:
@@ -165,7 +163,7 @@ def _table(compared: Comparable, floor: float | None) -> str:
         "seeds": lambda c: str(len(c.runs)),
         "parameters": lambda c: f"{c.first.record['num_parameters'] / 1e6:.2f} M",
         "images seen": lambda c: spread(c.values(lambda run: run.summary.get("images_seen")), 0),
-        "CPU minutes": lambda c: spread(c.values(_cpu_minutes), 1),
+        compared.clock: lambda c: spread(c.values(compared.minutes), 1),
         "ELBO, nats": lambda c: spread(c.held_out("elbo"), 1),
         "rate": lambda c: spread(c.held_out("rate"), 1),
         "distortion": lambda c: spread(c.held_out("distortion"), 1),

@@ -56,14 +56,13 @@ class Loop:
             Preempted: asked to stop; a checkpoint of every run is saved.
             FloatingPointError: naming the runs that diverged.
         """
-        started = time.monotonic()
         try:
             self._steps()
             for run in self.runs:
                 if run.is_lost:
                     continue
                 if run.state.step >= run.total_steps:
-                    run.finish(time.monotonic() - started)
+                    run.finish()
                 else:
                     run.require_saved()
         except evaluation.Stopped:

@@ -34,7 +34,8 @@ CURVES = {
 
 NAME = "metrics.jsonl"
 MOST_BYTES = 4 * files.GIB
-CLOCKS = {"seconds", "cpu_seconds"}  # wall-clock time since the last start; CPU time of rank 0 since the first start
+# Wall-clock time and CPU time of rank 0 since the first start, without the time between an end and the next start.
+CLOCKS: dict[str, Callable[[], float]] = {"seconds": time.monotonic, "cpu_seconds": time.process_time}
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d{1,15})\..+")
 MAY_FAIL = (OSError, ValueError, RuntimeError)  # errors of the libraries that write pictures and events
 
@@ -110,6 +111,7 @@ class Monitor:
         shows: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self.active = active
+        self._began: dict[str, float] = {}
         self._recorded: set[str] = set()  # names of the values that were recorded at ``resume_step``
         if not active:
             return
@@ -119,7 +121,8 @@ class Monitor:
         self._prefix, self._shows_progress, self._shows = name and f"{name}: ", shows_progress, shows
         self._refused: set[str] = set()  # records whose latest write failed
         self._writer: SummaryWriter | None = None
-        self._start, self._cpu_start = time.monotonic(), time.process_time()
+        self._start = time.monotonic()
+        self._began = {name: clock() for name, clock in CLOCKS.items()}
         hidden = not (shows_progress and sys.stderr.isatty())
         self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", disable=hidden, dynamic_ncols=True)
         # TensorBoard drops older events from this step on when it reads this process's first event file
@@ -144,7 +147,7 @@ class Monitor:
         Returns:
             The remaining records of the first step, if its final evaluation was dropped.
         """
-        kept, of_first_step, dropped_final, spent = [], [], False, 0.0
+        kept, of_first_step, dropped_final, spent = [], [], False, dict.fromkeys(CLOCKS, 0.0)
         lines = read(self._path)
         for line, record in lines:
             if record is None:
@@ -156,10 +159,10 @@ class Monitor:
             if record["step"] > self._first_step or is_final:
                 continue
             self._recorded |= record.keys() if is_first else set()
-            spent = number(record, "cpu_seconds") or spent
+            spent = {name: number(record, name) or before for name, before in spent.items()}
             kept.append(line.rstrip(b"\n") + b"\n")
             of_first_step += [record] if is_first else []
-        self._cpu_start -= spent
+        self._began = {name: began - spent[name] for name, began in self._began.items()}
         whole, left = b"".join(line for line, _ in lines), b"".join(kept)
         if whole.startswith(left) and whole != left:
             os.truncate(self._path, len(left))  # in place, because the disk may have no space for another file
@@ -210,6 +213,10 @@ class Monitor:
         shown = {title: [tag for tag in tags if self._shows(tag)] for title, tags in CURVES.items()}
         return {title: ["Multiline", tags] for title, tags in shown.items() if tags}
 
+    def spent(self) -> dict[str, float]:
+        """Time spent on the run since its first start, in seconds of each clock; {} on a rank that writes nothing."""
+        return {name: round(CLOCKS[name]() - began, 3) for name, began in self._began.items()}
+
     def _append(self, record: Mapping[str, Any]) -> None:
         """Append a line, all of it or nothing."""
         line = json.dumps(plain(record)).encode() + b"\n"
@@ -227,11 +234,7 @@ class Monitor:
         if not self.active:
             return
         with self.best_effort(NAME):
-            clocks = {
-                "seconds": round(time.monotonic() - self._start, 3),
-                "cpu_seconds": round(time.process_time() - self._cpu_start, 3),
-            }
-            self._append({"step": step, **clocks, **values})
+            self._append({"step": step, **self.spent(), **values})
         self._add_scalars(values, step)
 
     def image(self, step: int, tag: str, image: np.ndarray[Any, Any]) -> None:

@@ -308,12 +308,13 @@ class Run:
             "--precision fp32"
         )
 
-    def finish(self, seconds: float) -> None:
+    def finish(self) -> None:
         """Evaluate a run that reached its last step, write its summary, and print the next commands.
 
         Raises:
             FloatingPointError: the evaluation is not finite, or every step was skipped; no summary is written.
         """
+        spent = self.monitor.spent()
         result = self.evaluate(final=True)
         self.require_saved()  # before the summary, which says that the run is complete
         evaluation.require_finite(result)
@@ -325,7 +326,7 @@ class Run:
         summary = {
             "step": self.state.step,
             "images_seen": self.state.step * self.order.batch_size,
-            "seconds": seconds,
+            **spent,
             "skipped_steps": self.state.num_skipped,
             "num_parameters": sum(p.numel() for p in self.trainer.parameters),
             "valid": result,

@@ -118,7 +118,7 @@ def metrics_lines(home: Path) -> Target:
         ]
         monitor = object.__new__(records.Monitor)
         monitor._path, monitor._first_step, monitor._total_steps, monitor._recorded = path, 4, 8, set()
-        monitor._cpu_start = 0.0
+        monitor._began = dict.fromkeys(records.CLOCKS, 0.0)
         monitor._drop_lost_future()
         after = [line.rstrip(b"\n") for line, record in records.read(path) if record is not None]
         assert after == before, "a record was lost or kept against the rule"

@@ -16,7 +16,7 @@ from scipy import stats
 
 from launch.console.figures import subplots
 from launch.report import comparison, words
-from launch.report.comparison import likelihood_table
+from launch.report.comparison import likelihood_table, training_table
 from launch.report.figures import draw
 from launch.report.runs import ScoredRun, read_runs
 from launch.report.statistics import Configuration, Estimate, comparable_sets, correlation, over_images, over_seeds
@@ -147,12 +147,27 @@ def test_unequal_training_is_reported_before_any_difference(runs: dict[str, Path
     longer = tmp_path / "longer"
     shutil.copytree(runs["flat"], longer)
     summary = json.loads((longer / "summary.json").read_text())
-    summary |= {"images_seen": 10 * summary["images_seen"], "seconds": 600.0}
+    summary |= {"images_seen": 10 * summary["images_seen"], "seconds": 900.0, "cpu_seconds": 600.0}
     (longer / "summary.json").write_text(json.dumps(summary))
     (compared,) = comparable_sets(read_runs([runs["nvae0"], longer], None)[0])
     first, *_ = words.summary(compared)
-    for value in (f"{summary['images_seen']:,} for", "10.0 for", *(c.label for c in compared.configurations)):
+    for value in (
+        f"{summary['images_seen']:,} for",
+        "CPU minutes",
+        "10.0 for",
+        *(c.label for c in compared.configurations),
+    ):
         assert value in first
+    assert "CPU minutes" in training_table(compared).head
+
+    config = json.loads((longer / "config.json").read_text())
+    config["hardware"]["gpu"] = "H200"  # the CPU only waits for it, so the wall clock counts
+    (longer / "config.json").write_text(json.dumps(config))
+    (compared,) = comparable_sets(read_runs([runs["nvae0"], longer], None)[0])
+    first, *_ = words.summary(compared)
+    assert "CPU minutes" not in first
+    assert "15.0 for" in first
+    assert training_table(compared).head[6] == "minutes"
     (alone,) = comparable_sets(read_runs([runs["nvae0"], runs["nvae0"]], None)[0])
     assert not words.unequal_training(alone)
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,24 @@ def test_resuming_drops_the_lost_future_and_repeats_nothing(tmp_path: Path) -> N
     assert _steps(broken) == _steps(whole)
     points = events(broken).Scalars("train/loss")
     assert [p.step for p in points] == list(range(1, 7))
+
+
+def test_clocks_go_on_where_the_resumed_step_left_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of lost steps and the time between an end and the next start do not count."""
+    now = {"seconds": 0.0, "cpu_seconds": 0.0}
+    monkeypatch.setattr(records, "CLOCKS", {name: partial(now.__getitem__, name) for name in now})
+
+    def run(steps: range, resume_step: int) -> dict[str, float]:
+        with Monitor(tmp_path, active=True, resume_step=resume_step, total_steps=6) as monitor:
+            for step in steps:
+                now["seconds"] += 10.0
+                now["cpu_seconds"] += 4.0
+                monitor.scalars(step, {"train/loss": 1.0})
+            return monitor.spent()
+
+    assert run(range(1, 4), 0) == {"seconds": 30.0, "cpu_seconds": 12.0}
+    now.update(seconds=5000.0, cpu_seconds=2.0)
+    assert run(range(3, 5), 2) == {"seconds": 40.0, "cpu_seconds": 16.0}
 
 
 def test_the_evaluation_of_the_resumed_step_is_known(tmp_path: Path) -> None:
