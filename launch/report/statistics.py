@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TypeAlias
 
@@ -66,6 +66,7 @@ class Estimate:
     over: str = "seeds"  # or "images", the sample that the interval is over
     counts: tuple[int, ...] = (1, 1)  # number of values, one count for each side of a difference
     std: float | None = None  # standard deviation over seeds, the root mean square of both sides, if it is known
+    p_value: float | None = None  # of the t-test whose interval this is
 
     @property
     def excludes_zero(self) -> bool:
@@ -83,8 +84,10 @@ def mean_of(values: Numbers, over: str = "seeds") -> Estimate:
     data, count = np.asarray(values, dtype=np.float64), len(values)
     if count < MIN_PAIRS:
         return Estimate(float(data.mean()), None, over, (count,))
-    half_width = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * stats.sem(data))
-    return Estimate(float(data.mean()), half_width, over, (count,))
+    mean, error = float(data.mean()), float(stats.sem(data))
+    half_width = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0.0)
+    return Estimate(mean, half_width, over, (count,), p_value=p_value)
 
 
 def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
@@ -107,10 +110,12 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
         return Estimate(mean, None, "seeds", counts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # seeds that agree in all digits
-        interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE)
-    half_width = float(interval.high - interval.low) / 2
+        test = stats.ttest_ind(one, other, equal_var=False)
+        interval = test.confidence_interval(CONFIDENCE)
     std = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2)
-    return Estimate(mean, half_width if math.isfinite(half_width) else 0.0, "seeds", counts, std)
+    if std == 0.0:
+        return Estimate(mean, 0.0, "seeds", counts, std, float(mean == 0.0))
+    return Estimate(mean, float(interval.high - interval.low) / 2, "seeds", counts, std, float(test.pvalue))
 
 
 def seeds_needed(difference: float, std: float) -> int | None:
@@ -140,7 +145,7 @@ def over_images(values: Mapping[int, float], reference: Mapping[int, float]) -> 
     if len(shared) < MIN_PAIRS:
         return None
     found = mean_of([values[i] - reference[i] for i in shared], "images")
-    return Estimate(found.mean, found.half_width, "images", (len(shared), len(shared)))
+    return replace(found, counts=(len(shared), len(shared)))
 
 
 def sign_flip_test(differences: Numbers) -> float:

@@ -63,12 +63,29 @@ def summary(compared: Comparable) -> list[str]:
         ]
     if len(differences) > MOST_SENTENCES:
         items.append(f"{len(differences) - MOST_SENTENCES} more comparisons are in the table of differences.")
-    intervals = sum(found is not None and found.half_width is not None for _, *pair in differences for found in pair)
-    if intervals > 1:
-        items.append(
-            f"{intervals} of these differences have 95 % intervals: about one in twenty excludes 0 even if nothing differs."
-        )
-    return [*unequal_training(compared), *items, _training_length(compared)]
+    every = [
+        pair for c, elbo, score in differences for pair in ((f"ELBO of {c.label}", elbo), (f"MIG of {c.label}", score))
+    ]
+    return [*unequal_training(compared), *items, *corrected(every), _training_length(compared)]
+
+
+def corrected(differences: Sequence[tuple[str, Estimate | None]]) -> list[str]:
+    """Say which of several named differences remain after Holm's correction; nothing of a single one."""
+    tested = [(name, found.p_value) for name, found in differences if found is not None and found.p_value is not None]
+    if len(tested) < 2:
+        return []
+    adjusted = statistics.holm([p for _, p in tested])
+    left = [name for (name, _), p in zip(tested, adjusted, strict=True) if p < 1.0 - statistics.CONFIDENCE]
+    return [
+        f"{len(tested)} of these differences have 95 % intervals: about one in twenty excludes 0 even if nothing differs. After "
+        f"Holm's correction for {len(tested)} comparisons, {_remaining(left)}."
+    ]
+
+
+def _remaining(names: Sequence[str]) -> str:
+    if not names:
+        return "none of them differs"
+    return f"{len(names)} differ{'s' * (len(names) == 1)}: {'; '.join(names)}"
 
 
 def unequal_training(compared: Comparable) -> list[str]:

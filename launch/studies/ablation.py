@@ -10,6 +10,7 @@ Examples:
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,12 +169,15 @@ def write(folder: Path) -> Path:
         raise ValueError(f"no records are stored in {folder / 'runs'}; start the study without --report-only")
     reference = _values(found.get(WHOLE, []), "elbo")
     differences = {name: over_seeds(_values(of, "elbo"), reference) for name, of in found.items() if name != WHOLE}
+    compared = [(f"`{name}`", difference) for name, difference in differences.items()]
     save(_draw(found), folder / "elbo.png")
     paragraphs = [
         "# What each ingredient of NVAE contributes",
         OPENING,
         _cost(found),
-        "\n".join(f"* {_conclusion(name, difference)}" for name, difference in differences.items()),
+        "\n".join(
+            f"* {item}" for item in [*itertools.starmap(_conclusion, differences.items()), *words.corrected(compared)]
+        ),
         "![held-out ELBO of every run](elbo.png)",
         _table(found, differences).markdown(),
         PUBLISHED,

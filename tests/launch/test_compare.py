@@ -19,7 +19,15 @@ from launch.report import comparison, words
 from launch.report.comparison import likelihood_table, training_table
 from launch.report.figures import draw
 from launch.report.runs import ScoredRun, read_runs
-from launch.report.statistics import Configuration, Estimate, comparable_sets, correlation, over_images, over_seeds
+from launch.report.statistics import (
+    Configuration,
+    Estimate,
+    comparable_sets,
+    correlation,
+    mean_of,
+    over_images,
+    over_seeds,
+)
 from launch.report.tables import Bullets, Figure, Heading, Table, Text, to_html, to_markdown, with_interval
 from launch.results.score_run import ScoreConfig
 from tests.conftest import ROOT
@@ -400,6 +408,31 @@ def test_an_interval_over_seeds_is_welchs() -> None:
     assert found.mean + found.half_width == pytest.approx(expected.high)
 
 
+def test_p_values_are_those_of_scipys_tests() -> None:
+    rng = np.random.default_rng(2)
+    one, other = rng.normal(1.0, 1.0, 4), rng.normal(0.0, 3.0, 5)
+    found, alone = over_seeds(one, other), mean_of(one)
+    assert found is not None
+    assert found.p_value == pytest.approx(stats.ttest_ind(one, other, equal_var=False).pvalue)
+    assert alone.p_value == pytest.approx(stats.ttest_1samp(one, 0.0).pvalue)
+    assert mean_of([2.0, 2.0]).p_value == 0.0
+
+
+def test_a_report_says_what_remains_after_holms_correction() -> None:
+    """0.02 and 0.03 exclude 0 alone, but of four comparisons only those below 0.05 / 4 and 0.05 / 3 remain."""
+    made = [(name, Estimate(2.0, 1.0, p_value=p)) for name, p in (("a", 0.01), ("b", 0.012), ("c", 0.03), ("d", 0.5))]
+    (said,) = words.corrected(made)
+    assert "4 of these differences" in said
+    assert said.endswith("2 differ: a; b.")
+    (said,) = words.corrected(
+        [*made[1:], ("e", Estimate(1.0, None)), ("f", None), ("g", Estimate(1.0, 2.0, p_value=0.9))]
+    )
+    assert said.endswith("for 4 comparisons, 1 differs: b.")
+    (said,) = words.corrected(made[2:])
+    assert said.endswith("none of them differs.")
+    assert words.corrected(made[:1]) == []
+
+
 def test_a_correlation_has_fishers_interval() -> None:
     """The interval by hand: 1.96 standard errors 1 / sqrt(n - 3) of the inverse hyperbolic tangent."""
     rng = np.random.default_rng(1)
@@ -413,7 +446,7 @@ def test_a_correlation_has_fishers_interval() -> None:
 
 def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
     found = over_seeds([1.0, 1.0], [0.5, 0.5, 0.5])
-    assert found == Estimate(0.5, 0.0, "seeds", (2, 3), 0.0)
+    assert found == Estimate(0.5, 0.0, "seeds", (2, 3), 0.0, 0.0)
 
 
 def test_intervals_cover_as_they_say() -> None:
