@@ -45,8 +45,8 @@ class Variant:
 
 
 WHOLE = "all"  # the reference
-# Published: Vahdat and Kautz, NVAE, NeurIPS 2020. Its cells differ from ours: depthwise ones are its default, and the
-# table compares regular and depthwise cells top-down with regular ones bottom-up.
+# Published: Vahdat and Kautz, NVAE, NeurIPS 2020. Depthwise cells in the decoder are its default; of its table 3 we cite the
+# rows with regular cells in the encoder.
 VARIANTS: dict[str, Variant] = {
     WHOLE: Variant("the whole recipe"),
     "no-residual-posterior": Variant(
