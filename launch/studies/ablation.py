@@ -1,7 +1,7 @@
 """Ablation of NVAE: the dSprites recipe with one ingredient changed at a time, over several seeds.
 
-Trains the missing runs, stores a record of each beside the report as soon as it ends, and writes the report from these
-records. Repeat the command to continue a stopped study.
+Trains the runs that are not stored, stores a record of each beside the report as soon as it ends, and writes the report from
+these records. Repeat the command to continue a stopped study.
 
 Examples:
   python launch/studies/ablation.py --steps 6000
@@ -116,7 +116,10 @@ class AblationConfig(StudyConfig):
             return None  # a run that diverged is a result
 
         def is_done(run: ScriptRun) -> bool:
-            return outcome(run.folder) is not None and self._record(run).is_file()
+            if not self._record(run).is_file():
+                return False
+            kept = files.read_json(self._record(run))
+            return kept["diverged_at"] is not None or kept["step"] == run.max_steps
 
         return jobs.run_all(self.runs(), work, is_done, devices.workers, threads=True, cluster=self.dask)
 

@@ -1,8 +1,8 @@
 """Scaling study: depth, width, scales and data of NVAEs and flat VAEs on dSprites and CelebA, with fitted power laws.
 
-Depth is varied at equal parameters, work and number of latents. Trains and scores the missing runs and writes the
-report. Repeat the command to continue a stopped study. The report says what the longer runs of the hierarchy study
-(launch/studies/hierarchy.py) change.
+Depth is varied at equal parameters, work and number of latents. Trains, scores and stores the runs that are not stored
+yet, and writes the report. Repeat the command to continue a stopped study. The report says what the longer runs of the
+hierarchy study (launch/studies/hierarchy.py) change.
 
 Examples:
   python launch/studies/scaling.py --celeba-root FOLDER

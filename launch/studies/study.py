@@ -64,6 +64,9 @@ def complete(
 ) -> list[str]:
     """Train and score the missing runs, several at once, and store each in ``folder`` as soon as it is scored.
 
+    A stored run of the same length is not missing, even if another machine trained it, so a study can be extended from its
+    records alone.
+
     Args:
         runs: the most important first.
         scoring: flags of score.py.
@@ -78,14 +81,15 @@ def complete(
 
     def work(run: ScriptRun) -> str | None:
         problem = None if run.is_done() else jobs.train(run, devices)
-        if problem is None and not _is_scored(run, scoring):
+        if problem is None and not _is_scored(run.folder, scoring):
             problem = _score(run, scoring, devices)
         if problem is None:
             _store(run, folder)
         return problem
 
     def is_done(run: ScriptRun) -> bool:
-        return run.is_done() and _is_scored(run, scoring) and bool(stored([run], folder))
+        kept = folder / run.folder.name
+        return _is_scored(kept, scoring) and files.read_json(kept / "summary.json")["step"] == run.max_steps
 
     return jobs.run_all(runs, work, is_done, devices.workers, threads=True, cluster=cluster)
 
@@ -96,8 +100,8 @@ def stored(runs: Sequence[ScriptRun], folder: Path) -> list[Path]:
     return [path for path in paths if (path / "scores.json").is_file()]
 
 
-def _is_scored(run: ScriptRun, scoring: Sequence[str]) -> bool:
-    path = run.folder / "scores.json"
+def _is_scored(folder: Path, scoring: Sequence[str]) -> bool:
+    path = folder / "scores.json"
     return path.exists() and ("--untrained" not in scoring or files.read_json(path)["untrained"] is not None)
 
 

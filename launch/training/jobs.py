@@ -129,6 +129,11 @@ class ScriptRun:
         """The flags with the run folder and --resume."""
         return (*self.arguments, "--run-dir", str(self.folder), "--resume", "auto")
 
+    @property
+    def max_steps(self) -> int:
+        """Its number of steps, the value of --max-steps."""
+        return int(self.arguments[self.arguments.index("--max-steps") + 1])
+
     def is_done(self) -> bool:
         """True if the training is complete."""
         return (self.folder / "summary.json").exists()

@@ -111,7 +111,7 @@ def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch:
         return None
 
     monkeypatch.setattr(jobs, "train", train)
-    words = ["--out", tmp_path / "runs", "--report", tmp_path / "report", "--workers", "1"]
+    words = ["--out", tmp_path / "runs", "--report", tmp_path / "report", "--workers", "1", "--steps", "10"]
     two = ["--variants", "all", "no-kl-balance"]
     assert call("studies.ablation", *words, *two, "--seeds", "1").code == 0
     assert call("studies.ablation", *words, *two, "--seeds", "2").code == 0
@@ -125,3 +125,8 @@ def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch:
     failed = call("studies.ablation", *words, "--variants", "all", "no-kl-warm-up", "--seeds", "1")
     assert_one_error(failed, "disk full")
     assert trained[4:] == ["no-kl-warm-up-seed0"]
+    elsewhere = ["--out", tmp_path / "fresh", *words[2:6]]
+    assert call("studies.ablation", *elsewhere, "--steps", "10", *two, "--seeds", "2").code == 0
+    assert len(trained) == 5  # stored runs of the same length are done, whoever trained them
+    call("studies.ablation", "--out", tmp_path / "other", *words[2:6], "--steps", "11", *two, "--seeds", "1")
+    assert trained[5:] == ["all-seed0", "no-kl-balance-seed0"]

@@ -261,6 +261,39 @@ def test_finished_study_only_reports(studied: Path, monkeypatch: pytest.MonkeyPa
     assert (studied / "report" / "index.md").read_text() == before
 
 
+def test_runs_stored_by_another_machine_are_not_trained_again(
+    studied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, begun = Path(shutil.copytree(studied / "store", tmp_path / "store")), []
+
+    def begin(self: jobs.Devices, command: list[str], log: Path) -> int:
+        begun.append(log.stem)
+        return 1
+
+    monkeypatch.setattr(jobs.Devices, "run", begin)
+    monkeypatch.setattr(jobs, "fault", lambda code, log: "stopped" if code else None)
+    own = [
+        "--depths",
+        "2",
+        "4",
+        "--widths",
+        "2",
+        "--scales",
+        "1",
+        "--out",
+        str(tmp_path / "runs"),
+        "--store",
+        str(store),
+    ]
+    assert running.call("studies.scaling", *where(studied), *own).code == 0
+    assert begun == []
+    shutil.rmtree(store / "dsprites" / "flat-vae-seed0")
+    longer = store / "dsprites" / "nvae-groups2-width2-seed0" / "summary.json"
+    longer.write_text(json.dumps({**json.loads(longer.read_text()), "step": 5}))
+    running.assert_one_error(running.call("studies.scaling", *where(studied), *own), "2 runs failed")
+    assert begun == ["flat-vae-seed0", "nvae-groups2-width2-seed0"]
+
+
 def test_other_length_in_one_folder_is_refused(studied: Path) -> None:
     result = running.call("studies.scaling", *where(studied), "--nvae-steps", "5")
     running.assert_one_error(result, "nvae_steps 4", "--out")
@@ -318,7 +351,7 @@ def test_hierarchies_of_the_study_differ_in_their_scales_alone(data: family.Data
 
 def test_models_that_take_longer_take_fewer_steps() -> None:
     runs = hierarchy.HierarchyConfig(minutes=2.0, seeds=1).runs("dsprites")
-    steps = {run.folder.name: int(run.arguments[run.arguments.index("--max-steps") + 1]) for run in runs}
+    steps = {run.folder.name: run.max_steps for run in runs}
     assert steps["nvae-scales1-seed0"] == 750
     assert steps["nvae-scales3-seed0"] < steps["nvae-scales2-seed0"] < 750
     assert steps["flat-vae-seed0"] == steps["flat-tc4-seed0"] == 880
