@@ -114,11 +114,10 @@ def _text_column(column: npt.NDArray[np.str_], table: str, name: str) -> Column:
     if (np.char.strip(column) == "").any() or np.isin(column, ("None", "nan", "NaN")).any():
         raise ValueError(f"{table} hold empty cells in factor {name}; leave out the rows without a value")
     try:
-        return _column(column.astype(np.float64), table, name)
-    except ValueError as error:
-        if "factor" in str(error):  # numbers that were written as text and are refused
-            raise
-    return np.unique(column, return_inverse=True)[1].astype(np.int64)
+        numbers = column.astype(np.float64)
+    except ValueError:  # words
+        return np.unique(column, return_inverse=True)[1].astype(np.int64)
+    return _column(numbers, table, name)
 
 
 def dense(column: Int64) -> tuple[Int64, Int64]:

@@ -33,8 +33,9 @@ class GroupInformation:
     """Information of groups about factors, in nats: lower bounds from held-out probes.
 
     Args:
-        score: group-MIG, mean over factors of the gap between the two groups that know most, over H(v_k).
-        per_factor: [K], group-MIG of each factor.
+        score: group-MIG, mean over factors of the gap between the two groups that know most, over H(v_k). Factors with a
+            single value in either half cannot be measured and do not count; a note names them.
+        per_factor: [K], group-MIG of each factor; 0 where it cannot be measured.
         matrix: [L, K], I(G_l; v_k) >= H(v_k) - held-out cross entropy, at least 0.
         cumulative: [L, K], I(G_1..G_l; v_k), never falling with l.
         conditional_gain: [L, K], information that group l adds to those above: differences of ``cumulative``, so
@@ -84,9 +85,11 @@ def group_information(
     whole, ends = np.concatenate(features, axis=1), np.cumsum([array.shape[1] for array in features])
     joint, joint_notes = _probe_all([whole[:, :end] for end in ends[1:]], classes, fit, test, nats, probe, seed)
     cumulative = np.maximum.accumulate(np.maximum(np.concatenate([alone[:1], joint]), alone), axis=0)
-    per_factor = _share(top_two_gap(alone), nats)
+    per_factor, measured = _share(top_two_gap(alone), nats), (nats > 0) & (np.ptp(classes[fit], axis=0) > 0)
+    rare = [k for k, both in zip(data.kept, measured, strict=True) if not both]
+    rare_note = (f"factors {rare} take a single value in one half of the rows and do not count",) if rare else ()
     return GroupInformation(
-        score=float(per_factor.mean()),
+        score=float(per_factor[measured].mean()) if measured.any() else 0.0,
         per_factor=per_factor,
         matrix=alone,
         cumulative=cumulative,
@@ -97,7 +100,7 @@ def group_information(
         num_test=len(test),
         seed=seed,
         kept=data.kept,
-        notes=tuple(dict.fromkeys(data.notes + cut_notes + notes + joint_notes)),
+        notes=tuple(dict.fromkeys(data.notes + cut_notes + rare_note + notes + joint_notes)),
     )
 
 

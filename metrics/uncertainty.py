@@ -33,6 +33,8 @@ FEW_ROWS = 500  # with fewer rows, intervals were measured to cover less often t
 NUM_ORDERS = 10  # orders of the rows, to average out the chance of one split or of drawn batches
 STRONG_BIAS = 1.5  # half-widths of the interval; if a bias is larger, its correction leaves too much of it
 ROUNDING = 1e-12  # a smaller bias is rounding error
+MOST_TRIES = 50  # draws of a half before one is accepted in which a factor has a single value
+MOST_REDRAWN = 0.05  # share of halves drawn again; with more, the rest are no random halves of the rows
 UP_TO_ONE = frozenset(
     (
         *("mig", "mig_sup", "jemmig", "sap", "mcc", "cca", "linear_r2", "dci", "dci_es", "explicitness"),
@@ -131,7 +133,11 @@ def with_uncertainty(
     compute, rng = of_rows(score, seed=seed, **options), np.random.default_rng(seed)
     result = compute(*data)
     estimate = _number(result)
-    draws = np.array([_number(compute(*_half(*data, rng))) for _ in range(num_resamples)])
+    draws, num_redrawn = np.empty(num_resamples), 0
+    for i in range(num_resamples):
+        half, tries = _half(*data, rng)
+        draws[i] = _number(compute(*half))
+        num_redrawn += tries > 1
     chance = np.array([_number(compute(*_shuffled(*data, rng))) for _ in range(num_shuffles)])
     splits, draws_batches = _splits_rows(result, num_points), hasattr(result, "num_draws")
     centre = _mean_over_orders(compute, *data, rng) if splits or draws_batches else estimate
@@ -139,7 +145,7 @@ def with_uncertainty(
     corrected = (centre if splits else estimate) - bias
     reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error
     names, spread = _names(score, result), float(draws.std(ddof=1))
-    reason = _why_none(names, bias, reach)
+    reason = _why_none(names, bias, reach, num_redrawn / num_resamples)
     return Uncertain(
         score=estimate,
         interval=_interval(corrected, reach, _range(draws, names)),
@@ -174,10 +180,24 @@ def _check_options(num_resamples: int, num_shuffles: int, confidence: float) -> 
         raise ValueError(f"confidence={confidence} is not possible; give a share between 0 and 1, such as 0.95")
 
 
-def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> Rows:
-    """A random half of the rows, in their order."""
-    rows = np.sort(rng.permutation(len(codes))[: len(codes) // 2])
-    return codes[rows], None if factors is None else factors.rows(rows)
+def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> tuple[Rows, int]:
+    """A random half of the rows, in their order, and how often it was drawn until every factor that varies varied in it.
+
+    A score of fewer factors is another quantity, whose values would be taken for the spread of the score.
+    """
+    tries, rows, chosen = 0, np.arange(0), factors
+    while tries < MOST_TRIES:
+        tries += 1
+        rows = np.sort(rng.permutation(len(codes))[: len(codes) // 2])
+        chosen = None if factors is None else factors.rows(rows)
+        if factors is None or chosen is None or _num_varying(chosen) == _num_varying(factors):
+            break
+    return (codes[rows], chosen), tries
+
+
+def _num_varying(factors: Factors) -> int:
+    """Number of factors that take two values."""
+    return sum(bool(column.min() != column.max()) for column in factors.columns)
 
 
 def _bias_and_error(draws: Float64, centre: float, splits: bool, num_points: int) -> tuple[float, float]:
@@ -265,10 +285,15 @@ def _interval(centre: float, reach: float, possible: tuple[float, float]) -> tup
     return max(centre - reach, bottom), min(centre + reach, top)
 
 
-def _why_none(names: tuple[str, str], bias: float, reach: float) -> str:
+def _why_none(names: tuple[str, str], bias: float, reach: float, redrawn: float) -> str:
     """Reason why an interval of a score would not cover; empty if it would."""
     for name in NO_INTERVAL.keys() & set(names):
         return NO_INTERVAL[name]
+    if redrawn > MOST_REDRAWN:
+        return (
+            f"a factor takes a single value in {redrawn:.0%} of the halves of the rows, so they do not show how the score "
+            "varies; give more rows, or leave out factors with a rare value"
+        )
     if abs(bias) > max(STRONG_BIAS * reach, ROUNDING):
         return (
             f"the score is about {abs(bias):.2g} too {'high' if bias > 0 else 'low'} at this number of rows, too much to "

@@ -227,7 +227,7 @@ def score_codes(path: Path, config: ScoreConfig) -> dict[str, Any]:
         "code": scored.code_name,
         "factor_names": [] if read.factors is None else list(read.factors.names),
         "ignored_columns": list(read.ignored),
-        "scores": scores.compute(names, scored, announce),
+        "scores": scores.compute(names, scored, announce, skipped if config.metrics is None else None),
         "skipped": skipped,
         "untrained": None,
     }

@@ -159,11 +159,11 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         **_about(run, digest, data, config, encoded, scored.code_name),
         "held_out": None if held_out is None else held_out[1].summary(),
         "samples": score_samples(run, data, num=config.samples, seed=config.seed) if config.samples else None,
-        "scores": scores.compute(names, scored, announce),
+        "scores": scores.compute(names, scored, announce, skipped if config.metrics is None else None),
         "skipped": skipped,
         "untrained": None
         if fresh is None
-        else scores.compute(names, scored_from(fresh, data, config), lambda n: announce(f"{n}, untrained")),
+        else scores.compute(names, scored_from(fresh, data, config), lambda n: announce(f"{n}, untrained"), {}),
         "seconds": time.monotonic() - started,
     }
     if held_out is not None:

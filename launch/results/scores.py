@@ -256,17 +256,40 @@ def choose(names: Sequence[str] | None, unmet: Mapping[Need, str]) -> tuple[list
     return chosen, skipped
 
 
-def compute(names: Sequence[str], scored: Scored, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Plain results by name, cheap ones with their ``uncertainty``; ``say`` gets each score's name as it starts."""
+def compute(
+    names: Sequence[str],
+    scored: Scored,
+    say: Callable[[str], None] = lambda text: None,
+    left_out: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Plain results by name, cheap ones with their ``uncertainty``.
+
+    Args:
+        names: scores to compute.
+        scored: their input.
+        say: gets each score's name as it starts.
+        left_out: gets the scores that refuse these data, with the reason, instead of an exception; None to raise it.
+
+    Raises:
+        ValueError: a score refuses these data and ``left_out`` is None, or every score does.
+    """
     results: dict[str, Any] = {}
     for name in names:
         say(name)
-        plain = metrics.to_plain(METRICS[name].compute(scored))
-        of_rows = METRICS[name].of_rows
-        if of_rows is not None and scored.resamples and isinstance(plain, dict):
-            plain["uncertainty"] = _uncertainty(of_rows, scored)
-        results[name] = plain
+        try:
+            results[name] = _compute(METRICS[name], scored)
+        except ValueError as error:
+            if left_out is None or (name == names[-1] and not results):
+                raise
+            left_out[name] = str(error).partition("; ")[0]
     return results
+
+
+def _compute(metric: Metric, scored: Scored) -> Any:
+    plain = metrics.to_plain(metric.compute(scored))
+    if metric.of_rows is not None and scored.resamples and isinstance(plain, dict):
+        plain["uncertainty"] = _uncertainty(metric.of_rows, scored)
+    return plain
 
 
 def _uncertainty(of_rows: Callable[..., Any], scored: Scored) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from launch.results import encoding, score_codes, scores
 from launch.results.encoding import Encoded, Protocol
 from launch.results.run import open_run
 from metrics.edits import residual_parameters
+from metrics.reductions import halves
 from tests.launch import running, toy
 from tests.launch.running import assert_one_error, call
 from tests.launch.test_evaluation import ThreadRanks
@@ -414,6 +415,22 @@ def test_a_table_of_codes(separator: str, tmp_path: Path) -> None:
     first = (tmp_path / "mine.scores.json").read_bytes()
     assert call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2").code == 0
     assert (tmp_path / "mine.scores.json").read_bytes() == first
+
+
+def test_a_score_that_refuses_the_rows_leaves_the_others(tmp_path: Path) -> None:
+    """One row of 64 differs, so a half of the rows, on which reduced codes are scored, may not vary."""
+    rng = np.random.default_rng(0)
+    odd = int(halves(64, 0)[0][0])
+    lines = ["z0,z1,kind", *(f"{rng.normal():.4f},{rng.normal():.4f},{int(i == odd)}" for i in range(64))]
+    (tmp_path / "rare.csv").write_text("\n".join(lines) + "\n")
+    words = ["score", "--codes", tmp_path / "rare.csv", "--resamples", "4", "--shuffles", "2", "--dims", "2"]
+    result = call(*words)
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "rare.scores.json").read_text())
+    assert "takes two values" in record["skipped"]["reduced"]
+    assert "takes two values" in result.out
+    assert record["scores"]["mig"]["score"] >= 0
+    assert_one_error(call(*words, "--metrics", "reduced", "mig"), "takes two values")
 
 
 def test_parquet_scores_as_csv_does(tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_a_class_that_training_never_saw_costs_a_finite_amount() -> None:
     assert np.isfinite(result.matrix).all()
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_factor_of_one_value_in_a_half_does_not_count(half: int) -> None:
+    rare = np.zeros((len(FACTORS), 1), np.int64)
+    rare[halves(len(FACTORS), 0)[half][:2]] = 1
+    groups = [np.eye(3)[FACTORS[:, 0]] * 8.0, noise(2)]
+    alone = metrics.group_information(groups, FACTORS[:, :1], seed=0)
+    beside = metrics.group_information(groups, np.concatenate([FACTORS[:, :1], rare], axis=1), seed=0)
+    assert beside.score == pytest.approx(alone.score, rel=1e-6)
+    assert beside.matrix.shape == (2, 2)
+    assert any(note.startswith("factors [1] take a single value in one half") for note in beside.notes)
+    assert metrics.group_information(groups, rare, seed=0).score == 0.0
+
+
 def test_permutation_baseline_of_a_heat_map() -> None:
     def heat_map(factors: np.ndarray) -> np.ndarray:
         return metrics.information(noise(4), factors).mutual_information

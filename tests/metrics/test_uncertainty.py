@@ -221,3 +221,25 @@ def test_few_rows_say_so() -> None:
     for num_points in (499, 500):
         found = metrics.with_uncertainty(metrics.mcc, *noisy_mixtures(num_points), num_resamples=4, num_shuffles=2)
         assert any(note.startswith(f"{num_points} rows") for note in found.notes) == (num_points < 500)
+
+
+def test_halves_that_lose_a_factor_are_no_halves_of_the_score() -> None:
+    """Two rows of 400 differ in the second factor, so a quarter of all halves lack it: there MIG is that of the first."""
+    rng = np.random.default_rng(9)
+    codes, factors = noisy_copies(400, rng)
+    rare = np.zeros(400, dtype=np.int64)
+    rare[:2] = 1
+    both = np.column_stack([factors[:, 0], rare])
+    seen: list[int] = []
+
+    def counted(codes: np.ndarray, factors: Any) -> float:
+        seen.append(len(metrics.mig(codes, factors).kept))
+        return metrics.mig(codes, factors).score
+
+    found = metrics.with_uncertainty(counted, codes, both, num_resamples=40, num_shuffles=2)
+    assert set(seen) == {2}
+    assert not found.covers
+    assert "leave out factors with a rare value" in found.bias_note
+    alone = metrics.with_uncertainty(metrics.mig, codes, rare[:, None], num_resamples=10, num_shuffles=2)
+    assert not alone.covers
+    assert metrics.with_uncertainty(metrics.mig, codes, factors, num_resamples=40, num_shuffles=2).covers
