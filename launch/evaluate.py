@@ -67,7 +67,7 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
     run = config.open(ranks.device)
     with ranks.main_first():
         data = run.data(config.split)
-    measure = run.family.measure(run.config)
+    measure = run.family.measure(run.config, run.spec)
     result = evaluation.evaluate(
         run.model,
         data,
@@ -86,7 +86,7 @@ def _evaluate(config: EvaluateConfig, ranks: Ranks) -> None:
 
 def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, result: dict[str, Any]) -> None:
     """Print the evaluation and write it to the run folder."""
-    measure = run.family.measure(run.config)
+    measure = run.family.measure(run.config, run.spec)
     train = run.data("train") if config.baseline and measure.shows("bits_per_dim") else None
     reference = evaluation.no_latents(train, data, config.images) if train is not None else None
     where = f"{config.split} split of {data.name}"

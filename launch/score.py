@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         split = config.protocol.open_split()
         say(f"{config.run}, step {record['step']:,}, {split} split of {record['data']['name']}")
         run = open_run(config.run)
-        print(describe(record, has_rate=run.family.measure(run.config).has_rate))
+        print(describe(record, has_rate=run.family.measure(run.config, run.spec).has_rate))
     say(f"written: {config.record_path}")
 
 

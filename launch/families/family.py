@@ -64,7 +64,7 @@ class Family(Generic[C]):
     setting: Callable[[C], str] = lambda config: ""
     describe: Callable[[C, ImageSpec], list[str]] = lambda config, spec: []
     numbers: Callable[[C, ImageSpec], Mapping[str, float]] = lambda config, spec: {}
-    measure: Callable[[C], Measure] = lambda config: Measure()
+    measure: Callable[[C, ImageSpec], Measure] = lambda config, spec: Measure()
     figures: Callable[[Any, Tensor, int, str], Mapping[str, Picture]] = lambda model, x, seed, title: {}
     batch: Callable[[Sequence[Any], Sequence[Any]], Any] | None = None
 

@@ -19,7 +19,7 @@ from launch.console.flags import typed_value
 from launch.families import flat_figures
 from launch.families.family import Family, Preset
 from metrics.likelihoods import ImageSpec
-from metrics.measure import Measure
+from metrics.measure import Measure, quantity
 
 C = TypeVar("C", bound="FlatTrainConfig")
 PLAIN_ADAM = OptimConfig(
@@ -261,8 +261,8 @@ FAMILY = Family(
     setting=_setting,
     describe=lambda config, spec: [f"loss   {describe(config.objective, spec, config.model.latent_dim)}"],
     numbers=_numbers,
-    measure=lambda config: Measure(
-        is_density=config.model.likelihood == "normal", has_rate=config.objective.row.has_rate
+    measure=lambda config, spec: Measure(
+        quantity(config.model.likelihood, spec.num_bits), has_rate=config.objective.row.has_rate
     ),
     figures=flat_figures.draw,
     batch=Replicas,

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.console.config import DataConfig, LogConfig, OptimConfig, RunConfig, SharedConfig
 from launch.families.family import Family, Preset
-from metrics.measure import Measure
+from metrics.measure import Measure, quantity
 from nvae import NVAE as NVAE
 from nvae import NVAEConfig, NVAEObjective, ObjectiveConfig
 from nvae import official as official  # for launch/import_official.py
@@ -211,5 +211,5 @@ FAMILY = Family(
     preset_of={"celeba": "celeba64", "dsprites": "dsprites", "mnist": "mnist", "cifar10": "cifar10", "frey": "tiny"},
     build_model=lambda config, spec: NVAE(config.model, spec),
     build_objective=lambda config, model, total_steps, num_images: NVAEObjective(config.objective, model, total_steps),
-    measure=lambda config: Measure(is_density=config.model.likelihood == "normal"),
+    measure=lambda config, spec: Measure(quantity(config.model.likelihood, spec.num_bits)),
 )

@@ -77,8 +77,8 @@ def likelihood_table(compared: Comparable) -> Table:
     measures = [run.measure for run in compared.runs]
     if not any(measure.shows("bits_per_dim") for measure in measures):
         del columns["bits/dim"]
-    if any(measure.is_density for measure in measures):
-        caption += ". A normal likelihood is a density: its ELBO may have either sign and gives no comparable bits/dim"
+    for note in dict.fromkeys(measure.note for measure in measures if measure.note):
+        caption += f". {note}"
     if not all(measure.has_rate for measure in measures):
         caption += ". An autoencoder trains no posterior variance: it has a distortion, but no rate and no ELBO"
     return _table(compared.configurations, columns, caption)

@@ -261,7 +261,7 @@ class ScoredRun:
     @property
     def measure(self) -> Measure:
         """The kind of numbers that its evaluation gave."""
-        measure: Measure = self.saved.family.measure(self.saved.config)
+        measure: Measure = self.saved.family.measure(self.saved.config, self.saved.spec)
         return measure
 
     def held_out(self, name: str) -> float | None:
@@ -318,7 +318,7 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
     if not isinstance(saved.record.get("data"), dict) or not isinstance(saved.record["data"].get("name"), str):
         raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
     summary = read_record(Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
-    elbo = _per_image(path / "scores.npz") if saved.family.measure(saved.config).shows("elbo") else {}
+    elbo = _per_image(path / "scores.npz") if saved.family.measure(saved.config, saved.spec).shows("elbo") else {}
     return ScoredRun(saved, record, summary, elbo, _flat(saved.record["config"]))
 
 

@@ -297,7 +297,7 @@ def _further_bounds(result: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 def _bounds(result: dict[str, Any], reference: dict[str, float] | None, measure: Measure) -> Table:
     """List the negative ELBO, its parts and tighter bounds in nats per image and in the measure's unit."""
-    unit = "nats per image" if not measure.is_density else "nats per image, of a density"
+    unit = "nats per image" + ("" if measure.is_probability else f", of a {measure.of}")
     half = measure.per_dim(result["bits_per_dim_95"])
     rows = [
         [
@@ -330,6 +330,6 @@ def evaluation(result: dict[str, Any], reference: dict[str, float] | None, measu
         f"active units: {result['active_units']} of {result['num_units']}",
         f"KL per group from one posterior sample, in nats, top first: {' '.join(f'{v:.1f}' for v in result['kl_group'])}",
     ]
-    if measure.is_density:
-        lines.append("A normal likelihood is a density: its numbers may have either sign and are not bits/dim.")
+    if measure.note:
+        lines.append(f"{measure.note}.")
     return "\n".join(lines)

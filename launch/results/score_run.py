@@ -248,7 +248,7 @@ def _held_out(
     """Rows of images that are spread evenly over those that are scored, and their ELBO terms."""
     rows = config.protocol.rows(len(data))
     rows = rows[datasets.choose_rows(len(rows), config.elbo_images)]
-    some, at_means = datasets.Subset(data, rows), not run.family.measure(run.config).has_rate
+    some, at_means = datasets.Subset(data, rows), not run.family.measure(run.config, run.spec).has_rate
     return rows, evaluation.evaluate(
         run.model, some, ranks, batch_size=config.batch_size, seed=config.seed, at_means=at_means
     )

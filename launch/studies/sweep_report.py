@@ -162,7 +162,8 @@ def measure(run: Path, num_images: int) -> dict[str, Any]:
         return dict(kept["scores"])
     saved = open_run(run)
     names = filter(
-        saved.family.measure(saved.config).shows, ("distortion", "rate", "elbo", "bits_per_dim", "active_units")
+        saved.family.measure(saved.config, saved.spec).shows,
+        ("distortion", "rate", "elbo", "bits_per_dim", "active_units"),
     )
     found = {name: float(summary["valid"][name]) for name in names}
     found |= saved.family.numbers(saved.config, saved.spec)

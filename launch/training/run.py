@@ -66,7 +66,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.config, self.ranks, self.total_steps = self.trainer.config, self.trainer.ranks, self.trainer.total_steps
-        self.measure = family_of(self.config).measure(self.config)
+        self.measure = family_of(self.config).measure(self.config, self.valid_data.spec)
 
     @property
     def state(self) -> TrainState:

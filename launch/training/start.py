@@ -266,7 +266,7 @@ def _begin(plan: Plan, name: str, trainer: Trainer, start: int, *, shows_progres
         total_steps=plan.total_steps,
         name=name,
         shows_progress=shows_progress,
-        shows=family_of(config).measure(config).shows,
+        shows=family_of(config).measure(config, plan.train_data.spec).shows,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+import datasets
 from datasets import to_float
 from launch.families import FAMILIES
 from launch.report.tables import evaluation as evaluation_table
@@ -28,6 +29,7 @@ KINDS = {
     "autoencoder": ("flat_vae", ["--objective", "ae"]),
     "denoising": ("flat_vae", ["--objective", "denoising", "--likelihood", "normal"]),
 }
+BINARY = datasets.ImageSpec(channels=1, height=32, width=32, num_bits=1)
 OF_A_RATE = r"bits/dim|bits_per_dim|\bELBO\b|\bKL\b|\brate\b|units active|collapse"
 
 
@@ -53,7 +55,7 @@ def numbers_of(text: str) -> str:
 
 
 def test_units_and_names() -> None:
-    bits, density, autoencoder = Measure(), Measure(is_density=True), Measure(has_rate=False)
+    bits, density, autoencoder = Measure(), Measure("density"), Measure(has_rate=False)
     assert bits.per_dim(3.0) == 3.0
     assert density.per_dim(3.0) == pytest.approx(3.0 * math.log(2.0))
     assert "bits" not in density.unit
@@ -68,10 +70,23 @@ def test_units_and_names() -> None:
 def test_a_family_knows_the_kind_of_its_numbers() -> None:
     for name, (family, typed) in KINDS.items():
         config = FAMILIES[family].recipe(["--preset", "tiny"])[0]
-        assert FAMILIES[family].measure(config) == Measure()
-        assert FAMILIES[family].measure(open_config(family, typed)) == Measure(
-            is_density="normal" in typed, has_rate=name.startswith("density")
+        assert FAMILIES[family].measure(config, BINARY) == Measure()
+        assert FAMILIES[family].measure(open_config(family, typed), BINARY) == Measure(
+            "density" if "normal" in typed else "probability", has_rate=name.startswith("density")
         )
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_bernoulli_of_grey_pixels_is_no_probability(family: str) -> None:
+    """A constant image, with no latents, beats every discretised likelihood by this number."""
+    grey = replace(BINARY, num_bits=8)
+    bernoulli, auto = (open_config(family, ["--likelihood", name]) for name in ("bernoulli", "auto"))
+    assert FAMILIES[family].measure(bernoulli, BINARY) == FAMILIES[family].measure(auto, grey) == Measure()
+    measure = FAMILIES[family].measure(bernoulli, grey)
+    assert measure == Measure("cross entropy")
+    assert measure.unit == "nats/dim of a cross entropy"
+    assert not measure.shows("val/bits_per_dim")
+    assert measure.shows("val/elbo")
 
 
 def open_config(family: str, typed: list[str]) -> object:
@@ -194,12 +209,13 @@ def test_tables_and_lines_of_each_kind() -> None:
     }
     bits = evaluation.describe(result, Measure()) + evaluation_table(result, None, Measure())
     assert "-2.000 bits/dim" in bits
-    density = evaluation.describe(result, Measure(is_density=True)) + evaluation_table(
-        result, None, Measure(is_density=True)
-    )
+    density = evaluation.describe(result, Measure("density")) + evaluation_table(result, None, Measure("density"))
     for number in ("-1.386 nats/dim of a density", "-2.079 with 5 importance samples", "-1.3863 ± 0.3466", "-2.0794"):
         assert number in density
     assert "-2.000" not in density
+    grey = evaluation_table(result, None, Measure("cross entropy"))
+    assert "-1.3863 ± 0.3466" in grey
+    assert "a cross entropy: its numbers are not bits/dim" in grey
     distortion = evaluation.describe(result, Measure(has_rate=False))
     assert "-15.0" in distortion
     assert not re.search(OF_A_RATE, distortion)
