@@ -270,6 +270,19 @@ class ScoredRun:
         return float(value) if value is not None else None
 
 
+def _configuration(saved: SavedRun, summary: dict[str, Any]) -> dict[str, Any]:
+    """List the settings of a configuration by dotted name.
+
+    A resumed run may change more than runs of one configuration may differ in: these agree in their images per step, over
+    all processes, and in the run whose weights they began with.
+    """
+    config, seen, steps = saved.record["config"], summary.get("images_seen"), summary.get("step")
+    typed = config["run"]["batch_size"] * config["optim"].get("accumulation", 1)
+    found = _flat(config) | {"run.batch": round(seen / steps) if seen and steps else typed}
+    begun_with = config["run"].get("init_from")
+    return found | ({"run.init_from": begun_with} if begun_with else {})
+
+
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """List nested settings by dotted name, without those that do not affect results."""
     found: dict[str, Any] = {}
@@ -319,19 +332,31 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
         raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
     summary = read_record(Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
     elbo = _per_image(path / "scores.npz") if saved.family.measure(saved.config, saved.spec).shows("elbo") else {}
-    return ScoredRun(saved, record, summary, elbo, _flat(saved.record["config"]))
+    return ScoredRun(saved, record, summary, elbo, _configuration(saved, summary))
 
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
-    """Read the runs; return those that can be read, and the reason for each of the others."""
-    runs, skipped = [], []
-    for path in dict.fromkeys(paths):
+    """Read the runs; return those that can be read and are not given twice, and the reason for each of the others."""
+    runs, skipped, kept = list[ScoredRun](), list[str](), dict[str, ScoredRun]()
+    for path in paths:
         try:
-            runs.append(read_run(path, score))
+            run = read_run(path, score)
+            first = kept.setdefault(_identity(run), run)
+            if first is run:
+                runs.append(run)
+            elif path.resolve() != first.path.resolve():
+                skipped.append(one_line(f"{path}: the same configuration and seed as {first.path}, so no second value"))
         except (ValueError, OSError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("; ")[0] or type(error).__name__
             skipped.append(one_line(f"{path}: {reason}"))
     return _labelled(runs), skipped
+
+
+def _identity(run: ScoredRun) -> str:
+    """What no two runs of a comparison may share: configuration, seed, data and the scored images."""
+    record, trained = run.record, run.saved.record["data"]
+    scored = [record["data"], record["protocol"], record["num_images"], record["weights"]]
+    return json.dumps([run.saved.family.name, run.config, run.seed, trained, scored], sort_keys=True, default=str)
 
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:

@@ -100,7 +100,8 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
         reference: the same for the reference configuration.
 
     Returns:
-        The difference; None if a side has no value, without an interval if a side has a single one.
+        The difference; None if a side has no value, without an interval if a side has a single one or if all values of each
+        side are equal.
     """
     one, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if not len(one) or not len(other):
@@ -114,7 +115,7 @@ def over_seeds(values: Numbers, reference: Numbers) -> Estimate | None:
         interval = test.confidence_interval(CONFIDENCE)
     std = math.sqrt((one.var(ddof=1) + other.var(ddof=1)) / 2)
     if std == 0.0:
-        return Estimate(mean, 0.0, "seeds", counts, std, float(mean == 0.0))
+        return Estimate(mean, None, "seeds", counts, std)
     return Estimate(mean, float(interval.high - interval.low) / 2, "seeds", counts, std, float(test.pvalue))
 
 
@@ -191,22 +192,28 @@ def likelihood_of(run: ScoredRun) -> str:
 
 def terms_of(run: ScoredRun) -> dict[str, str]:
     """List everything in which two runs must agree for their numbers to be comparable."""
-    recipe = {k: v for k, v in (run.saved.record["data"].get("recipe") or {}).items() if k not in OF_THE_SPLIT}
-    protocol = run.record["protocol"]
-    spec = run.saved.spec
+    trained, scored, protocol, spec = (
+        run.saved.record["data"],
+        run.record["data"],
+        run.record["protocol"],
+        run.saved.spec,
+    )
+    recipe = {k: v for k, v in (trained.get("recipe") or {}).items() if k not in OF_THE_SPLIT}
+    names = trained["name"] if trained["name"] == scored["name"] else f"{trained['name']}, scored on {scored['name']}"
     where = "the full grid" if protocol["full_grid"] else f"{run.record['num_images']:,} {protocol['split']} images"
     return {
-        "data": clean(run.saved.record["data"]["name"]),
-        "recipe": json.dumps(recipe, sort_keys=True),
+        "data": clean(names),
+        "recipe": json.dumps([recipe, scored.get("recipe")], sort_keys=True),
         "images": f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit",
         "likelihood": likelihood_of(run),
         "scored on": clean(f"{where} (seed {protocol['seed']})"),
+        "weights": f"{run.record['weights']} weights",
     }
 
 
 def describe_terms(terms: dict[str, str]) -> str:
-    """Describe a set of runs in one line, without the recipe's hashes."""
-    return ", ".join(value for name, value in terms.items() if name != "recipe")
+    """Describe a set of runs in one line, without the recipe's hashes and the usual weights."""
+    return ", ".join(value for name, value in terms.items() if name != "recipe" and value != "auto weights")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from launch.report import statistics
-from launch.report.runs import ScoredRun
+from launch.report.runs import ScoredRun, clean
 from launch.report.statistics import HEADLINE_KIND, Comparable, Configuration, Estimate, Float64
 
 MOST_SENTENCES = 8
 MOST_FACTORS = 8  # factors that a paragraph names
-MIN_RUNS = 8  # runs needed for a statement about a correlation
+MIN_CONFIGURATIONS = 8  # needed for a statement about a correlation
 UNEQUAL = 1.1  # ratio of the longest to the shortest training from which a report warns
 CLEAR_SHARE = 0.05  # smallest share of a factor's entropy for which a sentence names a group
 
@@ -34,6 +34,8 @@ def verdict(difference: Estimate | None) -> str:
     """State the conclusion that the interval of a difference supports."""
     if difference is None:
         return "not measured on both sides"
+    if difference.half_width is None and min(difference.counts) > 1:
+        return "the seeds of each side agree in all digits, so their variation cannot be estimated"
     if difference.half_width is None:
         return "one side has a single run, so the difference cannot be separated from the variation over seeds"
     if not difference.excludes_zero:
@@ -66,7 +68,7 @@ def summary(compared: Comparable) -> list[str]:
     every = [
         pair for c, elbo, score in differences for pair in ((f"ELBO of {c.label}", elbo), (f"MIG of {c.label}", score))
     ]
-    return [*unequal_training(compared), *items, *corrected(every), _training_length(compared)]
+    return [*unfinished(compared), *unequal_training(compared), *items, *corrected(every), _training_length(compared)]
 
 
 def corrected(differences: Sequence[tuple[str, Estimate | None]]) -> list[str]:
@@ -86,6 +88,19 @@ def _remaining(names: Sequence[str]) -> str:
     if not names:
         return "none of them differs"
     return f"{len(names)} differ{'s' * (len(names) == 1)}: {'; '.join(names)}"
+
+
+def unfinished(compared: Comparable) -> list[str]:
+    """Warn of runs that did not reach their end among runs that did."""
+    ended = [run for run in compared.runs if run.summary]
+    short = [run for run in compared.runs if not run.summary]
+    if not ended or not short:
+        return []
+    named = ", ".join(clean(f"{run.path.name} (step {run.record['step']:,})") for run in short[:MOST_SENTENCES])
+    more = f" and {len(short) - MOST_SENTENCES} more" if len(short) > MOST_SENTENCES else ""
+    return [
+        f"Warning: {len(short)} of {len(compared.runs)} runs did not reach their end (no summary.json): {named}{more}."
+    ]
 
 
 def unequal_training(compared: Comparable) -> list[str]:
@@ -227,12 +242,17 @@ def scatter(compared: Comparable) -> str:
         best, elbo = max(runs, key=lambda found: found[1])
         said += f" The highest ELBO, {elbo:,.1f} nats, belongs to a run of {best.label}."
     dim = compared.headline_dim
-    points = [(elbo, score) for run, elbo in runs if (score := run.reduced(HEADLINE_KIND, dim)) is not None]
-    if len(points) < MIN_RUNS or min(map(np.ptp, zip(*points, strict=True))) == 0:
-        return f"{said} There are too few runs to relate likelihood to disentanglement."
+    # A point for each configuration: its seeds are no independent evidence of a relation between likelihood and score.
+    pairs = [(c.held_out("elbo"), c.reduced(HEADLINE_KIND, dim)) for c in compared.configurations]
+    points = [(elbos.mean(), scores.mean()) for elbos, scores in pairs if len(elbos) and len(scores)]
+    if len(points) < MIN_CONFIGURATIONS or min(map(np.ptp, zip(*points, strict=True))) == 0:
+        return f"{said} There are too few configurations to relate likelihood to disentanglement."
     r, low, high = statistics.correlation(*(list(values) for values in zip(*points, strict=True)))
     weight = "within noise" if low <= 0 <= high else "which does not show a cause"
-    return f"{said} Over these runs, the correlation of ELBO and MIG is {r:+.2f} ({low:+.2f} to {high:+.2f}), {weight}."
+    return (
+        f"{said} Over the means of {len(points)} configurations, the correlation of ELBO and MIG is {r:+.2f} "
+        f"({low:+.2f} to {high:+.2f}), {weight}."
+    )
 
 
 GLOSSARY = (

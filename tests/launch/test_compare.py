@@ -351,6 +351,9 @@ def edited(source: Path, target: Path, **changes: Any) -> Path:
         ({"config__spec__num_bits": 5}, "5 bit"),
         ({"config__config__model__likelihood": "normal"}, "likelihood"),
         ({"scores__protocol__seed": 7}, "seed 7"),
+        ({"scores__data": {"name": "other", "recipe": {"name": "other"}}}, "scored on other"),
+        ({"scores__data__recipe": {"name": "toy", "split": "valid"}}, "recipe"),
+        ({"scores__weights": "raw"}, "raw weights"),
         (
             {"config__config__model__likelihood": "mixture", "config__config__model__likelihood_edges": "legacy"},
             "legacy",
@@ -444,9 +447,11 @@ def test_a_correlation_has_fishers_interval() -> None:
     assert (low, high) == pytest.approx((np.tanh(np.arctanh(r) - width), np.tanh(np.arctanh(r) + width)))
 
 
-def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
+def test_seeds_that_agree_in_all_digits_have_no_interval() -> None:
+    """Their variation is not known: an interval of no width would claim any difference."""
     found = over_seeds([1.0, 1.0], [0.5, 0.5, 0.5])
-    assert found == Estimate(0.5, 0.0, "seeds", (2, 3), 0.0, 0.0)
+    assert found == Estimate(0.5, None, "seeds", (2, 3), 0.0, None)
+    assert "agree in all digits" in words.verdict(found)
 
 
 def test_intervals_cover_as_they_say() -> None:
@@ -501,6 +506,85 @@ def test_seeds_make_one_configuration_and_settings_name_it(runs: dict[str, Path]
         ("NVAE tiny (lr 0.01)", 2),
         ("NVAE tiny (lr 0.5)", 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"config__config__run__batch_size": 16, "summary__images_seen": 64, "summary__step": 4}, "batch 16"),
+        ({"config__config__run__init_from": "runs/first"}, "init from runs/first"),
+    ],
+)
+def test_what_a_resumed_run_may_change_still_distinguishes_configurations(
+    changes: dict[str, Any], named: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    other = edited(runs["nvae1"], tmp_path / "other", **changes)
+    (compared,) = comparable_sets(read_runs([runs["nvae0"], other], None)[0])
+    assert [len(c.runs) for c in compared.configurations] == [1, 1]
+    assert named in compared.configurations[1].label
+
+
+def test_a_batch_is_the_same_however_it_is_divided(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Two processes that accumulate over two batches each, against one process."""
+    summary = json.loads((runs["nvae1"] / "summary.json").read_text())
+    batch = summary["images_seen"] // summary["step"]
+    changes = {"config__config__run__batch_size": batch // 4, "config__config__optim__accumulation": 2}
+    other = edited(runs["nvae1"], tmp_path / "other", **changes)
+    (compared,) = comparable_sets(read_runs([runs["nvae0"], other], None)[0])
+    assert [len(c.runs) for c in compared.configurations] == [2]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_run_given_twice_is_one_seed(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = edited(runs["nvae0"], tmp_path / "copy")
+    monkeypatch.chdir(runs["nvae0"].parent)
+    given = [runs["nvae0"], "nvae0", copy, runs["flat"]]
+    result = call("compare", "--runs", *given, "--out", tmp_path / "out", "--pictures", "0")
+    assert result.code == 0, result.err
+    assert "the same configuration and seed" in result.err
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [len(paths) for paths in record["sets"][0]["configurations"].values()] == [1, 1]
+
+
+def test_runs_that_did_not_end_are_named_before_any_difference(runs: dict[str, Path], tmp_path: Path) -> None:
+    short = edited(runs["nvae1"], tmp_path / "short", scores__step=3)
+    (short / "summary.json").unlink()
+    (compared,) = comparable_sets(read_runs([runs["flat"], runs["nvae0"], short], None)[0])
+    assert "1 of 3 runs did not reach their end (no summary.json): short (step 3)" in words.summary(compared)[0]
+    (ended,) = comparable_sets(read_runs([runs["flat"], runs["nvae0"]], None)[0])
+    assert not words.unfinished(ended)
+
+
+@pytest.mark.parametrize(("num", "related"), [(7, False), (8, True)])
+def test_a_correlation_is_over_configurations(num: int, related: bool, runs: dict[str, Path], tmp_path: Path) -> None:
+    """Seeds of a configuration are no independent evidence, so eight configurations are needed, however many runs."""
+    paths, elbos, migs = [], [], []
+    source = json.loads((runs["flat"] / "scores.json").read_text())
+    rows = source["scores"]["reduced"]["rows"]
+    chosen = next(i for i, row in enumerate(rows) if row["kind"] == "moments" and row["dim"] == 10)
+    for i in range(num):
+        for seed in (0, 1):
+            path = edited(
+                runs["flat"],
+                tmp_path / f"{i}-{seed}",
+                config__config__run__seed=seed,
+                config__config__optim__lr=1e-3 * (1 + i),
+                scores__held_out__elbo=-50.0 - i * i + seed,
+            )
+            record = json.loads((path / "scores.json").read_text())
+            record["scores"]["reduced"]["rows"][chosen] |= {"mig": 0.1 + 0.01 * i - 0.2 * seed, "num_latents": 10}
+            (path / "scores.json").write_text(json.dumps(record))
+            paths.append(path)
+        elbos.append(-49.5 - i * i)
+        migs.append(0.01 * i)
+    (compared,) = comparable_sets(read_runs(paths, None)[0])
+    said = words.scatter(compared)
+    assert ("too few configurations" in said) != related
+    if related:
+        assert (
+            f"means of 8 configurations, the correlation of ELBO and MIG is {np.corrcoef(elbos, migs)[0, 1]:+.2f}"
+            in said
+        )
 
 
 def test_blocks_escape_what_users_name() -> None:
