@@ -133,17 +133,19 @@ def main(arguments: list[str]) -> None:
 def _write_report(sweep: SweepConfig, runs: dict[tuple[tuple[str, ...], int], ScriptRun]) -> None:
     """Measure the runs that are done, and write table, plot and results."""
     series: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    whose = ""
+    whose, quantities = "", dict[str, None]()
     for (setting, _), run in sorted(runs.items(), key=lambda item: sweep.settings.index(item[0][0])):
         if run.is_done():
             title = f"{sweep.by} {setting[1]}" if sweep.by else ""
             whose = whose or sweep_report.name_of(run.folder)
+            quantities[sweep_report.quantity_of(run.folder)] = None
             series.setdefault(title, {}).setdefault(setting[0], []).append(
                 sweep_report.measure(run.folder, sweep.images)
             )
     if series:
         print()
-        print(sweep_report.write(sweep.out, sweep.flag, series, sweep_report.title(whose, sweep.flag)))
+        title = sweep_report.title(whose, sweep.flag)
+        print(sweep_report.write(sweep.out, sweep.flag, series, title, list(quantities)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from launch.report.runs import ScoredRun, clean
+from launch.results.run import SavedRun
 
 HEADLINE_KIND = "moments"
 # Keys of a data set's recipe that describe the training split, not the images.
@@ -181,31 +182,32 @@ def correlation(x: Numbers, y: Numbers) -> tuple[float, float, float]:
 # --- Runs that compare ------------------------------------------------------------------------------------------------
 
 
-def likelihood_of(run: ScoredRun) -> str:
+def likelihood_of(saved: SavedRun) -> str:
     """Name the likelihood, with the edges of a mixture; numbers of two likelihoods are not comparable."""
-    model = getattr(run.saved.config, "model", None)
+    model = getattr(saved.config, "model", None)
     name = str(getattr(model, "likelihood", "auto"))
     if name == "auto":
-        name = "bernoulli" if run.saved.spec.num_bits == 1 else "mixture"
+        name = "bernoulli" if saved.spec.num_bits == 1 else "mixture"
     return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else name
+
+
+def images_of(saved: SavedRun) -> str:
+    """Size and bits of the images that a model was made for."""
+    spec = saved.spec
+    return f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit"
 
 
 def terms_of(run: ScoredRun) -> dict[str, str]:
     """List everything in which two runs must agree for their numbers to be comparable."""
-    trained, scored, protocol, spec = (
-        run.saved.record["data"],
-        run.record["data"],
-        run.record["protocol"],
-        run.saved.spec,
-    )
+    trained, scored, protocol = run.saved.record["data"], run.record["data"], run.record["protocol"]
     recipe = {k: v for k, v in (trained.get("recipe") or {}).items() if k not in OF_THE_SPLIT}
     names = trained["name"] if trained["name"] == scored["name"] else f"{trained['name']}, scored on {scored['name']}"
     where = "the full grid" if protocol["full_grid"] else f"{run.record['num_images']:,} {protocol['split']} images"
     return {
         "data": clean(names),
         "recipe": json.dumps([recipe, scored.get("recipe")], sort_keys=True),
-        "images": f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit",
-        "likelihood": likelihood_of(run),
+        "images": images_of(run.saved),
+        "likelihood": likelihood_of(run.saved),
         "scored on": clean(f"{where} (seed {protocol['seed']})"),
         "weights": f"{run.record['weights']} weights",
     }

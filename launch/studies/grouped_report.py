@@ -170,7 +170,7 @@ def _tests(records: Records, point: int) -> Iterator[str]:
         f"Models that differ from grouped at the 5 % level after Holm: {', '.join(clear) or 'none'}."
         + (
             f" With so few seeds, no difference can be significant: the smallest possible p is {least:g}."
-            if least > 0.05 / 3
+            if least > 0.05 / len(results)
             else ""
         )
     )

@@ -28,7 +28,7 @@ from launch.console import errors, flags
 from launch.console.figures import Picture, render, save, subplots
 from launch.report import comparison, words
 from launch.report.runs import ScoredRun, read_runs
-from launch.report.statistics import Comparable, Configuration, Float64, comparable_sets, spread
+from launch.report.statistics import Comparable, Configuration, Float64, comparable_sets, spread, why_apart
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import family
 from launch.studies.family import DataName, FamilyConfig, Length, Member
@@ -128,6 +128,9 @@ def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
     """Heading, sentences and table of one data set; write its full comparison beside the page."""
     runs, skipped = read_runs(paths, None)
     sets = comparable_sets(runs)
+    if len(sets) != 1:
+        cause = "; ".join(skipped[:1]) or f"they differ in {why_apart(sets[0].terms, sets[1].terms)}"
+        raise ValueError(f"the stored runs of {name} cannot be compared: {cause}; delete those that should not count")
     comparison.prepare(folder / name)
     blocks = comparison.build(sets, skipped, most_pictures=0, draw=_no_pictures)
     comparison.write_markdown(folder / name, blocks, sets, skipped)

@@ -51,9 +51,10 @@ def against(
     if law is not None:
         low, high = axes.get_xlim()
         grid = np.geomspace(max(low, 1e-9) if low > 0 else law.largest / 100, high, 50)
-        predicted = np.array([law.at(x) for x in grid])
-        axes.plot(grid, predicted[:, 0], color="black", linewidth=1, label=f"NVAE: x^-{law.exponent.mean:.3f}")
-        axes.fill_between(grid, predicted[:, 1], predicted[:, 2], color="black", alpha=0.12)
+        medians, intervals = zip(*(law.at(x) for x in grid), strict=True)
+        axes.plot(grid, medians, color="black", linewidth=1, label=f"NVAE: x^-{law.exponent.mean:.3f}")
+        if None not in intervals:
+            axes.fill_between(grid, *np.array(intervals).T, color="black", alpha=0.12)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(xlabel)

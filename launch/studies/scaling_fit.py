@@ -8,15 +8,15 @@ assumption about the dependence between runs of one seed. Three seeds give 2 deg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launch.report.runs import ScoredRun, read_run
-from launch.report.statistics import Estimate, mean_of
+from launch.report.statistics import Estimate, mean_of, terms_of
 from launch.training import memory, records
 
 WARM_UP = 0.3  # fraction of a run before which the KL lacks its full weight and running statistics lag
@@ -42,6 +42,7 @@ class Measured:
         memory_mib: activations per image that the backward pass needs, counted.
         points: after the warm-up, the last at the end; on the valid split.
         elbo, bits_per_dim: on the images that were scored (test).
+        terms: everything in which runs must agree for their numbers to be comparable.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Measured:
     bits_per_dim: float
     mig: float | None
     group_mig: float | None
+    terms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_flat(self) -> bool:
@@ -97,6 +99,7 @@ def measured(path: Path) -> Measured:
         bits_per_dim=bits,
         mig=run.reduced("moments", 10),
         group_mig=run.score("groups"),
+        terms=terms_of(run),
     )
 
 
@@ -161,12 +164,13 @@ class PowerLaw:
         """Exponent, with its interval over seeds."""
         return mean_of(self.exponents)
 
-    def at(self, x: float) -> tuple[float, float, float]:
-        """(median, low, high) of bits/dim at ``x``: Student's 95 % interval over the seeds' predictions, of the logarithm."""
+    def at(self, x: float) -> tuple[float, tuple[float, float] | None]:
+        """Bits/dim at ``x``: the median, and Student's 95 % interval over seeds, of the logarithm (None for one seed)."""
         logs = [a - b * math.log(x) for a, b in zip(self.log_scales, self.exponents, strict=True)]
         found = mean_of(logs)
-        half_width = found.half_width or 0.0
-        return math.exp(found.mean), math.exp(found.mean - half_width), math.exp(found.mean + half_width)
+        if found.half_width is None:
+            return math.exp(found.mean), None
+        return math.exp(found.mean), (math.exp(found.mean - found.half_width), math.exp(found.mean + found.half_width))
 
     def decades_beyond(self, x: float) -> float:
         """Orders of magnitude by which ``x`` exceeds the largest fitted value."""

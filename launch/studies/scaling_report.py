@@ -10,7 +10,7 @@ import numpy as np
 
 from launch.console import figures
 from launch.families.nvae import NVAE_PRESETS
-from launch.report.statistics import Estimate, mean_of, over_seeds, spread
+from launch.report.statistics import Estimate, mean_of, over_seeds, spread, why_apart
 from launch.report.tables import Table, write_paragraphs
 from launch.studies import scaling_figures, scaling_fit
 from launch.studies.family import DataName
@@ -43,6 +43,13 @@ def write(folder: Path, stored: Mapping[DataName, Sequence[Path]], longer: Path)
     parts = ["# What depth, width, scales and data buy", OPENING, PROTOCOL]
     for name, paths in stored.items():
         runs = [measured(path) for path in paths]
+        for run in runs:
+            if run.terms != runs[0].terms:
+                apart = why_apart(dict(runs[0].terms), dict(run.terms))
+                raise ValueError(
+                    f"{runs[0].name}-seed{runs[0].seed} and {run.name}-seed{run.seed} of {name} cannot be compared: they differ "
+                    f"in {apart}; delete those that should not count"
+                )
         parts += [f"## {TITLES[name]}", *_axes(runs), _table(runs), *_laws(runs, folder, name)]
         parts += _longer(runs, [measured(path) for path in sorted((longer / name).glob("*-seed*"))])
         if name == "celeba":
@@ -222,6 +229,7 @@ def _extrapolation(runs: Sequence[Measured]) -> Iterator[str]:
 
 
 def _predicted(name: str, law: PowerLaw, x: float) -> list[str]:
-    median, low, high = law.at(x)
+    median, interval = law.at(x)
+    ends = "-" if interval is None else "{:.2f} to {:.2f}".format(*interval)
     unit = "GFLOP" if name == "compute" else "parameters"
-    return [name, f"{x:.2g} {unit}", f"{law.decades_beyond(x):.1f}", f"{median:.2f}", f"{low:.2f} to {high:.2f}"]
+    return [name, f"{x:.2g} {unit}", f"{law.decades_beyond(x):.1f}", f"{median:.2f}", ends]

@@ -64,8 +64,8 @@ def complete(
 ) -> list[str]:
     """Train and score the missing runs, several at once, and store each in ``folder`` as soon as it is scored.
 
-    A stored run of the same length is not missing, even if another machine trained it, so a study can be extended from its
-    records alone.
+    A stored run of the same length, scored on as many images, is not missing, even if another machine trained it, so a study
+    can be extended from its records alone.
 
     Args:
         runs: the most important first.
@@ -102,7 +102,10 @@ def stored(runs: Sequence[ScriptRun], folder: Path) -> list[Path]:
 
 def _is_scored(folder: Path, scoring: Sequence[str]) -> bool:
     path = folder / "scores.json"
-    return path.exists() and ("--untrained" not in scoring or files.read_json(path)["untrained"] is not None)
+    if not path.exists():
+        return False
+    record, images = files.read_json(path), int(scoring[scoring.index("--images") + 1])
+    return record["protocol"]["images"] == images and ("--untrained" not in scoring or record["untrained"] is not None)
 
 
 def _score(run: ScriptRun, scoring: Sequence[str], devices: Devices) -> str | None:

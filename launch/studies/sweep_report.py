@@ -14,7 +14,7 @@ from launch.console import figures
 from launch.families.flat_vae import BETA_FORMS
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.report.statistics import Spread, spread
+from launch.report.statistics import Spread, images_of, likelihood_of, spread
 from launch.report.tables import Table
 from launch.results import scores
 from launch.results.encoding import encode, is_one_vector
@@ -87,18 +87,26 @@ def _common(results: Mapping[str, Sequence[Scores]]) -> list[str]:
     return [name for name in COLUMNS if all(name in run for runs in results.values() for run in runs)]
 
 
-def _positions(flag: str, results: Mapping[str, Sequence[Scores]]) -> tuple[list[float], bool]:
-    """Positions of values on the axis, and True if it is logarithmic; values that are not numbers are spaced evenly.
+def _positions(flag: str, results: Mapping[str, Sequence[Scores]], every: Sequence[str]) -> tuple[list[float], bool]:
+    """Positions of values on the axis, and True if it is logarithmic.
 
-    Forms of beta are placed at the normalised beta, which makes latent and image sizes comparable (Higgins et al. 2017).
+    If some value of ``every`` series is not a number, all are spaced evenly in their order. Forms of beta are placed at the
+    normalised beta, which makes latent and image sizes comparable (Higgins et al. 2017).
     """
     if _is_beta(flag, results):
         return [runs[0]["beta_norm"] for runs in results.values()], True
-    try:
-        numbers = [float(value) for value in results]
-    except ValueError:
-        return [float(i) for i in range(len(results))], False
+    if not all(map(_is_number, every)):
+        return [float(every.index(value)) for value in results], False
+    numbers = [float(value) for value in results]
     return numbers, min(numbers) > 0 and max(numbers) / min(numbers) > 10
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
@@ -108,12 +116,14 @@ def _is_beta(flag: str, results: Mapping[str, Sequence[Scores]]) -> bool:
 
 def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
     """Plot each number against the flag: a point per seed, a line through the means, a colour for each series."""
-    every = flat(series)
+    every, ticks = flat(series), dict[float, str]()
+    values_of_all = list(dict.fromkeys(value for results in series.values() for value in results))
     names = [name for name in _common(every) if name in PLOTTED]
     figure, panels = figures.subplots(1, len(names), size=(3.6 * len(names), 3.2), squeeze=False)
     for axes, name in zip(panels[0], names, strict=True):
         for colour, (label, results) in zip(cycle(COLOURS), series.items(), strict=False):
-            positions, logarithmic = _positions(flag, results)
+            positions, logarithmic = _positions(flag, results, values_of_all)
+            ticks |= dict(zip(positions, results, strict=True))
             values = [[run[name] for run in runs] for runs in results.values()]
             means = sorted(zip(positions, [Spread.of(of).mean for of in values], strict=True))
             axes.plot(*zip(*means, strict=True), color=colour, label=label)
@@ -124,7 +134,7 @@ def plot(flag: str, series: Series, title: str = "") -> figures.Picture:
         if logarithmic:
             axes.set_xscale("log")
         else:
-            axes.set_xticks(positions, list(results))
+            axes.set_xticks(list(ticks), list(ticks.values()))
     if len(series) > 1:
         panels[0][0].legend(fontsize=8)
     figure.tight_layout()
@@ -189,18 +199,35 @@ def _representation(run: Path, num_images: int) -> dict[str, float]:
     return {name: value for name in names if (value := scores.headline(results[name])) is not None}
 
 
-def write(out: Path, flag: str, series: Series, title: str = "") -> str:
+def quantity_of(run: Path) -> str:
+    """Likelihood and images of a run; reconstruction and ELBO of two kinds are not comparable."""
+    saved = open_run(run)
+    return f"{likelihood_of(saved)} of {images_of(saved)}"
+
+
+def write(out: Path, flag: str, series: Series, title: str = "", quantities: Sequence[str] = ()) -> str:
     """Write ``table.md``, ``sweep.png`` and ``results.json`` into ``out``; return the table's text.
 
-    ``series`` holds, for each value of a second flag (an empty name if there is none) and each value of the first, the
-    numbers of its runs, one mapping for each seed.
+    Args:
+        out: folder.
+        flag: the flag that is varied.
+        series: for each value of a second flag (an empty name if there is none) and each value of the first, the numbers of
+            its runs, one mapping for each seed.
+        title: the line above the plot.
+        quantities: what :func:`quantity_of` says of the runs, each once; if there are several, no value is recommended.
     """
-    results = flat(series)
-    chosen = recommend(results)
+    results, recommended = flat(series), None
     text = f"{table(flag, results)}\n\nMean ± standard deviation over seeds; held-out images.\n\n"
-    text += f"Recommended {flag}: **{chosen.value}** ({chosen.reason}).\n"
+    if len(quantities) > 1:
+        text += (
+            "Reconstruction, KL and ELBO are not comparable between different likelihoods or images "
+            f"({'; '.join(quantities)}), so no value is recommended.\n"
+        )
+    else:
+        chosen = recommend(results)
+        text += f"Recommended {flag}: **{chosen.value}** ({chosen.reason}).\n"
+        recommended = {"value": chosen.value, "reason": chosen.reason}
     files.write_text(out / "table.md", text)
     figures.save(plot(flag, series, title), out / "sweep.png")
-    recommended = {"value": chosen.value, "reason": chosen.reason}
     files.write_json(out / "results.json", {"flag": flag, "results": results, "recommended": recommended})
     return text

@@ -118,11 +118,16 @@ def test_power_law_finds_exponent_scale_and_range() -> None:
     assert law is not None
     assert law.exponents == pytest.approx([0.2] * 3)
     assert law.exponent.half_width == pytest.approx(0.0, abs=1e-9)
-    median, low, high = law.at(1e6)
+    median, interval = law.at(1e6)
+    assert interval is not None
+    low, high = interval
     assert median == pytest.approx(math.exp(np.mean(np.log([3.0, 3.1, 3.2]))) * 1e6**-0.2)
     assert low < 3.0 * 1e6**-0.2
     assert high > 3.2 * 1e6**-0.2
     assert law.decades_beyond(5e6) == pytest.approx(3.0)
+    alone = scaling_fit.power_law(runs[:3], scaling_fit.by_parameters)
+    assert alone is not None
+    assert alone.at(1e6) == (pytest.approx(3.0 * 1e6**-0.2), None)
 
 
 def test_extrapolated_interval_grows_with_distance() -> None:
@@ -133,7 +138,8 @@ def test_extrapolated_interval_grows_with_distance() -> None:
     ]
     law = scaling_fit.power_law(runs, scaling_fit.by_parameters)
     assert law is not None
-    widths = [math.log(law.at(x)[2] / law.at(x)[1]) for x in (1e3, 1e5, 1e7)]
+    intervals = [law.at(x)[1] for x in (1e3, 1e5, 1e7)]
+    widths = [math.log(high / low) for low, high in filter(None, intervals)]
     assert widths[0] < widths[1] < widths[2]
 
 
@@ -292,6 +298,9 @@ def test_runs_stored_by_another_machine_are_not_trained_again(
     longer.write_text(json.dumps({**json.loads(longer.read_text()), "step": 5}))
     running.assert_one_error(running.call("studies.scaling", *where(studied), *own), "2 runs failed")
     assert begun == ["flat-vae-seed0", "nvae-groups2-width2-seed0"]
+    begun.clear()
+    result = running.call("studies.scaling", *where(studied), *own, "--images", "100")  # other images, so other scores
+    running.assert_one_error(result, "3 runs failed")
 
 
 def test_other_length_in_one_folder_is_refused(studied: Path) -> None:
@@ -319,6 +328,38 @@ def test_hierarchy_report_of_stored_runs(studied: Path, tmp_path: Path) -> None:
     assert (tmp_path / "dsprites" / "report.md").exists()
     assert (tmp_path / "dsprites" / "curves.png").exists()
     assert not list((tmp_path / "dsprites").glob("events.*"))
+
+
+@pytest.mark.parametrize("study", ["hierarchy", "scaling"])
+def test_stored_runs_that_cannot_be_compared_are_named(study: str, studied: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(studied / "store", tmp_path / "store"))
+    source = store / "dsprites" / "nvae-groups2-width2-seed0"
+    if study == "hierarchy":
+        for name in ("flat-vae-seed0", "nvae-groups2-width2-seed0"):
+            shutil.copytree(store / "dsprites" / name, store / "dsprites" / f"{name[:4]}-scales1-seed0")
+        shutil.copytree(source, store / "dsprites" / "nvae-scales1-seed0", dirs_exist_ok=True)
+        source = store / "dsprites" / "nvae-scales1-seed0"
+    scores = json.loads((source / "scores.json").read_text())
+    scores["num_images"] = 150
+    (source / "scores.json").write_text(json.dumps(scores))
+    result = running.call(f"studies.{study}", *where_stored(tmp_path, store, study))
+    running.assert_one_error(result, "cannot be compared", "150 test images")
+
+
+def where_stored(root: Path, store: Path, study: str) -> list[str]:
+    longer = ["--longer", str(store), "--depths", "2", "4", "--widths", "2", "--scales", "1"]
+    only = [
+        "--datasets",
+        "dsprites",
+        "--seeds",
+        "1",
+        "--store",
+        str(store),
+        "--report",
+        str(root / "report"),
+        "--report-only",
+    ]
+    return [*only, *(longer if study == "scaling" else [])]
 
 
 def renumber(folder: Path) -> None:

@@ -226,13 +226,30 @@ def test_betas_of_latent_sizes_stand_at_their_normalised_values() -> None:
         title: {beta: [scores(mig=0.1, beta_norm=float(beta) * size / 4096)] for beta in ("1", "16")}
         for title, size in sizes.items()
     }
-    positions, logarithmic = sweep_report._positions("beta", series["latent-dim 5"])
+    positions, logarithmic = sweep_report._positions("beta", series["latent-dim 5"], ["1", "16"])
     assert logarithmic
     assert positions == [5 / 4096, 16 * 5 / 4096]
     assert list(sweep_report.flat(series))[:2] == ["1 (latent-dim 5)", "16 (latent-dim 5)"]
     assert sweep_report.plot("beta", series).ndim == 3
     # a run without a beta, or another flag, stands at the value itself
-    assert sweep_report._positions("capacity", {"1": [scores()], "2": [scores()]}) == ([1.0, 2.0], False)
+    assert sweep_report._positions("capacity", {"1": [scores()], "2": [scores()]}, ["1", "2"]) == ([1.0, 2.0], False)
+
+
+def test_a_value_stands_at_one_place_in_every_series() -> None:
+    """One series lacks the first objective, because its run failed."""
+    every = ["vae", "tc"]
+    positions = [sweep_report._positions("objective", {v: [scores()] for v in of}, every)[0] for of in (every, ["tc"])]
+    assert positions == [[0.0, 1.0], [1.0]]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_numbers_of_two_likelihoods_give_no_recommendation(same: bool, tmp_path: Path) -> None:
+    kinds = ["bernoulli of 28x20x1, 8 bit", *([] if same else ["mixture, exact edges of 28x20x1, 8 bit"])]
+    series = {"": {"bernoulli": [scores()], "mixture": [scores(elbo=-9.0)]}}
+    text = sweep_report.write(tmp_path, "likelihood", series, quantities=kinds)
+    recorded = json.loads((tmp_path / "results.json").read_text())["recommended"]
+    assert (recorded is not None) == ("Recommended likelihood: **mixture**" in text) == same
+    assert ("; ".join(kinds) in text) != same
 
 
 def test_two_flags_give_every_combination(tmp_path: Path) -> None:
