@@ -1,7 +1,7 @@
 """Data sets: uint8 images by index from decoded caches, and batches of indices that resume anywhere."""
 
 from datasets import dsprites, recipes, resident
-from datasets.arrays import SPLITS, Dataset
+from datasets.arrays import SPLITS, Dataset, with_seed
 from datasets.batches import Batches
 from datasets.loader import Batch, Loader
 from datasets.registry import NAMES, default_root, open_dataset, option_names, prepare
@@ -28,4 +28,5 @@ __all__ = [
     "recipes",
     "resident",
     "to_float",
+    "with_seed",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -210,3 +210,10 @@ class ArrayDataset:
                 f"{self.name} {self.no_factors}; choose a data set with factors, such as dsprites or celeba"
             )
         return torch.from_numpy(self.factor_source.table[as_indices(indices, len(self))])
+
+
+def with_seed(data: Dataset, seed: int) -> Dataset:
+    """The same images with random views of another seed; `data` itself if its views are not random."""
+    if not (isinstance(data, ArrayDataset) and data.views.is_random):
+        return data
+    return replace(data, views=replace(data.views, seed=seed), recipe={**data.recipe, "seed": seed})

@@ -20,15 +20,23 @@ class Batches:
 
     Every epoch is a permutation of all images by (seed, epoch): the stable argsort of our own 64-bit hash of
     (seed, epoch, index), so it depends on no library's generator. An epoch is cut into global batches of
-    `batch_size`; images left over at its end are skipped (no short batches). Rank r takes the r-th
-    contiguous slice of each global batch. The step counter is the only state.
+    `batch_size`; images left over at its end are skipped (no short batches). A global batch is cut into `accumulation`
+    parts, which are the images of one forward pass over all ranks, and rank r takes the r-th contiguous slice of each
+    part: batch norm sees the same images together at any number of ranks. The step counter is the only state.
 
     Raises:
-        ValueError: the batch is larger than the data, or does not divide evenly among the ranks.
+        ValueError: the batch is larger than the data, or does not divide evenly among the ranks and parts.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        accumulation: int = 1,
     ) -> None:
         _check_ranks(rank, world_size)
         if batch_size < 1:
@@ -43,7 +51,12 @@ class Batches:
                 f"the global batch of {batch_size} images does not divide among {world_size} processes; "
                 f"choose a multiple of {world_size}"
             )
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        if batch_size % (world_size * accumulation):
+            raise DataError(
+                f"the global batch of {batch_size} images does not divide into {accumulation} parts for {world_size} "
+                f"process(es); choose a multiple of {world_size * accumulation}"
+            )
+        self.num_images, self.batch_size, self.seed, self.accumulation = num_images, batch_size, seed, accumulation
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self._cached: tuple[int, Int64] | None = None
 
@@ -73,5 +86,6 @@ class Batches:
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size + self.rank * self.local_batch_size
-        return epoch, self.order(epoch)[start : start + self.local_batch_size].copy()
+        start = position * self.batch_size
+        parts = self.order(epoch)[start : start + self.batch_size].reshape(self.accumulation, self.world_size, -1)
+        return epoch, parts[:, self.rank].reshape(-1).copy()

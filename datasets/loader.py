@@ -11,9 +11,19 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from datasets.arrays import Dataset, Indices
+from datasets.arrays import Indices
 from datasets.resident import Resident
 from datasets.views import Int64
+
+
+class Source(Protocol):
+    """Images by index; every data set is one."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def images(self, indices: Int64, draw: int = 0) -> Tensor:
+        """Images uint8 [B, C, H, W]."""
 
 
 class Order(Protocol):
@@ -84,7 +94,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Source,
         batches: Order,
         start_step: int = 0,
         num_steps: int | None = None,

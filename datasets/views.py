@@ -56,6 +56,11 @@ class Views:
     binarise: bool = False
     """Dynamic binarisation: each pixel becomes 1 with probability value / 255."""
 
+    @property
+    def is_random(self) -> bool:
+        """True if draws differ."""
+        return self.hflip or self.binarise
+
     def mirrored(self, indices: Int64, draw: int) -> npt.NDArray[np.bool_] | None:
         """Mask of the images with these indices [B] that the `draw`-th view mirrors, [B]; None if none ever is."""
         if not self.hflip:

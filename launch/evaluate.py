@@ -97,6 +97,7 @@ def _report(config: EvaluateConfig, run: SavedRun, data: datasets.Dataset, resul
         "step": run.step,
         "split": config.split,
         "seed": config.seed,
+        "weights": run.weights,
         "data": data.name,
     }
     run.files.write_json(f"evaluation-{config.split}.json", {**record, **result, "no_latents": reference})

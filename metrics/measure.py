@@ -66,7 +66,7 @@ class Measure:
 
 
 def quantity(likelihood: str, num_bits: int) -> Quantity:
-    """What the likelihood named ``likelihood`` is for pixels of ``num_bits`` bits."""
+    """Name what the likelihood ``likelihood`` is for pixels of ``num_bits`` bits."""
     if likelihood == "normal":
         return "density"
     return "cross entropy" if likelihood == "bernoulli" and num_bits > 1 else "probability"

@@ -112,7 +112,7 @@ class DataInitConv2d(WeightNormConv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``[B, C_in, H, W]``; the first batch in training sets scale and bias."""
         if self.training and not self._settled:
-            if not bool(self.initialised):
+            if not self.initialised.is_meta and not bool(self.initialised):  # on meta, only shapes are counted
                 self._initialise(x)
             self._settled = True
         return super().forward(x)

@@ -29,10 +29,17 @@ def standard_normal(
     local: int,
     rank: int = 0,
     world_size: int = 1,
+    accumulation: int = 1,
 ) -> list[Tensor]:
-    """One tensor [local, *shape] for each shape: this rank's slice of the draw for ``local * world_size`` images."""
-    rows = slice(rank * local, (rank + 1) * local)
-    return [
-        torch.randn(local * world_size, *shape, device=source.device, generator=source)[rows].clone()
-        for shape in shapes
-    ]
+    """One tensor [local, *shape] for each shape: this rank's part of the draw for ``local * world_size`` images.
+
+    The draw follows the order of the images (:class:`datasets.Batches`): ``accumulation`` parts, each of which is a slice for
+    every rank.
+    """
+    size = local // accumulation
+
+    def own(shape: tuple[int, ...]) -> Tensor:
+        drawn = torch.randn(local * world_size, *shape, device=source.device, generator=source)
+        return drawn.view(accumulation, world_size, size, *shape)[:, rank].reshape(local, *shape).clone()
+
+    return [own(shape) for shape in shapes]

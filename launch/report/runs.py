@@ -270,6 +270,21 @@ class ScoredRun:
         return float(value) if value is not None else None
 
 
+def likelihood_of(saved: SavedRun) -> str:
+    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods are not comparable."""
+    model = getattr(saved.config, "model", None)
+    name = str(getattr(model, "likelihood", "auto"))
+    if name == "auto":
+        name = "bernoulli" if saved.spec.num_bits == 1 else "mixture"
+    return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else name
+
+
+def images_of(saved: SavedRun) -> str:
+    """Size and bits of the images that a model was made for."""
+    spec = saved.spec
+    return f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit"
+
+
 def _configuration(saved: SavedRun, summary: dict[str, Any]) -> dict[str, Any]:
     """List the settings of a configuration by dotted name.
 
@@ -295,16 +310,20 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _per_image(path: Path) -> dict[int, float]:
+def _per_image(path: Path, record: dict[str, Any]) -> dict[int, float]:
+    """Read the ELBO of each row; none if the file is missing or belongs to other scores than ``record``."""
     if not path.exists():
         return {}
     arrays = files.read_npz(path)
     try:
+        of = json.loads(str(arrays["of"])) if "of" in arrays else {}
+        if any(record.get(name) != value for name, value in of.items()):
+            return {}
         elbo = arrays["log_likelihood"].astype(np.float64) - arrays["kl"].astype(np.float64).sum(axis=1)
         if elbo.ndim != 1 or not np.isfinite(elbo).all():
             raise ValueError("numbers that are not finite")
         return dict(zip(arrays["rows"].astype(np.int64).tolist(), elbo.tolist(), strict=True))
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({str(error)[:60]}); score the run again") from error
 
 
@@ -331,7 +350,9 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
     if not isinstance(saved.record.get("data"), dict) or not isinstance(saved.record["data"].get("name"), str):
         raise ValueError(f"{path / 'config.json'} does not name its data; restore it")
     summary = read_record(Summary, path / "summary.json") if (path / "summary.json").is_file() else {}
-    elbo = _per_image(path / "scores.npz") if saved.family.measure(saved.config, saved.spec).shows("elbo") else {}
+    elbo = (
+        _per_image(path / "scores.npz", record) if saved.family.measure(saved.config, saved.spec).shows("elbo") else {}
+    )
     return ScoredRun(saved, record, summary, elbo, _configuration(saved, summary))
 
 
@@ -353,7 +374,7 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
 
 
 def _identity(run: ScoredRun) -> str:
-    """What no two runs of a comparison may share: configuration, seed, data and the scored images."""
+    """Serialise what no two runs of a comparison may share: configuration, seed, data and the scored images."""
     record, trained = run.record, run.saved.record["data"]
     scored = [record["data"], record["protocol"], record["num_images"], record["weights"]]
     return json.dumps([run.saved.family.name, run.config, run.seed, trained, scored], sort_keys=True, default=str)

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from launch.report.runs import ScoredRun, clean
-from launch.results.run import SavedRun
+from launch.report.runs import ScoredRun, clean, images_of, likelihood_of
 
 HEADLINE_KIND = "moments"
 # Keys of a data set's recipe that describe the training split, not the images.
@@ -180,21 +179,6 @@ def correlation(x: Numbers, y: Numbers) -> tuple[float, float, float]:
 
 
 # --- Runs that compare ------------------------------------------------------------------------------------------------
-
-
-def likelihood_of(saved: SavedRun) -> str:
-    """Name the likelihood, with the edges of a mixture; numbers of two likelihoods are not comparable."""
-    model = getattr(saved.config, "model", None)
-    name = str(getattr(model, "likelihood", "auto"))
-    if name == "auto":
-        name = "bernoulli" if saved.spec.num_bits == 1 else "mixture"
-    return f"mixture, {getattr(model, 'likelihood_edges', 'exact')} edges" if name == "mixture" else name
-
-
-def images_of(saved: SavedRun) -> str:
-    """Size and bits of the images that a model was made for."""
-    spec = saved.spec
-    return f"{spec.height}x{spec.width}x{spec.channels}, {spec.num_bits} bit"
 
 
 def terms_of(run: ScoredRun) -> dict[str, str]:

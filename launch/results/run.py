@@ -149,8 +149,12 @@ class SavedRun:
         return data
 
     def _open(self, split: str) -> datasets.Dataset:
-        """Open a split as it is, or images of a folder in the run's shape if they have another one."""
-        config = self.config.data if self.data_root is None else replace(self.config.data, data_root=self.data_root)
+        """Open a split as it is stored, or images of a folder in the run's shape if they have another one.
+
+        Mirroring belongs to training: factors, and files made from the images, are of the stored ones.
+        """
+        config = replace(self.config.data, hflip=False)
+        config = config if self.data_root is None else replace(config, data_root=self.data_root)
         opened = partial(config.open, split, seed=self.config.run.seed, recorded=self.files.recipe or {})
         try:
             data = opened()

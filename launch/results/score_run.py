@@ -29,7 +29,8 @@ from launch.training import checkpoint, evaluation
 from launch.training.folder import provenance
 from metrics.hierarchy import DIMS
 
-SCORES, PER_IMAGE = "scores.json", "scores.npz"
+SCORES, PER_IMAGE = "scores.json", ".npz"
+OF_THE_ELBO = ("checkpoint_sha256", "weights", "data", "protocol")  # entries by which a record recognises its ELBOs
 AT_ONCE = 4096  # images of a data set that are read at once
 
 
@@ -128,7 +129,7 @@ class ScoreConfig:
 
 
 def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] | None:
-    """Score a run; write scores.json and scores.npz (per-image ELBO) to its folder; None on ranks other than 0.
+    """Score a run; write scores.json, and beside it scores.npz (per-image ELBO); None on ranks other than 0.
 
     Raises:
         ValueError: the run cannot be scored; raised before anything is encoded.
@@ -166,11 +167,13 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
         else scores.compute(names, scored_from(fresh, data, config), lambda n: announce(f"{n}, untrained"), {}),
         "seconds": time.monotonic() - started,
     }
+    out = config.out or run.folder / SCORES
     if held_out is not None:
         rows, terms = held_out
         arrays: dict[str, Any] = {"log_likelihood": terms.log_likelihood.numpy(), "kl": terms.kl.numpy()}
-        files.write_atomically(run.folder / PER_IMAGE, lambda file: np.savez(file, rows=rows, **arrays))
-    files.write_json(config.out or run.folder / SCORES, record)
+        arrays["of"] = np.array(json.dumps({name: record[name] for name in OF_THE_ELBO}))
+        files.write_atomically(out.with_suffix(PER_IMAGE), lambda file: np.savez(file, rows=rows, **arrays))
+    files.write_json(out, record)
     return record
 
 

@@ -14,7 +14,8 @@ from launch.console import figures
 from launch.families.flat_vae import BETA_FORMS
 from launch.machine import files
 from launch.machine.distributed import Ranks
-from launch.report.statistics import Spread, images_of, likelihood_of, spread
+from launch.report.runs import images_of, likelihood_of
+from launch.report.statistics import Spread, spread
 from launch.report.tables import Table
 from launch.results import scores
 from launch.results.encoding import encode, is_one_vector

@@ -103,6 +103,14 @@ def find(folder: Path) -> list[Path]:
     return sorted(names, key=lambda path: step_of(path) or 0, reverse=True)
 
 
+def reject(folder: Path, *, beyond: int) -> None:
+    """Rename the checkpoints of steps after ``beyond``, so that no start continues from them."""
+    for path in find(folder):
+        if (step_of(path) or 0) > beyond:
+            path.replace(path.with_name(f"{path.name}.rejected"))
+            _checksum_path(path).unlink(missing_ok=True)
+
+
 def trace(folder: Path, *, beyond: int, weights: bool) -> str | None:
     """Find evidence in ``folder`` that checkpoints were written there, valid or not.
 

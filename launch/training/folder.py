@@ -22,6 +22,7 @@ import datasets
 from launch.console.config import SharedConfig, to_json
 from launch.families import family_of
 from launch.machine import files
+from launch.training import checkpoint
 
 FORMAT = 1  # of config.json
 GIT_SECONDS = 5.0
@@ -142,7 +143,12 @@ class RunFolder:
         return (self.path / "diverged.json").exists()
 
     def reopen(self, step: int) -> None:
-        """Rename the records of the run's end, with ``step`` in their names, because the run continues from that step."""
+        """Rename the records of the run's end, with ``step`` in their names, because the run continues from that step.
+
+        After a divergence, later checkpoints were passed over; they are renamed too, or else the next start would take them.
+        """
+        if self.diverged:
+            checkpoint.reject(self.checkpoints, beyond=step)
         for name in ("diverged", "summary"):
             path = self.path / f"{name}.json"
             if path.exists():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,29 @@ from launch.machine import execution
 from launch.training import evaluation
 from launch.training.run import Run
 from launch.training.step import StepReport
+
+
+class Together:
+    """The images of several runs' batches, one run after the other; random views are those of each run's own data."""
+
+    def __init__(self, data: Sequence[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data[0])
+
+    def images(self, indices: Int64, draw: int = 0, *, mirror: bool = True) -> Tensor:
+        """Images uint8 [N * B, C, H, W] of indices [N * B]."""
+        return torch.cat([data.images(part, draw, mirror=mirror) for data, part in self._parts(indices)])
+
+    def mirrored(self, indices: Int64, draw: int = 0) -> Tensor | None:
+        """Mask of the mirrored images, bool [N * B]; None if their mirroring cannot be left to the caller."""
+        flags = [data.mirrored(part, draw) for data, part in self._parts(indices)]
+        return None if any(flag is None for flag in flags) else torch.cat(flags)
+
+    def _parts(self, indices: Int64) -> Iterator[tuple[Any, Int64]]:
+        return zip(self.data, np.split(indices, len(self.data)), strict=True)
+
 
 TakeStep = Callable[[Tensor, bool], Sequence[StepReport]]
 """Takes one optimiser step of every run on uint8 images [N * B, C, H, W]; the flag asks all ranks to stop."""
@@ -77,8 +101,10 @@ class Loop:
             return
         order = Orders([run.order for run in self.runs])
         kept = keep_on_device(first.config.run, first.train_data, device)
+        share_views = all(run.train_data is first.train_data for run in self.runs)
+        data = first.train_data if share_views else Together([run.train_data for run in self.runs])
         pin = device.type == "cuda"
-        with datasets.Loader(first.train_data, order, step, end - step, pin_memory=pin, resident=kept) as batches:
+        with datasets.Loader(data, order, step, end - step, pin_memory=pin, resident=kept) as batches:
             since, last_logged = time.monotonic(), step
             for batch in batches:
                 reports = self._take(batch)

@@ -121,7 +121,12 @@ def _warn(ranks: Ranks, text: str) -> None:
 
 
 def _refuse_half(content: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint in which a part is missing or of the wrong type."""
+    """Refuse a checkpoint of weights alone, or in which a part is missing or of the wrong type."""
+    if content.get("global_batch") == 0:  # an imported checkpoint, or an exported copy
+        raise ValueError(
+            f"{path.parent.parent} holds weights without an optimiser's state, so training cannot continue from them; "
+            "choose another --run-dir to train (--init-from starts from these weights); other scripts can read them here"
+        )
     parts = {"config": dict, "global_batch": int, "num_images": int, "model": dict}
     for name, kind in parts.items():
         if not isinstance(content.get(name), kind):
@@ -132,11 +137,6 @@ def _refuse_another_run(
     content: dict[str, Any], folder: RunFolder, trainer: Trainer, global_batch: int, data: datasets.Dataset
 ) -> list[str]:
     """Refuse a checkpoint with other settings or data; return the permitted differences as 'key: old -> new'."""
-    if content["global_batch"] == 0:  # an imported checkpoint, or an exported copy
-        raise ValueError(
-            f"{folder.path} holds weights without an optimiser's state, so training cannot continue from them; "
-            "choose another --run-dir to train (--init-from starts from these weights); other scripts can read them here"
-        )
     config = trainer.config
     saved = with_defaults(content["config"], to_json(type(config)()))
     changed = changed_keys(saved, to_json(config))
@@ -165,7 +165,18 @@ def _refuse_another_run(
         raise ValueError(
             f"the run was trained on other data ({', '.join(other)}); restore the data or choose another --run-dir"
         )
-    return changed
+    return [*changed, *_other_parts(saved, config)]
+
+
+def _other_parts(saved: dict[str, Any], config: SharedConfig) -> list[str]:
+    """Say that a step is divided differently: its images are the same, but not those of one forward pass."""
+    before, now = saved["optim"]["accumulation"], config.optim.accumulation
+    if before == now:
+        return []
+    return [
+        f"optim.accumulation: {before} -> {now} (batch norms and some objectives relate the images of one forward pass, so the "
+        "run will differ from one that keeps it)"
+    ]
 
 
 def _is_longer(saved: dict[str, Any], config: SharedConfig, steps_per_epoch: int) -> bool:

@@ -19,7 +19,7 @@ from launch.console.terminal import say
 from launch.families import family_of
 from launch.machine import distributed, execution
 from launch.machine.distributed import Ranks
-from launch.training import loop, memory
+from launch.training import checkpoint, loop, memory
 from launch.training.folder import RunFolder
 from launch.training.loop import Loop, TakeStep
 from launch.training.records import Monitor
@@ -148,6 +148,13 @@ class Plan:
     orders: Mapping[str, datasets.Batches]
     total_steps: int
 
+    def data_of(self, name: str) -> datasets.Dataset:
+        """Training images of a run. Replicas share the images, and each has the random views of its seed."""
+        if len(self.configs) == 1:
+            return self.train_data
+        recorded = self.folders[name].recipe or {}
+        return datasets.with_seed(self.train_data, recorded.get("seed", self.configs[name].run.seed))
+
     @property
     def order(self) -> datasets.Batches:
         """Batches of the first run; those of the others differ only in their seed."""
@@ -174,7 +181,14 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
         memory.check_batch_norm(config, train_data.spec)
     size = config.run.batch_size * ranks.world_size * config.optim.accumulation
     orders = {
-        name: datasets.Batches(len(train_data), size, each.run.seed, ranks.rank, ranks.world_size)
+        name: datasets.Batches(
+            len(train_data),
+            size,
+            each.run.seed,
+            ranks.rank,
+            ranks.world_size,
+            accumulation=config.optim.accumulation,
+        )
         for name, each in configs.items()
     }
     steps_per_epoch = next(iter(orders.values())).steps_per_epoch
@@ -220,6 +234,10 @@ def _try_out(plan: Plan, ranks: Ranks) -> None:
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
     # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
+    begun = {name: any(ranks.gather(bool(checkpoint.find(f.checkpoints)))) for name, f in plan.folders.items()}
+    for name, trainer in trainers.items():
+        if not begun[name]:
+            _init(trainer)
     if ranks.is_main:
         first = next(iter(trainers.values()))
         size = sum(p.numel() for p in first.state.model.parameters())
@@ -229,6 +247,9 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
             stack.enter_context(folder)
             _on_main(ranks, functools.partial(folder.claim, resume=plan.configs[name].run.resume == "auto"))
         start = resume_all(trainers, plan.folders, global_batch=plan.order.batch_size, data=plan.train_data)
+        for name, trainer in trainers.items():
+            if begun[name] and not start:  # its only checkpoint was that of a replica killed at its first save
+                _init(trainer)
         if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in plan.folders.values())):
             if ranks.is_main:
                 say(_says_complete([folder.path for folder in plan.folders.values()]))
@@ -240,7 +261,7 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
             run = Run(
                 name=name,
                 folder=plan.folders[name],
-                train_data=plan.train_data,
+                train_data=plan.data_of(name),
                 valid_data=plan.valid_data,
                 order=plan.orders[name],
                 trainer=trainer,
@@ -257,7 +278,7 @@ def _begin(plan: Plan, name: str, trainer: Trainer, start: int, *, shows_progres
     """Write the record of a run that begins or continues at step ``start``; return the monitor of its progress."""
     folder, config = plan.folders[name], plan.configs[name]
     if trainer.ranks.is_main:
-        folder.begin(config, plan.train_data, is_new=not start or bool(folder.changes(config)))
+        folder.begin(config, plan.data_of(name), is_new=not start or bool(folder.changes(config)))
         folder.reopen(start)
     return Monitor(
         folder.path,
@@ -271,12 +292,15 @@ def _begin(plan: Plan, name: str, trainer: Trainer, start: int, *, shows_progres
 
 
 def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
-    """Build a trainer whose weights depend only on the run's seed, or come from the run that --init-from names."""
+    """Build a trainer whose weights depend only on the run's seed."""
     torch.manual_seed(config.run.seed)
-    trainer = trainer_for(config, plan.train_data, ranks, plan.total_steps)
-    if config.run.init_from is not None:
-        init_from(trainer.state, config.run.init_from, ranks)
-    return trainer
+    return trainer_for(config, plan.train_data, ranks, plan.total_steps)
+
+
+def _init(trainer: Trainer) -> None:
+    """Begin with the weights of the run that --init-from names, if any; a resumed run does not need it any more."""
+    if trainer.config.run.init_from is not None:
+        init_from(trainer.state, trainer.config.run.init_from, trainer.ranks)
 
 
 def _take_step(trainers: Sequence[Trainer]) -> TakeStep:

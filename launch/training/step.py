@@ -87,12 +87,15 @@ class TrainState:
         report.settled, report.skipped = True, found.skips or is_lost
         report.stop = report.stop or found.stop
         self.num_skipped += report.skipped
-        overflows = self.scaler.is_enabled()  # in fp16 an infinite gradient shrinks the scale and is not an error
         if not report.skipped:
             self.num_bad_in_a_row = 0
-        elif not is_lost and (found.bad_loss or (found.bad_gradient and not overflows)):
+        elif not is_lost and (found.bad_loss or (found.bad_gradient and not self._may_overflow())):
             self.num_bad_in_a_row += 1
             report.notes.append(f"step {report.step}: loss or gradient not finite on some rank, step skipped")
+
+    def _may_overflow(self) -> bool:
+        """True if an infinite gradient may be due to the loss scale of fp16, which then shrinks: it is no error."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
 
 @dataclass
@@ -195,10 +198,10 @@ class Trainer:
     def noise(self) -> list[Tensor]:
         """Latent noise of the coming step for this rank's images."""
         source = noise.generator(self.ranks.device, noise.TRAIN, self.config.run.seed, self.state.step)
-        local = self.config.run.batch_size * self.config.optim.accumulation
-        shapes = self.state.objective.noise_shapes
+        count, shapes, ranks = self.config.optim.accumulation, self.state.objective.noise_shapes, self.ranks
+        local = self.config.run.batch_size * count
         return noise.standard_normal(
-            shapes, source, local=local, rank=self.ranks.rank, world_size=self.ranks.world_size
+            shapes, source, local=local, rank=ranks.rank, world_size=ranks.world_size, accumulation=count
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -19,6 +19,18 @@ def test_an_epoch_visits_every_image_once_but_the_left_over_ones() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_any_number_of_ranks_sees_the_same_images_in_one_forward_pass(world_size: int) -> None:
+    single = Batches(50, 24, seed=4)
+    ranks = [Batches(50, 24, 4, rank, world_size, accumulation=2) for rank in range(world_size)]
+    for step in range(3):
+        halves = single.indices(step)[1].reshape(2, -1)
+        parts = [rank.indices(step)[1].reshape(2, -1) for rank in ranks]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), halves)
+    with pytest.raises(DataError, match="does not divide into 5 parts"):
+        Batches(50, 24, accumulation=5)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
 def test_any_number_of_ranks_sees_the_same_global_batches(world_size: int) -> None:
     single = Batches(50, 12, seed=4)
     ranks = [Batches(50, 12, seed=4, rank=rank, world_size=world_size) for rank in range(world_size)]

@@ -78,6 +78,34 @@ def test_a_diverged_run_goes_on_with_the_printed_advice_from_a_good_checkpoint(
     assert train(run, "--resume", "auto", "--lr", "1e-4").code == errors.EXIT_BAD_INPUT  # no longer a diverged run
 
 
+def test_a_checkpoint_that_was_passed_over_is_not_taken_later(tmp_path: Path) -> None:
+    """Stopped between steps that were not finite, resumed, diverged, resumed with the advice, and stopped once more."""
+    run = tmp_path / "run"
+    assert train(run, "--stop-at-step", "8").code == 0
+    path = checkpoint.find(run / "checkpoints")[0]
+    content = checkpoint.load(path) | {"num_bad_in_a_row": 2}
+    checkpoint.save(path.parent, content.pop("step"), {k: v for k, v in content.items() if k != "format"}, keep=9)
+    (run / "diverged.json").write_text("{}")
+    advice = ["--resume", "auto", "--lr", "1e-5", "--keep-checkpoints", "9", "--checkpoint-every", "1"]
+    result = train(run, *advice, "--stop-at-step", "7")
+    assert result.code == 0, result.err
+    assert "at step 6" in result.err
+    assert steps(run)[-1] == 7
+    assert [path.name for path in (run / "checkpoints").glob("*.rejected")] == ["step-000000008.pt.rejected"]
+    result = train(run, *advice)
+    assert result.code == 0, result.err
+    assert "at step 7" in result.err
+
+
+def test_a_step_that_is_divided_differently_is_announced(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, "--stop-at-step", "4").code == 0
+    result = train(run, "--resume", "auto", "--batch-size", "4", "--accumulation", "2")
+    assert result.code == 0, result.err
+    assert "optim.accumulation: 1 -> 2" in result.err
+    assert "forward pass" in result.err
+
+
 def test_a_finished_run_is_trained_longer(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(run).code == 0
@@ -105,6 +133,13 @@ def test_leaving_out_what_was_typed_before_makes_no_run_longer() -> None:
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     assert train(first).code == 0
+    begun = ["--init-from", first]
+    assert train(tmp_path / "begun", *begun, "--stop-at-step", "2").code == 0
+    first.rename(tmp_path / "moved")
+    running.assert_one_error(train(tmp_path / "d", *begun), "--init-from")
+    assert not (tmp_path / "d").exists()
+    assert train(tmp_path / "begun", *begun, "--resume", "auto").code == 0  # it needs the first run no more
+    (tmp_path / "moved").rename(first)
     other = ["--objective", "beta", "--beta", "2", "--lr", "1e-9", "--lr-min", "0", "--max-steps", "2"]
     result = train(second, "--init-from", first, *other)
     assert result.code == 0, result.err

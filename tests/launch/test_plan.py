@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from launch.families.nvae import NVAE_PRESETS
 from launch.plan import PlanConfig
 from launch.training import memory
 from launch.training.memory import GIB, StepMemory
+from nvae.config import CellArch
 
 
 def lines_of(path: Path, *rows: dict[str, object]) -> Path:
@@ -86,6 +89,13 @@ def test_checkpointing_keeps_at_most_15_percent() -> None:
     without, within = (memory.count(memory.with_checkpointing(config, on), spec) for on in (False, True))
     assert within.num_parameters == without.num_parameters
     assert within.activation_bytes_per_image <= 0.15 * without.activation_bytes_per_image
+
+
+@pytest.mark.parametrize("arch", get_args(CellArch))
+def test_the_memory_of_every_cell_is_counted(arch: CellArch) -> None:
+    config = NVAE_PRESETS["tiny"].build()
+    config = replace(config, model=replace(config.model, cell_arch=arch))
+    assert memory.count(config, memory.image_spec(config)).activation_bytes_per_image > 0
 
 
 def test_images_of_the_published_recipes() -> None:

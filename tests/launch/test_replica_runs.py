@@ -229,6 +229,22 @@ def test_each_folder_is_that_of_the_single_run(batched: Path, data: Path, tmp_pa
     assert len(list(replica.glob("events.out.tfevents.*"))) == 1
 
 
+@pytest.mark.parametrize("resident", ["no", "yes"])
+def test_each_replica_has_the_random_views_of_its_seed(resident: str, data: Path, tmp_path: Path) -> None:
+    more = ["--hflip", "True", "--data-on-device", resident]
+    out, single = tmp_path / "out", tmp_path / "single"
+    asked = ["--seed", "5", "--replicas", "2", "--resume", "auto"]
+    assert call(data, out, *asked, *more, "--stop-at-step", "3").code == 0
+    assert call(data, out, *asked, *more).code == 0
+    assert call(data, single, "--seed", "6", *more).code == 0
+    for one, other in zip(running.records(out / "seed6"), running.records(single), strict=True):
+        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
+    recorded = [
+        json.loads((path / "config.json").read_text())["data"]["recipe"]["seed"] for path in (out / "seed6", single)
+    ]
+    assert recorded == [6, 6]
+
+
 def test_checkpoints_hold_one_replica_and_not_the_stack(batched: Path) -> None:
     content = checkpoint.load(checkpoint.find(batched / "seed5" / "checkpoints")[0])
     for value in content["model"].values():

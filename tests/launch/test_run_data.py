@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import datasets
 from launch.console import errors
 from launch.console.config import DataConfig
+from launch.results.run import open_run
 from launch.training import memory
 from tests.launch import running
 from tests.launch.running import call
@@ -92,6 +94,14 @@ def test_images_of_another_size_are_brought_to_the_size_of_the_run(trained: Path
     other = draw(tmp_path / "large", seed=2, size=20)
     result = evaluate(trained, other, "--other-data")
     assert result.code == 0, result.err
+
+
+def test_readers_get_the_stored_images_of_a_run_that_mirrors_them(images: Path, tmp_path: Path) -> None:
+    assert train(images, tmp_path / "run", "--hflip", "True").code == 0
+    run = open_run(tmp_path / "run")
+    stored = datasets.open_dataset("folder", images, "train", size=16)
+    assert run.config.data.hflip
+    torch.testing.assert_close(run.data("train").images(range(len(stored))), stored.images(range(len(stored))))
 
 
 def test_a_split_that_is_not_there_names_those_that_are(trained: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torchvision.models import inception_v3
 
 import metrics
 from launch.machine.distributed import Ranks
+from launch.report.runs import _per_image
 from launch.results import encoding, score_codes, scores
 from launch.results.encoding import Encoded, Protocol
 from launch.results.run import open_run
@@ -415,6 +416,19 @@ def test_a_table_of_codes(separator: str, tmp_path: Path) -> None:
     first = (tmp_path / "mine.scores.json").read_bytes()
     assert call("score", "--codes", path, "--resamples", "4", "--shuffles", "2", "--dims", "2").code == 0
     assert (tmp_path / "mine.scores.json").read_bytes() == first
+
+
+def test_other_scores_leave_those_of_the_run_as_they_are(run: Path, tmp_path: Path) -> None:
+    """ELBOs of single images lie beside their scores, and do not count beside others."""
+    words = ["score", "--run", run, *QUICK, "--metrics", "total_correlation", "--samples", "0"]
+    assert call(*words).code == 0
+    own = [(run / name).read_bytes() for name in ("scores.json", "scores.npz")]
+    assert call(*words, "--split", "valid", "--out", tmp_path / "other.json").code == 0
+    assert [(run / name).read_bytes() for name in ("scores.json", "scores.npz")] == own
+    assert (tmp_path / "other.npz").exists()
+    record = json.loads((run / "scores.json").read_text())
+    assert len(_per_image(run / "scores.npz", record)) == 8
+    assert _per_image(tmp_path / "other.npz", record) == {}
 
 
 def test_a_score_that_refuses_the_rows_leaves_the_others(tmp_path: Path) -> None:

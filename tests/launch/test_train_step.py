@@ -261,6 +261,17 @@ def test_fp16_overflow_shrinks_the_scale_and_is_no_fault() -> None:
     assert not torch.equal(weights[0], subject.parameters[0])
 
 
+def test_a_gradient_that_stays_infinite_is_a_fault_once_the_scale_is_small() -> None:
+    subject = toy(precision="fp16")
+    subject.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**3)
+    subject.parameters[0].register_hook(lambda gradient: gradient * float("nan"))
+    counts = []
+    for step in range(6):
+        assert subject.train_step(images(step)).skipped
+        counts.append(subject.state.num_bad_in_a_row)
+    assert counts == [0, 0, 1, 2, 3, 4]  # the scale is 4, 2, 1, ... after each
+
+
 def test_a_loss_that_is_not_finite_is_a_fault_with_a_scaler_too() -> None:
     subject = toy(precision="fp16", factor=lambda step: float("nan") if step < 2 else 1.0)
     assert [subject.train_step(images(step)).skipped for step in range(3)] == [True, True, False]
