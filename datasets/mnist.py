@@ -76,7 +76,7 @@ def open_mnist(
     split: str = "train",
     *,
     binarise: bool = True,
-    num_bits: int = 8,
+    num_bits: int | None = None,
     num_valid: int = 0,
     seed: int = 0,
     download: bool = False,
@@ -86,9 +86,17 @@ def open_mnist(
     `num_valid` moves the last training images to split valid: 5,000 leaves 55,000.
 
     `binarise` samples each pixel from Bernoulli(value / 255) by (seed, draw, index), on every split, as NVAE does: each
-    `draw` gives other pixels, and a fixed `draw` is a fixed evaluation set. Without it, pixels have `num_bits` bits.
+    `draw` gives other pixels, and a fixed `draw` is a fixed evaluation set. Without it, pixels have `num_bits` bits, by
+    default 8.
+
+    Raises:
+        DataError: binarised pixels of more than one bit, besides what every data set raises.
     """
-    num_bits = 1 if binarise else num_bits
+    if binarise and num_bits not in (None, 1):
+        raise DataError(
+            f"num_bits is {num_bits}, but binarised pixels have one bit; leave it out, or set binarise to False"
+        )
+    num_bits = num_bits or (1 if binarise else 8)
     check_options("mnist", split, num_bits)
     more = {"binarise": "dynamic", "seed": seed} if binarise else {"binarise": "none"}
     pixels = _read(root, split != "test", download)

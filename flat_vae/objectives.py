@@ -38,12 +38,14 @@ class Row:
         defaults: every weight that the objective uses, with the value it takes if none is given: the paper's, or a
             function of the weights before it.
         has_rate: the objective trains the posterior as a distribution; an autoencoder trains only its mean.
+        smallest_batch: images that one forward pass needs.
     """
 
     formula: str
     build: Callable[..., FlatObjective]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     has_rate: bool = True
+    smallest_batch: int = 1
 
 
 def _diagonal_weight(weights: Mapping[str, Any]) -> float:
@@ -85,6 +87,7 @@ OBJECTIVES: Mapping[str, Row] = MappingProxyType(
                 model, run.num_images, alpha, beta, gamma, run.steps(beta_warmup)
             ),
             {"beta": 6.4, "beta_warmup": 0.0, "alpha": 1.0, "gamma": 1.0},
+            smallest_batch=2,
         ),
         "factor": Row(
             "distortion + rate + {gamma:g} TC by a discriminator",

@@ -117,8 +117,15 @@ def draw(model: VAE, config: SampleConfig, source: torch.Generator) -> Tensor:
 def _save_each(images: Tensor, folder: Path) -> Path:
     """Write each image at its own size as <folder>/00000.png, 00001.png, ..."""
     width = max(5, len(str(len(images) - 1)))
-    for i, image in enumerate(figures.to_uint8(images if images.shape[1] in (1, 3) else images[:, :1])):
-        figures.save(image.permute(1, 2, 0).squeeze(2).numpy(), folder / f"{i:0{width}d}.png")
+    names = [f"{i:0{width}d}.png" for i in range(len(images))]
+    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - set(names)):
+        raise ValueError(
+            f"--files {folder} holds other files ({min(others)}), which would count as samples; give an empty folder"
+        )
+    for name, image in zip(
+        names, figures.to_uint8(images if images.shape[1] in (1, 3) else images[:, :1]), strict=True
+    ):
+        figures.save(image.permute(1, 2, 0).squeeze(2).numpy(), folder / name)
     return folder
 
 

@@ -125,6 +125,10 @@ def make_op(name: str, in_channels: int, out_channels: int, resize: Resize) -> n
         return ResidualOp(in_channels, out_channels, resize, "elu", norm=name == "res_bnelu", dilation=1)
     if match := INVERTED_RESIDUAL.fullmatch(name):
         expansion, kernel, groups = (int(number) for number in match.groups())
+        if not expansion or not kernel % 2:
+            raise ValueError(
+                f"cell operation {name} would change the image's size; give an expansion above 0 and an odd kernel"
+            )
         return InvertedResidualOp(in_channels, out_channels, resize, expansion=expansion, kernel=kernel, groups=groups)
     raise ValueError(
         f"unknown cell operation {name!r}; choose res_bnswish, res_bnswish5, res_bnelu, res_elu or mconv_e<x>k<k>g<g>"

@@ -150,7 +150,8 @@ class NVAEConfig:
         _check_range(self, 1, _MOST_PARTS, "cells_per_group_enc", "cells_per_group_dec", "patch_size")
         _check_range(self, 0, _MOST_SCALES, "preprocess_blocks", "postprocess_blocks")
         _check_range(self, 0, _MOST_PARTS, "num_flows")
-        _check_range(self, 1, _MOST_CHANNELS, "latent_channels", "channels_enc", "channels_dec", "num_mixtures")
+        _check_range(self, 1, _MOST_CHANNELS, "latent_channels", "num_mixtures")
+        _check_range(self, 2, _MOST_CHANNELS, "channels_enc", "channels_dec")  # a resizing skip halves them
         if self.preprocess_blocks != self.postprocess_blocks:
             raise ValueError(
                 f"preprocess_blocks is {self.preprocess_blocks} but postprocess_blocks is {self.postprocess_blocks}: "

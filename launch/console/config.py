@@ -149,6 +149,8 @@ class OptimConfig:
         at_least(1, self, "accumulation")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"--ema-decay {self.ema_decay}; give a number in [0, 1)")
+        if not 0.0 <= self.rmsprop_decay < 1.0:
+            raise ValueError(f"--rmsprop-decay {self.rmsprop_decay}; give a number in [0, 1)")
         if not 0.0 <= self.lr_warmup <= 1.0:
             raise ValueError(f"--lr-warmup {self.lr_warmup}; give a fraction of the run, in [0, 1]")
         for name in ("lr", "optimizer_eps"):

@@ -52,8 +52,12 @@ class ReplicatedTrainConfig(FlatTrainConfig):
     """Values of --beta trained at once in the same way, each with every seed."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be batched."""
+        """Refuse settings that cannot be batched, and batches that the objective does not take."""
         at_least(1, self, "replicas")
+        if self.run.batch_size < (least := self.objective.row.smallest_batch):
+            raise ValueError(
+                f"--batch-size {self.run.batch_size}; --objective {self.objective.objective} needs {least} or more"
+            )
         names = [f"{beta:g}" for beta in self.replica_betas]
         if len(set(names)) < len(names):
             raise ValueError(f"--replica-betas {' '.join(names)}; give each value once")

@@ -97,3 +97,10 @@ def test_a_packed_file_that_would_fill_all_memory_is_refused(mnist_root: Path) -
     path.write_bytes(gzip.compress(bytes(2**27), 9))
     with pytest.raises(DataError, match="t10k"):
         datasets.open_dataset("mnist", mnist_root, "test")
+
+
+def test_binarised_pixels_have_one_bit(mnist_root: Path) -> None:
+    with pytest.raises(DataError, match="binarised pixels have one bit"):
+        datasets.open_dataset("mnist", mnist_root, num_bits=4)
+    assert datasets.open_dataset("mnist", mnist_root, num_bits=1).spec.num_bits == 1
+    assert datasets.open_dataset("mnist", mnist_root, num_bits=4, binarise=False).spec.num_bits == 4

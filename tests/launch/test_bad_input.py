@@ -277,3 +277,23 @@ def test_a_foreign_package_of_our_name_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "error: the package 'datasets' was imported from" in done.stderr
     assert "  fix: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("family", "typed", "said"),
+    [
+        ("nvae", ["--channels-enc", "1"], "channels_enc is 1"),
+        ("nvae", ["--channels-dec", "1"], "channels_dec is 1"),
+        ("nvae", ["--decoder-ops", "mconv_e3k4g0"], "mconv_e3k4g0"),
+        ("nvae", ["--decoder-ops", "mconv_e0k3g0"], "mconv_e0k3g0"),
+        ("flat_vae", ["--optimizer", "rmsprop", "--rmsprop-decay", "1.5"], "--rmsprop-decay 1.5"),
+        ("flat_vae", ["--objective", "tc", "--batch-size", "1"], "--objective tc needs 2 or more"),
+    ],
+)
+def test_settings_that_no_model_can_have_leave_no_folder(
+    family: str, typed: list[str], said: str, run: Path, tmp_path: Path
+) -> None:
+    data = running.draw(tmp_path / "data")
+    where = ["--dataset", "folder", "--data-root", data, "--preset", "tiny", "--run-dir", run, "--max-steps", "1"]
+    assert_one_error(call(f"train_{family}", *where, *typed), said)
+    assert not run.exists()

@@ -548,6 +548,8 @@ def test_samples_as_files_are_scored_against_a_folder(run: Path, tmp_path: Path)
     assert_one_error(call("score", *folders), "--inception")
     assert_one_error(call("score", "--images", tmp_path / "drawn"), "--reference")
     assert_one_error(call("sample", "--run", run, "--out", tmp_path / "drawn"), ".png", "--files")
+    again = ["sample", "--run", run, "--num", "5", "--files", tmp_path / "drawn"]
+    assert_one_error(call(*again), "00005.png", "empty folder")  # it would count as a sample
     assert_one_error(call("sample", "--run", run, "--out", tmp_path / "x.jpg"), ".png")
 
 
