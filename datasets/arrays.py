@@ -135,7 +135,7 @@ class Factors:
         return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # one for each replica that trains at once
 def _mirrored(views: Views, draw: int, num_images: int) -> npt.NDArray[np.bool_] | None:
     """Mask of the images that a view mirrors, [N]; hashing all of them costs no more than a few batches."""
     return views.mirrored(np.arange(num_images), draw)

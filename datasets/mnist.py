@@ -96,7 +96,8 @@ def open_mnist(
         raise DataError(
             f"num_bits is {num_bits}, but binarised pixels have one bit; leave it out, or set binarise to False"
         )
-    num_bits = num_bits or (1 if binarise else 8)
+    if num_bits is None:
+        num_bits = 1 if binarise else 8
     check_options("mnist", split, num_bits)
     more = {"binarise": "dynamic", "seed": seed} if binarise else {"binarise": "none"}
     pixels = _read(root, split != "test", download)

@@ -16,7 +16,7 @@ from launch.console.terminal import one_line
 from launch.machine import files
 from launch.results.run import SavedRun, Weights, open_run
 from launch.training import checkpoint
-from launch.training.folder import may_change
+from launch.training.folder import settings
 from metrics.measure import Measure
 
 SCORES_FORMAT = 1  # newest format of scores.json that this version reads
@@ -291,23 +291,11 @@ def _configuration(saved: SavedRun, summary: dict[str, Any]) -> dict[str, Any]:
     A resumed run may change more than runs of one configuration may differ in: these agree in their images per step, over
     all processes, and in the run whose weights they began with.
     """
-    config, seen, steps = saved.record["config"], summary.get("images_seen"), summary.get("step")
-    typed = config["run"]["batch_size"] * config["optim"].get("accumulation", 1)
-    found = _flat(config) | {"run.batch": round(seen / steps) if seen and steps else typed}
-    begun_with = config["run"].get("init_from")
-    return found | ({"run.init_from": begun_with} if begun_with else {})
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """List nested settings by dotted name, without those that do not affect results."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = prefix + key
-        if isinstance(value, dict) and not may_change(name):
-            found |= _flat(value, name + ".")
-        elif not may_change(name) and name != "run.seed":
-            found[name] = value
-    return found
+    run, seen, steps = saved.config.run, summary.get("images_seen"), summary.get("step")
+    typed = saved.record.get("global_batch") or run.batch_size * saved.config.optim.accumulation
+    found = settings(saved.config) | {"run.batch": round(seen / steps) if seen and steps else typed}
+    del found["run.seed"]
+    return found | ({"run.init_from": str(run.init_from)} if run.init_from else {})
 
 
 def _per_image(path: Path, record: dict[str, Any]) -> dict[int, float]:
@@ -358,19 +346,22 @@ def read_run(path: Path, score: Callable[[Path], Any] | None) -> ScoredRun:
 
 def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tuple[list[ScoredRun], list[str]]:
     """Read the runs; return those that can be read and are not given twice, and the reason for each of the others."""
-    runs, skipped, kept = list[ScoredRun](), list[str](), dict[str, ScoredRun]()
-    for path in paths:
+    skipped, kept = list[str](), dict[str, ScoredRun]()
+    for path in dict.fromkeys(paths):
         try:
             run = read_run(path, score)
-            first = kept.setdefault(_identity(run), run)
-            if first is run:
-                runs.append(run)
-            elif path.resolve() != first.path.resolve():
-                skipped.append(one_line(f"{path}: the same configuration and seed as {first.path}, so no second value"))
+            other = kept.setdefault(_identity(run), run)
+            if path.resolve() != other.path.resolve():
+                best, worse = (run, other) if _progress(run) > _progress(other) else (other, run)
+                kept[_identity(run)] = best
+                said = (
+                    f"the same configuration and seed as {best.path}, step {best.record['step']:,}, so no second value"
+                )
+                skipped.append(one_line(f"{worse.path}: {said}"))
         except (ValueError, OSError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).partition("; ")[0] or type(error).__name__
             skipped.append(one_line(f"{path}: {reason}"))
-    return _labelled(runs), skipped
+    return _labelled(list(kept.values())), skipped
 
 
 def _identity(run: ScoredRun) -> str:
@@ -378,6 +369,11 @@ def _identity(run: ScoredRun) -> str:
     record, trained = run.record, run.saved.record["data"]
     scored = [record["data"], record["protocol"], record["num_images"], record["weights"]]
     return json.dumps([run.saved.family.name, run.config, run.seed, trained, scored], sort_keys=True, default=str)
+
+
+def _progress(run: ScoredRun) -> tuple[bool, int]:
+    """Order runs by how far they came: those that reached their end last."""
+    return bool(run.summary), int(run.record["step"])
 
 
 def _labelled(runs: list[ScoredRun]) -> list[ScoredRun]:

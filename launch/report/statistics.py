@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -184,17 +184,21 @@ def correlation(x: Numbers, y: Numbers) -> tuple[float, float, float]:
 def terms_of(run: ScoredRun) -> dict[str, str]:
     """List everything in which two runs must agree for their numbers to be comparable."""
     trained, scored, protocol = run.saved.record["data"], run.record["data"], run.record["protocol"]
-    recipe = {k: v for k, v in (trained.get("recipe") or {}).items() if k not in OF_THE_SPLIT}
     names = trained["name"] if trained["name"] == scored["name"] else f"{trained['name']}, scored on {scored['name']}"
     where = "the full grid" if protocol["full_grid"] else f"{run.record['num_images']:,} {protocol['split']} images"
     return {
         "data": clean(names),
-        "recipe": json.dumps([recipe, scored.get("recipe")], sort_keys=True),
+        "recipe": json.dumps([_of_the_images(trained), _of_the_images(scored)], sort_keys=True),
         "images": images_of(run.saved),
         "likelihood": likelihood_of(run.saved),
         "scored on": clean(f"{where} (seed {protocol['seed']})"),
         "weights": f"{run.record['weights']} weights",
     }
+
+
+def _of_the_images(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recorded recipe that older records have too, and that no choice of another split changes."""
+    return {k: v for k, v in (data.get("recipe") or {}).items() if k not in OF_THE_SPLIT}
 
 
 def describe_terms(terms: dict[str, str]) -> str:
@@ -326,6 +330,6 @@ def why_apart(one: dict[str, str], other: dict[str, str]) -> str:
 def elbo_difference(one: Configuration, reference: Configuration) -> Estimate | None:
     """Estimate the difference of the ELBO over seeds, or over images where a configuration has a single run."""
     found = over_seeds(one.held_out("elbo"), reference.held_out("elbo"))
-    if found is None or found.half_width is not None:
+    if found is None or found.half_width is not None or min(found.counts) >= MIN_PAIRS:
         return found
     return over_images(one.first.elbo, reference.first.elbo) or found

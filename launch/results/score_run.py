@@ -103,6 +103,8 @@ class ScoreConfig:
             raise ValueError("--shuffles, --batch-size and --max-gib must be positive; change them")
         if not self.dims or min(self.dims) < 1:
             raise ValueError(f"--dims {self.dims}; give numbers of 1 or more, e.g. 5 10 20 50")
+        if self.out is not None and self.out.suffix != ".json":
+            raise ValueError(f"--out {self.out} is not a JSON file; give one that ends in .json")
         check_timeout(self.timeout_minutes)
 
     @property
@@ -155,18 +157,24 @@ def score_run(path: Path, config: ScoreConfig, ranks: Ranks) -> dict[str, Any] |
     fresh = _encode_untrained(run, ranks, encode) if config.untrained else None
     if encoded is None:
         return None
-    scored = scored_from(encoded, data, config)
+    scored, is_default, left_out = scored_from(encoded, data, config), config.metrics is None, dict[str, str]()
     record = {
         **_about(run, digest, data, config, encoded, scored.code_name),
         "held_out": None if held_out is None else held_out[1].summary(),
         "samples": score_samples(run, data, num=config.samples, seed=config.seed) if config.samples else None,
-        "scores": scores.compute(names, scored, announce, skipped if config.metrics is None else None),
+        "scores": scores.compute(names, scored, announce, skipped if is_default else None),
         "skipped": skipped,
         "untrained": None
         if fresh is None
-        else scores.compute(names, scored_from(fresh, data, config), lambda n: announce(f"{n}, untrained"), {}),
+        else scores.compute(
+            names,
+            scored_from(fresh, data, config),
+            lambda name: announce(f"{name}, untrained"),
+            left_out if is_default else None,
+        ),
         "seconds": time.monotonic() - started,
     }
+    skipped |= {f"{name}, untrained": reason for name, reason in left_out.items() if name not in skipped}
     out = config.out or run.folder / SCORES
     if held_out is not None:
         rows, terms = held_out

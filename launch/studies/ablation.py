@@ -112,14 +112,14 @@ class AblationConfig(StudyConfig):
             problem = None if outcome(run.folder) else jobs.train(run, devices)
             if (found := outcome(run.folder)) is None:
                 return problem or f"left no result in {run.folder}"
-            files.write_json(self._record(run), found)
+            files.write_json(self._record(run), found | {"max_steps": run.max_steps})
             return None  # a run that diverged is a result
 
         def is_done(run: ScriptRun) -> bool:
             if not self._record(run).is_file():
                 return False
             kept = files.read_json(self._record(run))
-            return kept["diverged_at"] is not None or kept["step"] == run.max_steps
+            return bool(kept.get("max_steps", kept.get("step")) == run.max_steps)
 
         return jobs.run_all(self.runs(), work, is_done, devices.workers, threads=True, cluster=self.dask)
 

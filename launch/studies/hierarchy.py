@@ -129,7 +129,7 @@ def _of_data(folder: Path, name: DataName, paths: Sequence[Path]) -> list[str]:
     runs, skipped = read_runs(paths, None)
     sets = comparable_sets(runs)
     if len(sets) != 1:
-        cause = "; ".join(skipped[:1]) or f"they differ in {why_apart(sets[0].terms, sets[1].terms)}"
+        cause = f"they differ in {why_apart(sets[0].terms, sets[1].terms)}" if sets else skipped[0]
         raise ValueError(f"the stored runs of {name} cannot be compared: {cause}; delete those that should not count")
     comparison.prepare(folder / name)
     blocks = comparison.build(sets, skipped, most_pictures=0, draw=_no_pictures)

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,23 @@ class RunFolder:
     @property
     def recipe(self) -> dict[str, Any] | None:
         """The recorded recipe of the training images; None if there is no readable record."""
+        recipe = self._recorded("data", "recipe")
+        return recipe if isinstance(recipe, dict) else None
+
+    @property
+    def begun_with(self) -> Path | None:
+        """The recorded --init-from; None if the run began with random weights or there is no readable record."""
+        run = self._recorded("config", "run")
+        begun_with = run.get("init_from") if isinstance(run, dict) else None
+        return Path(begun_with) if isinstance(begun_with, str) else None
+
+    def _recorded(self, part: str, name: str) -> Any:
+        """An entry of config.json; None if there is no readable record of it."""
         try:
             record = self.read_json("config.json")
         except (ValueError, OSError):
             return None
-        recipe = record["data"].get("recipe") if isinstance(record.get("data"), dict) else None
-        return recipe if isinstance(recipe, dict) else None
+        return record[part].get(name) if isinstance(record.get(part), dict) else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``name`` (JSON, atomically)."""
@@ -186,11 +198,11 @@ class RunFolder:
         """True if the run is complete."""
         return (self.path / "summary.json").exists()
 
-    def begin(self, config: SharedConfig, dataset: datasets.Dataset, *, is_new: bool) -> None:
+    def begin(self, config: SharedConfig, dataset: datasets.Dataset, global_batch: int, *, is_new: bool) -> None:
         """Write the record of a new run, which marks the folder as a run folder."""
         if is_new or not self.config_path.exists():
             data = {"name": dataset.name, "num_images": len(dataset), "recipe": dataset.recipe}
-            self.write_json("config.json", record_of(config, dataset.spec, data))
+            self.write_json("config.json", record_of(config, dataset.spec, data, global_batch=global_batch))
         (self.path / "preempted").unlink(missing_ok=True)
 
 
@@ -244,6 +256,22 @@ MAY_CHANGE = (
 def may_change(name: str) -> bool:
     """True if the setting with this dotted name does not affect results."""
     return any(name == allowed or (allowed.endswith(".") and name.startswith(allowed)) for allowed in MAY_CHANGE)
+
+
+def settings(config: SharedConfig) -> dict[str, Any]:
+    """List the settings that affect results by dotted name."""
+
+    def listed(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in part.items():
+            name = prefix + key
+            if may_change(name):
+                continue
+            if isinstance(value, dict):
+                yield from listed(value, f"{name}.")
+            else:
+                yield name, value
+
+    return dict(listed(to_json(config), ""))
 
 
 def with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
     run_dir = config.run.run_dir or default_run_dir(config)
     configs = members or {"": replace(config, run=replace(config.run, run_dir=run_dir))}
     folders = {name: RunFolder(each.run.run_dir or run_dir) for name, each in configs.items()}
+    configs = {name: _with_recorded_start(each, folders[name]) for name, each in configs.items()}
     if members:
         _refuse_members(folders, ranks)
     if is_new:  # before the data are decoded, which can take minutes
@@ -202,6 +203,13 @@ def _plan(config: SharedConfig, members: Mapping[str, SharedConfig] | None, rank
     )
 
 
+def _with_recorded_start(config: SharedConfig, folder: RunFolder) -> SharedConfig:
+    """The configuration with the recorded --init-from of the run that it resumes, which need not be typed again."""
+    if config.run.resume != "auto" or config.run.init_from is not None or folder.begun_with is None:
+        return config
+    return replace(config, run=replace(config.run, init_from=folder.begun_with))
+
+
 def _refuse_members(folders: Mapping[str, RunFolder], ranks: Ranks) -> None:
     if ranks.world_size > 1:
         raise ValueError(
@@ -234,9 +242,9 @@ def _try_out(plan: Plan, ranks: Ranks) -> None:
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
     # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
-    begun = {name: any(ranks.gather(bool(checkpoint.find(f.checkpoints)))) for name, f in plan.folders.items()}
-    for name, trainer in trainers.items():
-        if not begun[name]:
+    # --init-from is needed no more where a checkpoint was saved; replicas begin anew unless all of them have one
+    if not ranks.from_main(all(checkpoint.find(folder.checkpoints) for folder in plan.folders.values())):
+        for trainer in trainers.values():
             _init(trainer)
     if ranks.is_main:
         first = next(iter(trainers.values()))
@@ -247,9 +255,6 @@ def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | No
             stack.enter_context(folder)
             _on_main(ranks, functools.partial(folder.claim, resume=plan.configs[name].run.resume == "auto"))
         start = resume_all(trainers, plan.folders, global_batch=plan.order.batch_size, data=plan.train_data)
-        for name, trainer in trainers.items():
-            if begun[name] and not start:  # its only checkpoint was that of a replica killed at its first save
-                _init(trainer)
         if ranks.from_main(start >= plan.total_steps and all(folder.has_summary for folder in plan.folders.values())):
             if ranks.is_main:
                 say(_says_complete([folder.path for folder in plan.folders.values()]))
@@ -278,7 +283,9 @@ def _begin(plan: Plan, name: str, trainer: Trainer, start: int, *, shows_progres
     """Write the record of a run that begins or continues at step ``start``; return the monitor of its progress."""
     folder, config = plan.folders[name], plan.configs[name]
     if trainer.ranks.is_main:
-        folder.begin(config, plan.data_of(name), is_new=not start or bool(folder.changes(config)))
+        folder.begin(
+            config, plan.data_of(name), plan.order.batch_size, is_new=not start or bool(folder.changes(config))
+        )
         folder.reopen(start)
     return Monitor(
         folder.path,
@@ -298,7 +305,7 @@ def _new_trainer(config: SharedConfig, plan: Plan, ranks: Ranks) -> Trainer:
 
 
 def _init(trainer: Trainer) -> None:
-    """Begin with the weights of the run that --init-from names, if any; a resumed run does not need it any more."""
+    """Begin with the weights of the run that --init-from names, if any."""
     if trainer.config.run.init_from is not None:
         init_from(trainer.state, trainer.config.run.init_from, trainer.ranks)
 

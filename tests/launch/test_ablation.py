@@ -120,7 +120,7 @@ def test_a_study_trains_what_is_missing_and_goes_on(tmp_path: Path, monkeypatch:
     assert stored["all-seed1"]["elbo"] == -40.0
     assert stored["all-seed1"]["grad_norm_median"] == 3.0
     assert stored["all-seed1"]["cpu_seconds"] == 60.0
-    assert stored["no-kl-balance-seed1"] == {"diverged_at": 7}
+    assert stored["no-kl-balance-seed1"] == {"diverged_at": 7, "max_steps": 10}
     assert "no-kl-balance" in (tmp_path / "report" / "index.md").read_text()
     failed = call("studies.ablation", *words, "--variants", "all", "no-kl-warm-up", "--seeds", "1")
     assert_one_error(failed, "disk full")

@@ -352,7 +352,7 @@ def edited(source: Path, target: Path, **changes: Any) -> Path:
         ({"config__config__model__likelihood": "normal"}, "likelihood"),
         ({"scores__protocol__seed": 7}, "seed 7"),
         ({"scores__data": {"name": "other", "recipe": {"name": "other"}}}, "scored on other"),
-        ({"scores__data__recipe": {"name": "toy", "split": "valid"}}, "recipe"),
+        ({"scores__data__recipe": {"name": "toy", "sha256": "of other images"}}, "recipe"),
         ({"scores__weights": "raw"}, "raw weights"),
         (
             {"config__config__model__likelihood": "mixture", "config__config__model__likelihood_edges": "legacy"},
@@ -447,11 +447,17 @@ def test_a_correlation_has_fishers_interval() -> None:
     assert (low, high) == pytest.approx((np.tanh(np.arctanh(r) - width), np.tanh(np.arctanh(r) + width)))
 
 
-def test_seeds_that_agree_in_all_digits_have_no_interval() -> None:
+def test_seeds_that_agree_in_all_digits_have_no_interval(runs: dict[str, Path], tmp_path: Path) -> None:
     """Their variation is not known: an interval of no width would claim any difference."""
     found = over_seeds([1.0, 1.0], [0.5, 0.5, 0.5])
     assert found == Estimate(0.5, None, "seeds", (2, 3), 0.0, None)
     assert "agree in all digits" in words.verdict(found)
+    paths = [edited(runs[n], tmp_path / n, scores__held_out__elbo=-9.0) for n in ("nvae0", "nvae1")]
+    paths += [edited(runs["flat"], tmp_path / str(s), config__config__run__seed=s) for s in (0, 1)]
+    (compared,) = comparable_sets(read_runs(paths, None)[0])
+    ((_, elbo, _),) = compared.differences
+    assert elbo is not None
+    assert (elbo.half_width, elbo.over) == (None, "seeds")  # and not one over the images of the first seeds
 
 
 def test_intervals_cover_as_they_say() -> None:
@@ -532,6 +538,37 @@ def test_a_batch_is_the_same_however_it_is_divided(runs: dict[str, Path], tmp_pa
     other = edited(runs["nvae1"], tmp_path / "other", **changes)
     (compared,) = comparable_sets(read_runs([runs["nvae0"], other], None)[0])
     assert [len(c.runs) for c in compared.configurations] == [2]
+
+
+def test_an_older_record_of_the_same_configuration_counts_as_its_seed(runs: dict[str, Path], tmp_path: Path) -> None:
+    """It lacks a setting that was added later, with a default that reproduces it, and a digest of its rows."""
+    older = edited(runs["nvae1"], tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    del config["config"]["data"]["split_by"], config["config"]["model"]["patch_size"]
+    (older / "config.json").write_text(json.dumps(config))
+    recipe = json.loads((older / "scores.json").read_text())["data"]["recipe"] | {"rows_sha256": "not recorded before"}
+    newer = edited(runs["nvae0"], tmp_path / "newer", scores__data__recipe=recipe)
+    (compared,) = comparable_sets(read_runs([newer, older], None)[0])
+    assert [len(c.runs) for c in compared.configurations] == [2]
+
+
+def test_an_unfinished_run_of_two_processes_counts_as_a_seed(runs: dict[str, Path], tmp_path: Path) -> None:
+    summary = json.loads((runs["nvae1"] / "summary.json").read_text())
+    batch = summary["images_seen"] // summary["step"]
+    killed = edited(
+        runs["nvae1"], tmp_path / "killed", config__config__run__batch_size=batch // 2, config__global_batch=batch
+    )
+    (killed / "summary.json").unlink()
+    (compared,) = comparable_sets(read_runs([runs["nvae0"], killed], None)[0])
+    assert [len(c.runs) for c in compared.configurations] == [2]
+
+
+def test_of_two_runs_of_a_seed_the_finished_one_counts(runs: dict[str, Path], tmp_path: Path) -> None:
+    killed = edited(runs["nvae0"], tmp_path / "a-killed", scores__step=10**6)
+    (killed / "summary.json").unlink()
+    found, (reason,) = read_runs([killed, runs["nvae0"]], None)
+    assert [run.path for run in found] == [runs["nvae0"]]
+    assert reason.startswith(f"{killed}: the same configuration and seed as {runs['nvae0']}")
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -138,8 +138,14 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     first.rename(tmp_path / "moved")
     running.assert_one_error(train(tmp_path / "d", *begun), "--init-from")
     assert not (tmp_path / "d").exists()
-    assert train(tmp_path / "begun", *begun, "--resume", "auto").code == 0  # it needs the first run no more
+    assert train(tmp_path / "begun", "--resume", "auto").code == 0  # it needs the first run no more
+    assert config(tmp_path / "begun")["run"]["init_from"] == str(first)
     (tmp_path / "moved").rename(first)
+    for path in (tmp_path / "begun" / "checkpoints").iterdir():
+        path.unlink()
+    (tmp_path / "begun" / "summary.json").unlink()
+    result = train(tmp_path / "begun", "--resume", "auto", "--max-steps", "2")  # killed before the first checkpoint
+    assert "weights from" in result.err
     other = ["--objective", "beta", "--beta", "2", "--lr", "1e-9", "--lr-min", "0", "--max-steps", "2"]
     result = train(second, "--init-from", first, *other)
     assert result.code == 0, result.err

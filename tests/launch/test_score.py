@@ -429,6 +429,7 @@ def test_other_scores_leave_those_of_the_run_as_they_are(run: Path, tmp_path: Pa
     record = json.loads((run / "scores.json").read_text())
     assert len(_per_image(run / "scores.npz", record)) == 8
     assert _per_image(tmp_path / "other.npz", record) == {}
+    assert_one_error(call(*words, "--out", run / "scores.valid"), "--out", ".json")  # its ELBOs would be scores.npz
 
 
 def test_a_score_that_refuses_the_rows_leaves_the_others(tmp_path: Path) -> None:
