@@ -245,9 +245,10 @@ class ScoredRun:
         found = (r["mig"] for r in rows if r["kind"] == kind and r["dim"] == dim and r["num_latents"] == dim)
         return next(found, None)
 
-    def score(self, name: str) -> float | None:
-        """Return the number of a score."""
-        score: float | None = self.record["scores"].get(name, {}).get("score")
+    def score(self, name: str, *, untrained: bool = False) -> float | None:
+        """Return the number of a score; None if it was not computed."""
+        scores = self.record["untrained" if untrained else "scores"] or {}
+        score: float | None = scores.get(name, {}).get("score")
         return score
 
     @property

@@ -226,9 +226,9 @@ class Configuration:
         """Return a held-out number of each run, [n]."""
         return self.values(lambda run: run.held_out(name))
 
-    def score(self, name: str) -> Float64:
+    def score(self, name: str, *, untrained: bool = False) -> Float64:
         """Return a score of each run, [n]."""
-        return self.values(lambda run: run.score(name))
+        return self.values(lambda run: run.score(name, untrained=untrained))
 
     def reduced(self, kind: str, dim: int, *, untrained: bool = False) -> Float64:
         """Return the MIG of a reduction of each run, [n]."""

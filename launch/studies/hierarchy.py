@@ -22,7 +22,6 @@ from typing import ClassVar, Literal
 sys.path[0:0] = [str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
-from matplotlib.ticker import LogFormatter
 
 from launch.console import errors, flags
 from launch.console.figures import Picture, render, save, subplots
@@ -175,8 +174,9 @@ def _table(compared: Comparable, floor: float | None) -> str:
         "distortion": lambda c: spread(c.held_out("distortion"), 1),
         "bits/dim": lambda c: spread(c.held_out("bits_per_dim"), 4),
         f"MIG, d = {dim}": lambda c: spread(c.reduced("moments", dim)),
-        "untrained": lambda c: spread(c.reduced("moments", dim, untrained=True)),
+        "untrained MIG": lambda c: spread(c.reduced("moments", dim, untrained=True)),
         "group-MIG": lambda c: spread(c.score("groups")),
+        "untrained group-MIG": lambda c: spread(c.score("groups", untrained=True)),
     }
     if floor is not None:
         columns[f"-ELBO above {floor:.1f}"] = lambda c: spread(-c.held_out("elbo") - floor, 1)
@@ -232,8 +232,8 @@ def _draw(compared: Comparable, title: str, floor: float | None) -> Picture:
     if floor is not None:
         axes.axhline(floor, color="black", linewidth=0.8, linestyle=":", label=f"no model can be below {floor:.1f}")
     axes.set_yscale("log")
-    for of_numbers in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        of_numbers(LogFormatter(minor_thresholds=(2.0, 0.5)))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("{x:,.0f}")
     axes.set_xlabel("CPU minutes, compilation and evaluations included")
     axes.set_ylabel("held-out negative ELBO, nats")
     axes.legend(fontsize=8)
@@ -257,8 +257,8 @@ def leaders(compared: Comparable) -> str:
         means = {c.label: values.mean() for c in compared.configurations if len(values := _at(c, portion * last))}
         if means:
             order = sorted(means, key=lambda label: float(means[label]))
-            rest = f", followed by {order[1]} ({means[order[1]]:.1f} nats)" if len(order) > 1 else ""
-            said.append(f"after {portion * last:.1f} CPU minutes {order[0]} ({means[order[0]]:.1f} nats){rest}")
+            rest = f", followed by {order[1]} ({means[order[1]]:,.1f} nats)" if len(order) > 1 else ""
+            said.append(f"after {portion * last:.1f} CPU minutes {order[0]} ({means[order[0]]:,.1f} nats){rest}")
     return f"Smallest negative ELBO at equal CPU time, mean over seeds: {'; '.join(said)}."
 
 
