@@ -56,7 +56,8 @@ class ReplicatedTrainConfig(FlatTrainConfig):
         at_least(1, self, "replicas")
         if self.run.batch_size < (least := self.objective.row.smallest_batch):
             raise ValueError(
-                f"--batch-size {self.run.batch_size}; --objective {self.objective.objective} needs {least} or more"
+                f"--batch-size {self.run.batch_size} is too small for --objective {self.objective.objective}; "
+                f"give a --batch-size from {least}"
             )
         names = [f"{beta:g}" for beta in self.replica_betas]
         if len(set(names)) < len(names):

@@ -89,7 +89,7 @@ def complete(
 
     def is_done(run: ScriptRun) -> bool:
         kept = folder / run.folder.name
-        return _is_scored(kept, scoring) and files.read_json(kept / "summary.json")["step"] == run.max_steps
+        return _is_scored(kept, scoring) and files.read_json(kept / "summary.json").get("step") == run.max_steps
 
     return jobs.run_all(runs, work, is_done, devices.workers, threads=True, cluster=cluster)
 
@@ -105,7 +105,9 @@ def _is_scored(folder: Path, scoring: Sequence[str]) -> bool:
     if not path.exists():
         return False
     record, images = files.read_json(path), int(scoring[scoring.index("--images") + 1])
-    return record["protocol"]["images"] == images and ("--untrained" not in scoring or record["untrained"] is not None)
+    protocol = record.get("protocol")
+    is_alike = isinstance(protocol, dict) and protocol.get("images") == images
+    return is_alike and ("--untrained" not in scoring or record.get("untrained") is not None)
 
 
 def _score(run: ScriptRun, scoring: Sequence[str], devices: Devices) -> str | None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.steps import random_images, trainer_of
+from datasets import Batches
 from launch.machine import distributed
 from launch.machine.distributed import Ranks
 from launch.training.step import Trainer
@@ -31,12 +32,13 @@ def trainer(ranks: Ranks) -> Trainer:
     return trainer_of(chosen, SPEC, ranks.device, ranks=ranks)
 
 
-def step(subject: Trainer, ranks: Ranks, rows: Tensor | None = None) -> float:
-    """One step on this rank's share of the same images, perhaps in another order; the mean loss."""
-    count = GLOBAL_BATCH // ranks.world_size
+def step(subject: Trainer, ranks: Ranks) -> float:
+    """One step on this rank's share of the same images; the mean loss."""
     images = random_images(SPEC, GLOBAL_BATCH).roll(subject.state.step, -1)
-    images = images if rows is None else images[rows]
-    loss = subject.train_step(images[ranks.rank * count : (ranks.rank + 1) * count]).terms["loss"].clone()
+    shares = Batches(
+        GLOBAL_BATCH, GLOBAL_BATCH, 0, ranks.rank, ranks.world_size, shuffle=False, accumulation=ACCUMULATION
+    )
+    loss = subject.train_step(images[shares.indices(0)[1]]).terms["loss"].clone()
     if ranks.world_size > 1:
         dist.all_reduce(loss)
     return float(loss) / ranks.world_size

@@ -287,7 +287,7 @@ def test_a_foreign_package_of_our_name_is_refused(tmp_path: Path) -> None:
         ("nvae", ["--decoder-ops", "mconv_e3k4g0"], "mconv_e3k4g0"),
         ("nvae", ["--decoder-ops", "mconv_e0k3g0"], "mconv_e0k3g0"),
         ("flat_vae", ["--optimizer", "rmsprop", "--rmsprop-decay", "1.5"], "--rmsprop-decay 1.5"),
-        ("flat_vae", ["--objective", "tc", "--batch-size", "1"], "--objective tc needs 2 or more"),
+        ("flat_vae", ["--objective", "tc", "--batch-size", "1"], "too small for --objective tc"),
     ],
 )
 def test_settings_that_no_model_can_have_leave_no_folder(

@@ -27,21 +27,13 @@ def test_ranks_resume_exactly_and_take_the_step_of_one_process(
     assert found["losses"][2:4] == found["losses"][4:6]
     assert found["same_order"]
     assert found["num_collectives"] > 100
-    losses = alone(number)
+    losses = alone()
     assert found["losses"][0] == pytest.approx(losses[0], rel=1e-6)
     assert found["losses"][:4] == pytest.approx(losses, rel=5e-5)
 
 
-def alone(world_size: int) -> list[float]:
-    """Losses of one process whose batches are those that the ranks have together."""
+def alone() -> list[float]:
+    """Losses of one process: the images and noise of every forward pass are those of all ranks."""
     ranks = Ranks(0, 1, torch.device("cpu"))
     subject = ranks_worker.trainer(ranks)
-    share, parts = ranks_worker.GLOBAL_BATCH // world_size, ranks_worker.ACCUMULATION
-    rows = torch.arange(ranks_worker.GLOBAL_BATCH).view(world_size, parts, share // parts).transpose(0, 1).flatten()
-    losses = []
-    for _ in range(4):
-        drawn = [noise[rows] for noise in subject.noise()]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(subject, "noise", lambda drawn=drawn: drawn)
-            losses.append(ranks_worker.step(subject, ranks, rows))
-    return losses
+    return [ranks_worker.step(subject, ranks) for _ in range(4)]
