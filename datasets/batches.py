@@ -46,15 +46,11 @@ class Batches:
                 f"the global batch of {batch_size} images is larger than the split of {num_images}; "
                 f"choose a batch size of {num_images} or less over all processes"
             )
-        if batch_size % world_size:
-            raise DataError(
-                f"the global batch of {batch_size} images does not divide among {world_size} processes; "
-                f"choose a multiple of {world_size}"
-            )
         if batch_size % (world_size * accumulation):
+            parts = f" in {accumulation} parts each" if accumulation > 1 else ""
             raise DataError(
-                f"the global batch of {batch_size} images does not divide into {accumulation} parts for {world_size} "
-                f"process(es); choose a multiple of {world_size * accumulation}"
+                f"the global batch of {batch_size} images does not divide among {world_size} processes{parts}; "
+                f"choose a multiple of {world_size * accumulation}"
             )
         self.num_images, self.batch_size, self.seed, self.accumulation = num_images, batch_size, seed, accumulation
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle

@@ -33,8 +33,8 @@ FEW_ROWS = 500  # with fewer rows, intervals were measured to cover less often t
 NUM_ORDERS = 10  # orders of the rows, to average out the chance of one split or of drawn batches
 STRONG_BIAS = 1.5  # half-widths of the interval; if a bias is larger, its correction leaves too much of it
 ROUNDING = 1e-12  # a smaller bias is rounding error
-MOST_TRIES = 50  # draws of a half before one is accepted in which a factor has a single value
-MOST_REDRAWN = 0.05  # share of halves drawn again; with more, the rest are no random halves of the rows
+MOST_TRIES = 50  # draws of a half, of which the last is accepted even if a factor does not vary in it
+MOST_REDRAWN = 0.05  # largest share of halves drawn again with which the halves still count as random
 UP_TO_ONE = frozenset(
     (
         *("mig", "mig_sup", "jemmig", "sap", "mcc", "cca", "linear_r2", "dci", "dci_es", "explicitness"),
@@ -133,11 +133,7 @@ def with_uncertainty(
     compute, rng = of_rows(score, seed=seed, **options), np.random.default_rng(seed)
     result = compute(*data)
     estimate = _number(result)
-    draws, num_redrawn = np.empty(num_resamples), 0
-    for i in range(num_resamples):
-        half, tries = _half(*data, rng)
-        draws[i] = _number(compute(*half))
-        num_redrawn += tries > 1
+    draws, redrawn = _of_halves(compute, *data, num_resamples, rng)
     chance = np.array([_number(compute(*_shuffled(*data, rng))) for _ in range(num_shuffles)])
     splits, draws_batches = _splits_rows(result, num_points), hasattr(result, "num_draws")
     centre = _mean_over_orders(compute, *data, rng) if splits or draws_batches else estimate
@@ -145,7 +141,7 @@ def with_uncertainty(
     corrected = (centre if splits else estimate) - bias
     reach = _students_t(0.5 + confidence / 2.0, num_resamples - 1) * error
     names, spread = _names(score, result), float(draws.std(ddof=1))
-    reason = _why_none(names, bias, reach, num_redrawn / num_resamples)
+    reason = _why_none(names, bias, reach, redrawn)
     return Uncertain(
         score=estimate,
         interval=_interval(corrected, reach, _range(draws, names)),
@@ -180,19 +176,33 @@ def _check_options(num_resamples: int, num_shuffles: int, confidence: float) -> 
         raise ValueError(f"confidence={confidence} is not possible; give a share between 0 and 1, such as 0.95")
 
 
-def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> tuple[Rows, int]:
-    """A random half of the rows, in their order, and how often it was drawn until every factor that varies varied in it.
+def _of_halves(
+    compute: OfRows, codes: Floats, factors: Factors | None, num_halves: int, rng: np.random.Generator
+) -> tuple[Float64, float]:
+    """The score on random halves of the rows, [num_halves], and the share of halves that were drawn again.
 
-    A score of fewer factors is another quantity, whose values would be taken for the spread of the score.
+    A half in which a factor no longer varies is drawn again: a score of fewer factors is another quantity, and its values
+    would be mistaken for the spread of this one.
     """
-    tries, rows, chosen = 0, np.arange(0), factors
-    while tries < MOST_TRIES:
-        tries += 1
-        rows = np.sort(rng.permutation(len(codes))[: len(codes) // 2])
-        chosen = None if factors is None else factors.rows(rows)
-        if factors is None or chosen is None or _num_varying(chosen) == _num_varying(factors):
-            break
-    return (codes[rows], chosen), tries
+    draws, num_redrawn = np.empty(num_halves), 0
+    for i in range(num_halves):
+        half, tries = _half(codes, factors, rng), 1
+        while _lost_a_factor(half[1], factors) and tries < MOST_TRIES:
+            half, tries = _half(codes, factors, rng), tries + 1
+        draws[i] = _number(compute(*half))
+        num_redrawn += tries > 1
+    return draws, num_redrawn / num_halves
+
+
+def _half(codes: Floats, factors: Factors | None, rng: np.random.Generator) -> Rows:
+    """A random half of the rows, in their order."""
+    rows = np.sort(rng.permutation(len(codes))[: len(codes) // 2])
+    return codes[rows], None if factors is None else factors.rows(rows)
+
+
+def _lost_a_factor(some: Factors | None, factors: Factors | None) -> bool:
+    """True if a factor that varies over all rows has a single value in some of them."""
+    return some is not None and factors is not None and _num_varying(some) < _num_varying(factors)
 
 
 def _num_varying(factors: Factors) -> int:

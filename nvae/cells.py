@@ -127,7 +127,7 @@ def make_op(name: str, in_channels: int, out_channels: int, resize: Resize) -> n
         expansion, kernel, groups = (int(number) for number in match.groups())
         if not expansion or not kernel % 2:
             raise ValueError(
-                f"cell operation {name} would change the image's size; give an expansion above 0 and an odd kernel"
+                f"cell operation {name} cannot be built; give an expansion of 1 or more and an odd kernel size"
             )
         return InvertedResidualOp(in_channels, out_channels, resize, expansion=expansion, kernel=kernel, groups=groups)
     raise ValueError(

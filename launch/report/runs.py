@@ -287,10 +287,10 @@ def images_of(saved: SavedRun) -> str:
 
 
 def _configuration(saved: SavedRun, summary: dict[str, Any]) -> dict[str, Any]:
-    """List the settings of a configuration by dotted name.
+    """List the settings of a configuration by dotted name, without the seed.
 
-    A resumed run may change more than runs of one configuration may differ in: these agree in their images per step, over
-    all processes, and in the run whose weights they began with.
+    Two settings that a resumed run may change still distinguish configurations: the number of images per step, over all
+    processes, and the run that gave the first weights.
     """
     run, seen, steps = saved.config.run, summary.get("images_seen"), summary.get("step")
     typed = saved.record.get("global_batch") or run.batch_size * saved.config.optim.accumulation
@@ -351,10 +351,11 @@ def read_runs(paths: Sequence[Path], score: Callable[[Path], Any] | None) -> tup
     for path in dict.fromkeys(paths):
         try:
             run = read_run(path, score)
-            other = kept.setdefault(_identity(run), run)
+            identity = _identity(run)
+            other = kept.setdefault(identity, run)
             if path.resolve() != other.path.resolve():
                 best, worse = (run, other) if _progress(run) > _progress(other) else (other, run)
-                kept[_identity(run)] = best
+                kept[identity] = best
                 said = (
                     f"the same configuration and seed as {best.path}, step {best.record['step']:,}, so no second value"
                 )

@@ -242,7 +242,7 @@ def _try_out(plan: Plan, ranks: Ranks) -> None:
 def _train(plan: Plan, ranks: Ranks, stop: errors.StopRequest, score: Score | None) -> None:
     # trainers before folders, so that a failure here leaves nothing behind
     trainers = {name: _new_trainer(each, plan, ranks) for name, each in plan.configs.items()}
-    # --init-from is needed no more where a checkpoint was saved; replicas begin anew unless all of them have one
+    # a run with a checkpoint no longer needs --init-from; replicas start over unless each of them has a checkpoint
     if not ranks.from_main(all(checkpoint.find(folder.checkpoints) for folder in plan.folders.values())):
         for trainer in trainers.values():
             _init(trainer)

@@ -26,7 +26,7 @@ def test_any_number_of_ranks_sees_the_same_images_in_one_forward_pass(world_size
         halves = single.indices(step)[1].reshape(2, -1)
         parts = [rank.indices(step)[1].reshape(2, -1) for rank in ranks]
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), halves)
-    with pytest.raises(DataError, match="does not divide into 5 parts"):
+    with pytest.raises(DataError, match="does not divide among 1 processes in 5 parts each"):
         Batches(50, 24, accumulation=5)
 
 
